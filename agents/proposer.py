@@ -1,0 +1,201 @@
+"""The agents that write proxies: one tool-calling agent a template, with bounded repair.
+
+An agent drafts, may run code in the sandbox and measure within its allowance, and submits a
+`Proposal`. What it submits is scored at once; a failure or a duplicate goes back to it with
+the reason, for as many rounds as it has.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware
+from langchain.agents.structured_output import ToolStrategy
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from pydantic import BaseModel, Field
+
+from agents.models import SUBMIT, LanguageModel
+from prompts import grammar, render
+from tap_eval.bench import Bench
+from tap_eval.features import TASK, visible
+from tap_eval.proxy import Failure, Proxy, Rejection
+from tools.evaluation import Known, Scored, score
+from tools.sandbox import Sandbox, forbidden, published
+from tools.toolbox import make_tools
+
+
+class Proposal(BaseModel):
+    """Submit a proxy."""
+
+    thought: str = Field(description="The reasoning behind the proxy, in plain language, a few sentences.")
+    code: str = Field(description="Complete Python code that defines sensitivity(layers, task).")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A judged proxy as an agent is shown it; the lists hold one entry a network."""
+
+    name: str
+    proxy: Proxy
+    fitness: float
+    top1: Sequence[float]
+    count: int
+    rho: Sequence[float]
+    bits: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one agent is asked for: the template and its bounded context."""
+
+    template: str
+    parents: tuple[Parent, ...]
+    library: tuple[str, ...]
+    """thoughts of the best proxies"""
+    failures: tuple[str, ...]
+    """the latest failures, in a sentence each"""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an agent came up with: a scored proxy, or the rejection of its last try."""
+
+    proxy: Proxy
+    outcome: Scored | Rejection
+    rounds: int
+    tokens: int
+    tool_calls: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """The agents' surroundings, the same for every assignment."""
+
+    model: LanguageModel
+    benches: Sequence[Bench]
+    sandbox: Sandbox
+    rounds: int = 3
+    """proposals an agent may submit before it is given up"""
+    allowance: int = 1
+    """measurements an agent may ask for"""
+    model_calls: int = 8
+    """model calls in one round"""
+
+    def propose(self, assignment: Assignment, known: Known) -> Attempt:
+        """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise."""
+        started = time.perf_counter()
+        rng = random.Random(assignment.seed)
+        messages: list[BaseMessage] = [HumanMessage(self._ask(assignment, names := self._names(rng)))]
+        toolbox = make_tools(self.benches, self.sandbox, self.allowance)
+        limits: list[AgentMiddleware] = [ModelCallLimitMiddleware(run_limit=self.model_calls, exit_behavior="end")]
+        agent = create_agent(
+            self.model.chat(assignment.seed, self._grammar(assignment, names)),
+            tools=toolbox,
+            system_prompt=self._system(),
+            middleware=limits,
+            response_format=ToolStrategy(Proposal),
+        )
+        proxy, outcome = Proxy("", ""), Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
+        rounds = 0
+        while rounds < self.rounds:
+            rounds += 1
+            answer = agent.invoke({"messages": messages})
+            messages = list(answer["messages"])
+            proposal = answer.get("structured_response")
+            if isinstance(proposal, Proposal):
+                proxy = Proxy(proposal.thought, proposal.code)
+                outcome = self.judge(proxy, known)
+            if isinstance(outcome, Scored):
+                break
+            messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
+        return Attempt(
+            proxy, outcome, rounds, _tokens(messages), _tool_calls(messages), time.perf_counter() - started
+        )
+
+    def judge(self, proxy: Proxy, known: Known) -> Scored | Rejection:
+        """Scores a proxy unless it is a duplicate of one already judged."""
+        if rejection := forbidden(proxy.code) or known.same_tree(proxy.code):
+            return rejection
+        scored = score(proxy.code, self.benches, self.sandbox)
+        return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
+
+    def _names(self, rng: random.Random) -> list[str]:
+        return grammar.features(self.benches[0].task.inputs, 8, rng)
+
+    def _system(self) -> str:
+        if self.model.small:
+            return render("small_system")
+        return render(
+            "system",
+            sandbox=published(),
+            features=visible(self.benches[0].task.inputs),
+            task=TASK,
+            networks=[{"name": bench.name, **bench.described_task} for bench in self.benches],
+            allowance=f"{self.allowance} proxy" if self.allowance == 1 else f"{self.allowance} proxies",
+        )
+
+    def _ask(self, assignment: Assignment, names: Sequence[str]) -> str:
+        if self.model.small:
+            parents = [
+                {"fitness": parent.fitness, "expression": expression}
+                for parent, expression in zip(assignment.parents, _expressions(assignment), strict=True)
+            ]
+            return render(f"small_{_written(assignment)}", parents=parents, features=names)
+        parents = [
+            render(
+                "parent",
+                parent={
+                    "name": parent.name,
+                    "thought": parent.proxy.thought,
+                    "code": parent.proxy.code,
+                    "fitness": parent.fitness,
+                    "networks": [
+                        {"name": bench.name, "top1": top1, "count": parent.count, "rho": rho, "bits": list(bits)}
+                        for bench, top1, rho, bits in zip(
+                            self.benches, parent.top1, parent.rho, parent.bits, strict=True
+                        )
+                    ],
+                },
+            )
+            for parent in assignment.parents
+        ]
+        return render(
+            assignment.template, parents=parents, library=assignment.library, failures=assignment.failures
+        )
+
+    def _grammar(self, assignment: Assignment, names: Sequence[str]) -> str | None:
+        if not self.model.small:
+            return None
+        known = [expression or "" for expression in _expressions(assignment)]
+        makers: dict[str, Callable[[], str]] = {
+            "initialization": lambda: grammar.initialization(names),
+            "mutation": lambda: grammar.mutation(known[0], names),
+            "crossover": lambda: grammar.crossover(known[0], known[1], names),
+        }
+        return makers[_written(assignment)]()
+
+
+def _expressions(assignment: Assignment) -> list[str | None]:
+    return [grammar.expression_of(parent.proxy.code) for parent in assignment.parents]
+
+
+def _written(assignment: Assignment) -> str:
+    """The template as a small model can follow it: parents that are no expressions cannot be edited."""
+    return "initialization" if None in _expressions(assignment) else assignment.template
+
+
+def _tokens(messages: Sequence[BaseMessage]) -> int:
+    answers = [message for message in messages if isinstance(message, AIMessage)]
+    return sum((message.usage_metadata or {}).get("total_tokens", 0) for message in answers)
+
+
+def _tool_calls(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
+    return tuple(
+        str(message.name) for message in messages if isinstance(message, ToolMessage) and message.name != SUBMIT
+    )

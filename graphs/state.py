@@ -1,0 +1,93 @@
+"""What flows through the search graph: plain JSON, and the records that it is made of.
+
+Records are pydantic models in the code and dicts in the state, which holds nothing that a
+checkpoint or an HTTP answer could not carry.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Annotated, Any, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+Template = Literal["initialization", "mutation", "crossover"]
+TEMPLATES: tuple[Template, ...] = ("initialization", "mutation", "crossover")
+
+
+class Bits(BaseModel):
+    """An allocation as JSON: bits a layer."""
+
+    model_config = ConfigDict(frozen=True)
+    weights: list[int]
+    activations: list[int]
+
+
+class Candidate(BaseModel):
+    """One proposal, alive or dead; lists of lists hold one entry a network of the benchmark set."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    """p000, p001, ... in the order of proposal"""
+    generation: int
+    template: Template
+    parents: list[str]
+    thought: str
+    code: str
+    failure: str | None = None
+    """one of `tap_eval.proxy.Failure`, or None for a judged candidate"""
+    message: str = ""
+    scores: list[list[float]] = []
+    allocations: list[Bits] = []
+    rho: list[float] = []
+    top1: list[float] = []
+    """search accuracy, in [0, 1]"""
+    fitness: float | None = None
+    """Eq. 6; None stands for minus infinity"""
+    seconds: float = 0.0
+    tokens: int = 0
+    rounds: int = 1
+    """proposals that the agent made before this one was taken, or given up"""
+
+    @property
+    def value(self) -> float:
+        """Fitness as a number that can be compared."""
+        return -math.inf if self.fitness is None else self.fitness
+
+
+class Generation(BaseModel):
+    """What the judge concluded: probabilities are those that the generation was drawn with."""
+
+    model_config = ConfigDict(frozen=True)
+    index: int
+    probabilities: dict[Template, float]
+    offspring: dict[Template, int]
+    failures: dict[str, int]
+    best: float | None
+    mean: float | None
+    population: list[str]
+
+
+def _union(known: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Adds by name, so that an offspring that runs twice after a crash counts once."""
+    return known | new
+
+
+class SearchState(TypedDict):
+    """The state of a search; every value is plain JSON."""
+
+    generation: int
+    """the generation being made; 0 is the initial population"""
+    weights: dict[str, float]
+    """the controller's unnormalized weights of the templates"""
+    candidates: Annotated[dict[str, dict[str, Any]], _union]
+    """every `Candidate` ever proposed, by name"""
+    population: list[str]
+    library: list[str]
+    """the context library: names of the best proxies, which the agents are shown"""
+    plan: list[dict[str, Any]]
+    """the offspring of the generation: name, template, parents"""
+    generations: Annotated[list[dict[str, Any]], operator.add]
+    """a `Generation` each, in order"""
+    best: str | None

@@ -1,0 +1,24 @@
+"""The words that agents are given: one Jinja template a file, in which a missing value is an error."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("prompts", "templates"),
+        undefined=StrictUndefined,
+        autoescape=False,  # the readers are language models
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of `templates/TEMPLATE.md.jinja`; raises `jinja2.UndefinedError` for a value not given."""
+    return _environment().get_template(f"{template}.md.jinja").render(values).strip()

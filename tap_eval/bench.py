@@ -1,0 +1,142 @@
+"""A network with its images, ready to be measured again and again.
+
+What is measured is measured once: results are in the ledger under the content that they
+depend on (network, images, quantizer, allocation). Nothing above this module learns how an
+allocation is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from tap_eval import quantizer
+from tap_eval.accuracy import Accuracy, count_correct, mean_kl
+from tap_eval.allocation import Budget, Choices, check_feasible
+from tap_eval.features import Features, Inputs, describe, describe_task
+from tap_eval.images import Images, Splits
+from tap_eval.layers import Layer, Prepared, prepare
+from tap_eval.ledger import Ledger, key
+from tap_eval.mistake import ImagesMistake
+from tap_eval.quantizer import Allocation, QuantizedNetwork
+
+SplitName = Literal["search", "test"]
+ERROR_IMAGES = 512
+"""Layer errors are measured on this many images of the search split, which is enough to rank layers."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is to be fitted to: the bits to choose from and the budget."""
+
+    choices: Choices
+    budget: Budget
+    inputs: Inputs = "statistics"
+
+
+class Bench:
+    """One network of the benchmark set. Methods may be called from several threads."""
+
+    def __init__(
+        self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125
+    ) -> None:
+        """Raises a `Mistake` when images and network do not fit, or the budget cannot be met."""
+        self.name = name
+        self.splits = splits
+        self.task = task
+        self.prepared: Prepared = prepare(network, splits.search.pixels[:2])
+        check_feasible(self.layers, task.choices, task.budget)
+        self._ledger = ledger
+        self._batch = batch
+        self._lock = threading.RLock()
+        self._networks: dict[int, QuantizedNetwork] = {}
+        outputs = self.network(0).logits(splits.search.pixels[:2], 2).shape[1]
+        if outputs != len(splits.classes):
+            raise ImagesMistake(
+                f"{splits.name} has {len(splits.classes)} classes, {name} tells {outputs} apart: "
+                "give images of the network's task."
+            )
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The quantizable layers, in the order in which they run."""
+        return self.prepared.layers
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the network: its structure and its weights, BatchNorm folded."""
+        content = hashlib.sha256(str(self.prepared.network).encode())
+        for name, tensor in self.prepared.network.state_dict().items():
+            content.update(name.encode())
+            content.update(tensor.contiguous().numpy().tobytes())
+        return content.hexdigest()[:32]
+
+    @cached_property
+    def features(self) -> list[Features]:
+        """What a proxy gets as `layers`."""
+        return describe(self.prepared, self.splits.calibrations[0], self.task.inputs)
+
+    @cached_property
+    def described_task(self) -> Features:
+        """What a proxy gets as `task`."""
+        return describe_task(
+            self.layers,
+            self.splits.search,
+            self.splits.name,
+            len(self.splits.classes),
+            self.task.choices,
+            self.task.budget,
+        )
+
+    def network(self, draw: int) -> QuantizedNetwork:
+        """The network calibrated on draw `draw`, with every (layer, bits) it has met kept."""
+        if draw not in self._networks:
+            seen = quantizer.calibrate(self.prepared, self.splits.calibrations[draw].pixels)
+            self._networks[draw] = QuantizedNetwork(self.prepared, seen)
+        return self._networks[draw]
+
+    def measure(self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0) -> Accuracy:
+        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once."""
+        images: Images = getattr(self.splits, split)
+        calibration = "" if allocation is None else self.splits.calibrations[draw].digest
+        bits = None if allocation is None else [allocation.weights, allocation.activations]
+
+        def measured() -> list[int]:
+            with self._lock:
+                network = self.network(draw)
+                network.choose(allocation)
+                accuracy = count_correct(network.logits(images.pixels, self._batch), images.labels)
+            return [accuracy.correct, accuracy.count]
+
+        name = key("top1", quantizer.VERSION, self.digest, images.digest, calibration, bits)
+        return Accuracy(*self._ledger.recall(name, measured))
+
+    @cached_property
+    def layer_errors(self) -> list[float]:
+        """Mean KL divergence (nats) of the output when one layer alone has the lowest weight bits.
+
+        Everything else stays in full precision; on the first `ERROR_IMAGES` images of the
+        search split, without labels. Measured once a network, bits and draw.
+        """
+        lowest = min(self.task.choices.weights)
+        pixels = self.splits.search.pixels[:ERROR_IMAGES]
+
+        def measured() -> list[float]:
+            with self._lock:
+                network = self.network(0)
+                network.choose(None)
+                expected = network.logits(pixels, self._batch)
+                errors: list[float] = []
+                for layer in network.layers:
+                    layer.choose(lowest, None)
+                    errors.append(mean_kl(expected, network.logits(pixels, self._batch)))
+                    layer.choose(None, None)
+            return errors
+
+        images = [self.splits.search.digest, len(pixels), self.splits.calibrations[0].digest]
+        return self._ledger.recall(key("layer errors", quantizer.VERSION, self.digest, images, lowest), measured)

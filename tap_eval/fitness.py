@@ -1,0 +1,56 @@
+"""What a proxy is worth: Eq. 6, with the design's two optional terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import spearmanr
+
+from tap_eval.proxy import Scores
+
+
+@dataclass(frozen=True)
+class FitnessWeights:
+    """`phi = alpha * rho + (1 - alpha) * acc - beta * cost + gamma * novelty`."""
+
+    alpha: float = 0.1
+    beta: float = 0.0
+    gamma: float = 0.0
+
+
+def rank_correlation(scores: Sequence[float], errors: Sequence[float]) -> float:
+    """Spearman's rho between scores and layer errors; 0 where either is constant or has one layer."""
+    if len(scores) < 2 or len(set(scores)) < 2 or len(set(errors)) < 2:
+        return 0.0
+    return float(spearmanr(scores, errors).statistic)
+
+
+def novelty(scores: Sequence[Scores], others: Sequence[Sequence[Scores]]) -> float:
+    """How far a proxy ranks layers from the nearest other: min over others of 1 - |rho|, in [0, 1].
+
+    `scores` holds one list a network of the benchmark set, as does each of `others`; rho is
+    the mean over networks. 1 when there is no other.
+    """
+    if not others:
+        return 1.0
+    return min(1 - abs(_mean([rank_correlation(*pair) for pair in zip(scores, other, strict=True)])) for other in others)
+
+
+def cost(seconds: float, budget_seconds: float) -> float:
+    """Scoring time as a share of the sandbox's limit, in [0, 1]."""
+    return min(seconds / budget_seconds, 1.0)
+
+
+def fitness(rho: Sequence[float], top1: Sequence[float], weights: FitnessWeights, cost: float, novelty: float) -> float:
+    """Eq. 6; `rho` and `top1` hold one number a network, each in its mean."""
+    return (
+        weights.alpha * _mean(rho)
+        + (1 - weights.alpha) * _mean(top1)
+        - weights.beta * cost
+        + weights.gamma * novelty
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

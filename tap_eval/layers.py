@@ -1,0 +1,195 @@
+"""The layers of a network that carry bits, and the network made ready for quantizing them.
+
+`prepare` rewrites a network so that every product of weights and activations is a call of a
+`Conv2d` or `Linear` module, folds BatchNorm into the convolution before it, and describes
+each layer. It works by running the network once and watching, not by tracing its source, so
+any module that runs can be prepared.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from tap_eval.attention import separate_projections
+from tap_eval.mistake import NetworkMistake
+
+Quantizable = nn.Conv2d | nn.Linear
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A quantizable layer. Sizes are pixels, `tokens` is the length of a sequence, else 1."""
+
+    name: str
+    kind: str
+    """conv, depthwise, linear or attention"""
+    block: str
+    """the module that holds it, "" for the network itself"""
+    index: int
+    depth: float
+    """position in (0, 1]"""
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    groups: int
+    input_size: int
+    output_size: int
+    tokens: int
+    params: int
+    """weight elements, without the bias"""
+    macs: int
+    """multiply-accumulates an image"""
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network with BatchNorm folded in, and its layers in the order in which they run."""
+
+    network: nn.Module
+    layers: tuple[Layer, ...]
+
+    def module(self, layer: Layer) -> Quantizable:
+        """The `Conv2d` or `Linear` that `layer` describes."""
+        module = self.network.get_submodule(layer.name)
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        return module
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    module: nn.Module
+    input: Tensor
+    output: Tensor
+
+
+@torch.no_grad()
+def prepare(network: nn.Module, example: Tensor) -> Prepared:
+    """A copy of `network` in eval mode, BatchNorm folded, with its layers.
+
+    `example` is a batch of images, (N, C, H, W) float32, used to see which layers run and on
+    what. Raises `NetworkMistake` when the network does not accept it or has no layer.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    separate_projections(network)
+    _fold_batchnorm(network, example)
+    calls = [call for call in _watch(network, example) if isinstance(call.module, Quantizable)]
+    first_calls = list({call.name: call for call in reversed(calls)}.values())[::-1]
+    if not first_calls:
+        raise NetworkMistake(
+            f"{type(network).__name__} ran no Conv2d and no Linear layer: give a network with at least one."
+        )
+    counts = {call.name: sum(other.name == call.name for other in calls) for call in first_calls}
+    layers = tuple(
+        _describe(call, index, len(first_calls), counts[call.name], len(example))
+        for index, call in enumerate(first_calls)
+    )
+    return Prepared(network, layers)
+
+
+def _watch(network: nn.Module, example: Tensor) -> list[_Call]:
+    """The calls of layers and norms in one forward pass, in order."""
+    calls: list[_Call] = []
+    handles = [
+        module.register_forward_hook(
+            lambda module, args, output, name=name: calls.append(_Call(name, module, args[0], output))
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+    ]
+    try:
+        network(example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise NetworkMistake(
+            f"{type(network).__name__} does not run on images of shape {tuple(example.shape)} ({error}); "
+            "give images of its size with --transform."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _fold_batchnorm(network: nn.Module, example: Tensor) -> None:
+    """Folds each BatchNorm whose input is the output of one convolution and of no other use.
+
+    That nothing else reads the convolution's output is checked by comparing the network's
+    output before and after; a fold that changes it is taken back.
+    """
+    calls = _watch(network, example)
+    ran = [call.name for call in calls]
+    expected = network(example)
+    for norm in calls:
+        conv = next((call for call in calls if call.output is norm.input), None)
+        if conv is None or not isinstance(norm.module, nn.BatchNorm2d) or not isinstance(conv.module, nn.Conv2d):
+            continue
+        if ran.count(norm.name) > 1 or ran.count(conv.name) > 1:
+            continue
+        bn, old = norm.module, (conv.module.weight, conv.module.bias)
+        assert bn.running_mean is not None and bn.running_var is not None
+        conv.module.weight, conv.module.bias = fuse_conv_bn_weights(
+            *old, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+        )
+        _replace(network, norm.name, nn.Identity())
+        got = network(example)
+        if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            conv.module.weight, conv.module.bias = old
+            _replace(network, norm.name, bn)
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _describe(call: _Call, index: int, count: int, uses: int, batch: int) -> Layer:
+    module, x, y = call.module, call.input, call.output
+    shared = {
+        "name": call.name,
+        "block": call.name.rpartition(".")[0],
+        "index": index,
+        "depth": (index + 1) / count,
+        "first": index == 0,
+        "last": index == count - 1,
+    }
+    if isinstance(module, nn.Conv2d):
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        return Layer(
+            **shared,
+            kind="depthwise" if depthwise else "conv",
+            in_channels=module.in_channels,
+            out_channels=module.out_channels,
+            kernel=module.kernel_size[0],
+            stride=module.stride[0],
+            groups=module.groups,
+            input_size=x.shape[-1],
+            output_size=y.shape[-1],
+            tokens=1,
+            params=module.weight.numel(),
+            macs=uses * module.weight.numel() * y.shape[-2] * y.shape[-1],
+        )
+    assert isinstance(module, nn.Linear)
+    tokens = x.numel() // module.in_features // batch
+    attention = "attn" in call.name or "attention" in call.name
+    return Layer(
+        **shared,
+        kind="attention" if attention else "linear",
+        in_channels=module.in_features,
+        out_channels=module.out_features,
+        kernel=1,
+        stride=1,
+        groups=1,
+        input_size=1,
+        output_size=1,
+        tokens=tokens,
+        params=module.weight.numel(),
+        macs=uses * module.weight.numel() * tokens,
+    )

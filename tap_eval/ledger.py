@@ -1,0 +1,96 @@
+"""Measurements on disk, keyed by content, so that nothing is measured twice.
+
+The ledger, not a run's checkpoint, is the source of truth: a value is committed before
+`recall` returns it, and a key being measured by a live process is waited for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS measurements (key TEXT PRIMARY KEY, value TEXT, owner TEXT, claimed REAL)
+"""
+_LEASE_SECONDS = 3600.0
+
+
+def key(*parts: object) -> str:
+    """A name for content: the hash of the JSON of `parts`."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Ledger:
+    """A table of measurements in one SQLite file, safe for threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.measured = 0
+        """how many values this object had to compute"""
+        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        with self._database() as database:
+            database.execute(_SCHEMA)
+
+    def recall(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The JSON value under `key`; `measure()` supplies it, once, if there is none."""
+        while (value := self._value(key)) is None and not self._claim(key):
+            time.sleep(0.2)
+        if value is None:
+            try:
+                value = json.dumps(measure())
+            except BaseException:
+                self._write("DELETE FROM measurements WHERE key = ? AND value IS NULL", key)
+                raise
+            self._write("UPDATE measurements SET value = ? WHERE key = ?", value, key)
+            self.measured += 1
+        return json.loads(value)
+
+    def _value(self, key: str) -> str | None:
+        with self._database() as database:
+            row = database.execute("SELECT value FROM measurements WHERE key = ?", (key,)).fetchone()
+        return row and row[0]
+
+    def _claim(self, key: str) -> bool:
+        """Whether it is ours to measure `key`: nobody has claimed it, or the claimant is gone."""
+        with self._database() as database:
+            database.execute("BEGIN IMMEDIATE")
+            row = database.execute("SELECT value, owner, claimed FROM measurements WHERE key = ?", (key,)).fetchone()
+            if row and (row[0] is not None or (self._alive(row[1]) and time.time() - row[2] < _LEASE_SECONDS)):
+                return False
+            database.execute(
+                "INSERT OR REPLACE INTO measurements VALUES (?, NULL, ?, ?)", (key, self._owner, time.time())
+            )
+            return True
+
+    def _alive(self, owner: str) -> bool:
+        host, _, pid = owner.rpartition("/")
+        if host != socket.gethostname():
+            return True
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def _write(self, statement: str, *values: object) -> None:
+        with self._database() as database:
+            database.execute(statement, values)
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own, committed at the end: threads share nothing."""
+        with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
+            database.execute("PRAGMA synchronous=FULL")
+            yield database

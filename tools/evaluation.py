@@ -1,0 +1,183 @@
+"""What a proxy is worth on the benchmark set: scores, allocations, and measured accuracy.
+
+Each step costs more than the one before, so a candidate dies as early as it can: its code is
+read, run once in the sandbox for all layers of all networks, its scores are checked and
+compared with those already judged, its allocations likewise; only then is it measured.
+"""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tap_eval.allocation import allocate, check_within
+from tap_eval.bench import Bench
+from tap_eval.fitness import rank_correlation
+from tap_eval.ledger import key
+from tap_eval.mistake import BudgetMistake
+from tap_eval.proxy import Failure, Rejection, Scores, layer_scores
+from tap_eval.quantizer import Allocation
+from tools.sandbox import JSON, Sandbox, forbidden
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A proxy's scores and allocations, one a network, with the seconds that each step took."""
+
+    scores: tuple[Scores, ...]
+    allocations: tuple[Allocation, ...]
+    scoring_seconds: float
+    allocation_seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a scored proxy achieves, one number a network: rho of Eq. 6, and search accuracy."""
+
+    rho: tuple[float, ...]
+    top1: tuple[float, ...]
+    count: int
+    seconds: float
+
+
+def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rejection:
+    """Runs `code` on every layer of every network, in one sandbox call, and allocates the bits."""
+    if rejection := forbidden(code):
+        return rejection
+    own_allocator = "allocate" in functions(code)
+    cases: list[JSON] = [
+        {"layers": bench.features, "task": bench.described_task, "budget": _budget(bench)} for bench in benches
+    ]
+    call = "[[sensitivity(c['layers'], c['task']), None] for c in cases]"
+    if own_allocator:
+        call = (
+            "[(lambda s, c: [s, allocate(s, c['layers'], c['budget'])])(sensitivity(c['layers'], c['task']), c) "
+            "for c in cases]"
+        )
+    started = time.perf_counter()
+    returned = sandbox.run(code, call, {"cases": cases})
+    scoring_seconds = time.perf_counter() - started
+    if isinstance(returned, Rejection):
+        return returned
+    assert isinstance(returned, list)
+    scores: list[Scores] = []
+    allocations: list[Allocation] = []
+    started = time.perf_counter()
+    for bench, pair in zip(benches, returned, strict=True):
+        assert isinstance(pair, list)
+        checked = layer_scores(pair[0], [layer.out_channels for layer in bench.layers])
+        if isinstance(checked, Rejection):
+            return checked
+        scores.append(checked)
+        if own_allocator:
+            chosen = _own_allocation(pair[1], bench)
+            if isinstance(chosen, Rejection):
+                return chosen
+        else:
+            chosen = allocate(checked, bench.layers, bench.task.choices, bench.task.budget)
+        allocations.append(chosen)
+    return Scored(tuple(scores), tuple(allocations), scoring_seconds, time.perf_counter() - started)
+
+
+def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
+    """The search accuracy and rho of a scored proxy; whatever was measured before is recalled."""
+    started = time.perf_counter()
+    found = [bench.measure(chosen) for bench, chosen in zip(benches, scored.allocations, strict=True)]
+    rho = tuple(
+        rank_correlation(scores, bench.layer_errors) for scores, bench in zip(scored.scores, benches, strict=True)
+    )
+    return Measured(
+        rho,
+        tuple(accuracy.top1 for accuracy in found),
+        sum(accuracy.count for accuracy in found),
+        time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is already judged, for telling duplicates: `fingerprints`, each with the name of its proxy."""
+
+    names: Mapping[str, str]
+
+    def same_tree(self, code: str) -> Rejection | None:
+        """The same syntax tree as another's, whatever its layout and comments; `code` must parse."""
+        return self._duplicate(_tree_print(code), "code")
+
+    def same_result(self, scored: Scored) -> Rejection | None:
+        """The same scores, up to a common scale and shift, or else the same bits."""
+        scores, bits = _result_prints(scored.scores, scored.allocations)
+        return self._duplicate(scores, "scores") or self._duplicate(bits, "allocation of bits")
+
+    def _duplicate(self, fingerprint: str, what: str) -> Rejection | None:
+        if (name := self.names.get(fingerprint)) is None:
+            return None
+        return Rejection(
+            Failure.DUPLICATE, f"it gives the same {what} as {name}, which is already judged; propose one that differs."
+        )
+
+
+def fingerprints(code: str, scores: Sequence[Scores], allocations: Sequence[Allocation]) -> list[str]:
+    """What tells a proxy from another: its syntax tree, its scores, its bits; those that it has."""
+    try:
+        prints = [_tree_print(code)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        prints = []
+    return [*prints, *(_result_prints(scores, allocations) if scores else ())]
+
+
+def _tree_print(code: str) -> str:
+    return "tree " + key(tree(code))[:16]
+
+
+def _result_prints(scores: Sequence[Scores], allocations: Sequence[Allocation]) -> tuple[str, str]:
+    spread = [
+        [round(float((value - min(values)) / (max(values) - min(values) or 1)), 9) for value in values]
+        for values in scores
+    ]
+    bits = [[allocation.weights, allocation.activations] for allocation in allocations]
+    return "scores " + key(spread)[:16], "bits " + key(bits)[:16]
+
+
+def tree(code: str) -> str:
+    """The syntax tree of `code`, which must parse, without positions and docstrings."""
+    parsed = ast.parse(code)
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(parsed)
+
+
+def functions(code: str) -> set[str]:
+    """Names of the top-level functions of `code`, which must parse."""
+    return {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}
+
+
+def _budget(bench: Bench) -> JSON:
+    """What a proxy's own `allocate` gets as `budget`."""
+    budget, choices = bench.task.budget, bench.task.choices
+    return {
+        "limit": budget.limit(bench.layers),
+        "unit": "bit operations" if budget.unit == "BOPs" else "bits of weights",
+        "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in bench.layers],
+        "activation_bits": max(choices.activations),
+    }
+
+
+def _own_allocation(value: object, bench: Bench) -> Allocation | Rejection:
+    """What the proxy's `allocate` returned, checked: whole numbers among the choices, within the budget."""
+    if not isinstance(value, list) or len(value) != len(bench.layers):
+        return Rejection(Failure.WRONG_SHAPE, f"allocate must return {len(bench.layers)} bits, one a layer.")
+    activation = max(bench.task.choices.activations)
+    for layer, bits in zip(bench.layers, value, strict=True):
+        allowed = sorted({weight for weight, _ in bench.task.choices.of(layer)})
+        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
+            return Rejection(Failure.WRONG_SHAPE, f"allocate gave layer {layer.index} the bits {bits!r}; it may take {allowed}.")
+    allocation = Allocation(tuple(value), (activation,) * len(value))
+    try:
+        check_within(allocation, bench.layers, bench.task.budget)
+    except BudgetMistake as mistake:
+        return Rejection(Failure.OVER_BUDGET, str(mistake))
+    return allocation

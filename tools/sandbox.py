@@ -1,0 +1,336 @@
+"""The sandbox: the only place where code that a model wrote is run.
+
+Two walls that do not trust each other. `forbidden` reads the code on the host, with `ast.parse` alone, and
+refuses what is not on `ALLOWED`, the list that the prompt publishes: it gives the agent a sentence to repair
+from. The boundary is `MontySandbox`: Monty interprets a subset of Python in which no file, network, process
+or environment exists, in a worker process that serves one candidate and ends.
+
+Covered: time (sleep counts) and memory, by Monty's own limits, and behind them by a deadline that kills the
+worker and by the kernel's limits on its addresses and CPU time; crashes, which cost one candidate; secrets (a
+worker's environment is empty); traces (no file written, no core dump, no name left to the next run); floods
+(what is printed is dropped, a result is measured before it crosses); and what comes back (plain data of
+bounded size, depth and integers, never a pickle).
+
+Not covered: a memory-corruption bug in Monty would run as our user, under these limits but with no filter of
+system calls. The text of an exception is bounded by the memory limit alone until the host cuts it. A deadline
+is wall-clock time, so a machine under load fails slow code. Monty is not CPython to the last digit in `cbrt`,
+`erf`, `gamma` and `round(x, digits)`. macOS limits no address space, and Windows has no shell that sets
+limits: it takes the e2b sandbox. `MontySandbox.guards` says what holds on this machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import datetime
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias, cast
+
+import pydantic_monty as monty
+
+from tap_eval.proxy import Failure, Rejection
+
+JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+
+_LONGEST_CODE = 20_000  # characters
+_DEEPEST_CODE = 100  # levels of the syntax tree
+_DEEPEST_RESULT = 32  # levels of lists and dicts
+
+
+class SandboxError(Exception):
+    """The sandbox itself failed, not a candidate in it; the message ends with the next step."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What code may use, each entry tried in Monty; of syntax, what it may not, as the shorter list."""
+
+    modules: tuple[str, ...]
+    builtins: tuple[str, ...]
+    absent: Mapping[type[ast.AST], str]
+
+
+_BUILTINS = """
+    abs all any bool chr dict divmod enumerate filter float format frozenset int isinstance len list map max
+    min ord pow print range repr reversed round set slice sorted str sum tuple type zip
+    ArithmeticError AssertionError Exception IndexError KeyError LookupError OverflowError RuntimeError
+    TypeError ValueError ZeroDivisionError
+"""
+ALLOWED = Allowed(
+    modules=("math",),
+    builtins=tuple(_BUILTINS.split()),
+    absent={
+        ast.AsyncFunctionDef: "async", ast.Await: "await", ast.ClassDef: "class", ast.Delete: "del",
+        ast.MatMult: "a @ b", ast.TryStar: "except*", ast.Yield: "yield", ast.YieldFrom: "yield from",
+    },
+)
+
+
+def published() -> str:
+    """`ALLOWED` as Markdown bullets, for a prompt."""
+    return f"""\
+- Imports: {_listed(ALLOWED.modules)} and nothing else: no numpy, statistics, random or typing.
+- Builtins: {_listed(ALLOWED.builtins)}. The name of any other builtin is refused, for a variable too.
+- Not there: {_listed(tuple(ALLOWED.absent.values()))}, names like `__this__`, `int.bit_length`,
+  `float.is_integer`, and methods as values: write `key=lambda name: d[name]`, not `key=d.get`.
+- At most {_LONGEST_CODE:,} characters. What is printed is dropped."""
+
+
+def forbidden(code: str) -> Rejection | None:
+    """Why `code` may not be run, or None. The host parses it, and neither compiles nor runs it."""
+    if len(code) > _LONGEST_CODE:
+        return Rejection(Failure.UNPARSABLE, f"the code is longer than {_LONGEST_CODE:,} characters.")
+    try:
+        tree = ast.parse(code)
+    except SyntaxError as error:
+        return Rejection(Failure.UNPARSABLE, f"line {error.lineno or 1}: {error.msg}.")
+    except ValueError:
+        return Rejection(Failure.UNPARSABLE, "the code holds a null byte or half of a surrogate pair.")
+    except (RecursionError, MemoryError):
+        return Rejection(Failure.UNPARSABLE, "the code is nested too deeply to be parsed.")
+    waiting: list[tuple[ast.AST, int, int]] = [(tree, 1, 1)]  # not recursion, whose depth would be theirs
+    while waiting:
+        node, depth, line = waiting.pop()
+        line = getattr(node, "lineno", line)
+        if depth > _DEEPEST_CODE:
+            return Rejection(Failure.UNPARSABLE, f"line {line}: nested too deeply; use a loop or more names.")
+        if objection := _objection(node):
+            return Rejection(Failure.FORBIDDEN, f"line {line}: {objection}")
+        waiting += reversed([(child, depth + 1, line) for child in ast.iter_child_nodes(node)])
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "sensitivity" and len(node.args.args) == 2:
+            return None
+    return Rejection(Failure.UNPARSABLE, "define a top-level function `sensitivity(layers, task)`.")
+
+
+def _objection(node: ast.AST) -> str | None:
+    """What of `node` itself, without its children, is not on the list."""
+    match node:
+        case ast.Import(names=names):
+            foreign = [alias.name for alias in names if alias.name not in ALLOWED.modules]
+        case ast.ImportFrom(module=module, names=names, level=level):
+            fine = module in ALLOWED.modules and names[0].name != "*" and not level
+            foreign = [] if fine else [f"{module}.{names[0].name}"]
+        case ast.Name(id=name) | ast.Attribute(attr=name) if name.startswith("__") and name.endswith("__"):
+            return f"`{name}` is not available; no name between double underscores is."
+        case ast.Name(id=name) if hasattr(builtins, name) and name not in (*ALLOWED.builtins, "_"):
+            return f"`{name}` is not available, even as a variable; builtins: {_listed(ALLOWED.builtins)}."
+        case _:
+            word = ALLOWED.absent.get(type(node))
+            return f"`{word}` is not available; write functions, loops and lists." if word else None
+    return f"`{foreign[0]}` cannot be imported; modules: {_listed(ALLOWED.modules)}." if foreign else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def plain(value: object, depth: int = 0) -> JSON:
+    """`value` as plain data, with tuples as lists; raises `ValueError`, naming what is no such thing."""
+    if depth > _DEEPEST_RESULT:
+        raise ValueError(f"the result is nested deeper than {_DEEPEST_RESULT} levels.")
+    match value:
+        case None | bool() | float() | str():
+            return value
+        case int() if value.bit_length() <= 64:
+            return value
+        case list() | tuple():
+            return [plain(entry, depth + 1) for entry in cast("Sequence[object]", value)]
+        case dict() if all(isinstance(key, str) for key in cast("dict[object, object]", value)):
+            return {key: plain(entry, depth + 1) for key, entry in cast("dict[str, object]", value).items()}
+        case int():
+            raise ValueError("the result holds an integer of more than 64 bits.")
+        case dict():
+            raise ValueError("the result holds a dict with keys that are not strings.")
+        case _:
+            raise ValueError(f"the result holds a {type(value).__name__}, which is not plain data.")
+
+
+def one_line(text: str) -> str:
+    """The first 500 characters of `text` that print, on one line, since prompts and terminals show it."""
+    return "".join(character for character in " ".join(text[:500].split()) if character.isprintable())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one candidate may cost, all of its layers and networks together."""
+
+    seconds: float = 5.0  # of wall-clock time, sleep included
+    memory_bytes: int = 256 * 2**20
+    result_bytes: int = 2**20  # of the result as JSON
+
+    def hit(self, failure: Failure) -> Rejection:
+        """The sentence for the limit behind `failure`: TIMEOUT, MEMORY or, for the size, WRONG_SHAPE."""
+        sentences = {
+            Failure.TIMEOUT: f"it ran longer than {self.seconds:g} s, sleep included.",
+            Failure.MEMORY: f"it exceeded {self.memory_bytes // 2**20} MiB of memory, or the stack.",
+            Failure.WRONG_SHAPE: f"the result exceeds {self.result_bytes:,} bytes.",
+        }
+        return Rejection(failure, sentences[failure])
+
+
+class Sandbox(Protocol):
+    """Where candidates run. Several threads may call `run` at once."""
+
+    def run(self, code: str, call: str, inputs: Mapping[str, JSON]) -> JSON | Rejection:
+        """The value of the expression `call` after `code` has run, with `inputs` as globals, as plain data.
+
+        `call` is ours and trusted; `code` is not. No name outlives the call; the same code and inputs
+        give the same value. Tuples come back as lists; NaN and infinity pass. Raises `SandboxError`.
+        """
+        ...
+
+
+# Limits that a worker cannot raise, an empty environment, and no terminal for its panics.
+_LAUNCHER = """#!/bin/sh
+ulimit -c 0 && ulimit -f 0 && ulimit -n 16 && ulimit -t {cpu_seconds} || exit 1
+ulimit -v {kibibytes} 2>/dev/null || {without}
+exec env -i {binary} "$@" 2>/dev/null
+"""
+_OWN_ADDRESSES = 256 * 2**20  # what the interpreter takes before any code runs, and room for its answer
+_GRACE = 1.0  # seconds in which the interpreter may stop by itself before it is killed
+_CODE = "<python-input-1>"  # what a traceback calls the code, which is the second thing fed to its worker
+_POLICY: monty.OSPolicy = {
+    "datetime": datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC),
+    "random_start": {"seed": 0},
+    "sleep_system_max": math.inf,  # no sleep is cut short; it is charged, and refused beyond the limit
+}
+# The result is measured where it is: the text beyond the cap comes back in its place, if there is any.
+_FETCH = "import json as _json\n_json.dumps(_result)[{cap}:{cap} + 1] or (_result,)"
+
+
+class MontySandbox(AbstractContextManager["MontySandbox"]):
+    """The default: a pool of guarded Monty workers, a fresh one for each run (about 4 ms)."""
+
+    def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
+        """Runs at most `workers` candidates at once, by default one a CPU. Raises `SandboxError`."""
+        self.limits = limits or Limits()
+        binary = shutil.which("monty", path=sysconfig.get_path("scripts")) or shutil.which("monty")
+        if binary is None:
+            raise SandboxError("there is no `monty` program: pip install pydantic-monty, or use e2b.")
+        with ExitStack() as held:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="tap-sandbox-"))
+            pool = monty.Monty(
+                binary_path=self._launcher(Path(folder), binary),
+                min_processes=0,
+                max_processes=workers,
+                max_checkouts_per_worker=1,
+                request_timeout=self.limits.seconds + _GRACE,
+            )
+            self._pool = held.enter_context(pool)
+            self.guards()  # a worker starts, or the user is told now
+            self._held = held.pop_all()
+
+    def _launcher(self, folder: Path, binary: str) -> Path:
+        launcher = folder / "worker"
+        launcher.write_text(
+            _LAUNCHER.format(
+                cpu_seconds=math.ceil(2 * self.limits.seconds + 10),
+                kibibytes=(self.limits.memory_bytes + _OWN_ADDRESSES) // 1024,
+                without="exit 1" if sys.platform == "linux" else "true",
+                binary=shlex.quote(binary),
+            )
+        )
+        launcher.chmod(0o700)
+        return launcher
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers; from here on `run` raises `SandboxError`."""
+        self._held.close()
+
+    def guards(self) -> dict[str, bool]:
+        """Which of the kernel's guards a worker has, as read from one; without /proc none can be seen."""
+        with self._worker() as worker:
+            process = Path(f"/proc/{worker.worker_pid}")
+            seen = process.is_dir()
+            limits = (process / "limits").read_text() if seen else ""
+            empty = seen and not (process / "environ").read_bytes()
+        guards = {"address space": "Max address space", "CPU time": "Max cpu time", "files": "Max file size"}
+        limited = {name: re.search(rf"{row} +\d", limits) is not None for name, row in guards.items()}
+        return {"empty environment": empty, **limited}
+
+    def run(self, code: str, call: str, inputs: Mapping[str, JSON]) -> JSON | Rejection:
+        """See `Sandbox.run`. All of it, conversions included, ends within a second of `limits.seconds`."""
+        with self._worker() as worker:
+            started, failure = time.monotonic(), Failure.ERROR
+            watchdog = threading.Timer(self.limits.seconds + _GRACE, _kill, [worker.worker_pid])
+            watchdog.start()
+            try:
+                worker.feed_run(code + "\n_end = 0", print_callback=_drop)  # no value is left over to cross
+                worker.feed_run(f"_result = {call}", inputs=dict(inputs), print_callback=_drop)
+                failure = Failure.WRONG_SHAPE  # what fails from here on is the conversion of the result
+                fetched: object = worker.feed_run(_FETCH.format(cap=self.limits.result_bytes))
+                late = time.monotonic() - started > self.limits.seconds
+            except monty.MontyError as error:
+                return self._rejection(error, failure, time.monotonic() - started)
+            finally:
+                watchdog.cancel()
+        if late:
+            return self.limits.hit(Failure.TIMEOUT)
+        if not isinstance(fetched, tuple):
+            return self.limits.hit(Failure.WRONG_SHAPE)
+        try:
+            return plain(cast("tuple[object]", fetched)[0])
+        except ValueError as error:
+            return Rejection(Failure.WRONG_SHAPE, str(error))
+
+    @contextmanager
+    def _worker(self) -> Generator[monty.MontySession]:
+        """A fresh worker that has answered, so that whatever fails after this is the candidate's doing."""
+        limits: monty.ResourceLimits = {
+            "max_feed_duration_secs": self.limits.seconds,
+            "max_total_sleep_secs": self.limits.seconds,
+            "max_memory": self.limits.memory_bytes,
+            "max_suspensions": 10,  # sleeps and whatever asks the host, which only ever answers no
+        }
+        with ExitStack() as stack:
+            try:
+                worker = stack.enter_context(self._pool.checkout(limits=limits, os_policy=_POLICY))
+                worker.feed_run("pass")
+            except (monty.MontyError, OSError, RuntimeError) as error:
+                raise SandboxError(
+                    f"no Monty worker starts ({error}): free some memory, set TMPDIR to a folder from which "
+                    "programs may run, or take the e2b sandbox."
+                ) from error
+            yield worker
+
+    def _rejection(self, error: monty.MontyError, otherwise: Failure, seconds: float) -> Rejection:
+        """Which death `error` tells of: `otherwise`, if it is an exception like any other."""
+        if isinstance(error, monty.MontyConversionError):
+            raise SandboxError(f"{error}: pass plain data as inputs.") from error
+        cause, crashed = error.exception(), isinstance(error, monty.MontyCrashedError)
+        if isinstance(cause, TimeoutError) or (crashed and seconds > self.limits.seconds):
+            return self.limits.hit(Failure.TIMEOUT)
+        if isinstance(cause, MemoryError) or crashed:
+            return self.limits.hit(Failure.MEMORY)
+        lines = [""]
+        if isinstance(error, monty.MontyRuntimeError | monty.MontySyntaxError):
+            lines += [f"line {frame.line}: " for frame in error.traceback() if frame.filename == _CODE]
+        failure = Failure.UNPARSABLE if isinstance(error, monty.MontySyntaxError) else otherwise
+        return Rejection(failure, lines[-1] + one_line(str(error)))
+
+
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _drop(*_: str) -> None:
+    """Keeps what is printed from our terminal."""

@@ -1,0 +1,60 @@
+"""The tools that an agent may call: run code in the sandbox, and measure within its allowance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from langchain_core.tools import BaseTool, tool
+
+from tap_eval.bench import Bench
+from tap_eval.proxy import Rejection
+from tools.evaluation import Scored, measure, score
+from tools.sandbox import Sandbox
+
+
+def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> list[BaseTool]:
+    """Tools for one agent; `measure` answers `allowance` times. They return text and never raise for bad code."""
+    left = allowance
+
+    @tool
+    def run_code(code: str) -> str:
+        """Runs a proxy on every layer of every network; shows its scores and the bits that follow, or its error."""
+        scored = score(code, benches, sandbox)
+        return _refusal(scored) if isinstance(scored, Rejection) else _table(scored, benches)
+
+    @tool("measure")
+    def measure_code(code: str) -> str:
+        """Runs a proxy, quantizes the networks with its bits and measures their accuracy. Counts towards the allowance."""
+        nonlocal left
+        if left < 1:
+            return "Your allowance of measurements is used up: submit your proposal."
+        scored = score(code, benches, sandbox)
+        if isinstance(scored, Rejection):
+            return _refusal(scored)
+        left -= 1
+        found = measure(scored, benches)
+        lines = [
+            f"{bench.name}: accuracy {top1:.4f}, rank correlation with the layer errors {rho:.3f}"
+            for bench, top1, rho in zip(benches, found.top1, found.rho, strict=True)
+        ]
+        return "\n".join([*lines, f"{left} measurements left.", _table(scored, benches)])
+
+    return [run_code, measure_code]
+
+
+def _refusal(rejection: Rejection) -> str:
+    return f"{rejection.failure}: {rejection.message}"
+
+
+def _table(scored: Scored, benches: Sequence[Bench]) -> str:
+    return "\n".join(
+        json.dumps(
+            {
+                "network": bench.name,
+                "scores": [float(f"{value:.4g}") for value in scores],
+                "bits": list(allocation.weights),
+            }
+        )
+        for bench, scores, allocation in zip(benches, scored.scores, scored.allocations, strict=True)
+    )
