@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,8 @@ _TIMEOUT_SECONDS = 180.0
 class ModelMistake(Mistake):
     """A language model that cannot be reached, or that lacks its key."""
 
+    kind = "model"
+
 
 class GrammarChat(ChatOpenAI):
     """A chat model that answers with a sentence of `grammar`, as a call of the tool `Proposal`."""
@@ -52,14 +55,13 @@ class GrammarChat(ChatOpenAI):
         run_manager: CallbackManagerForLLMRun | None = None,
         **options: Any,
     ) -> ChatResult:
-        asked_before = sum(isinstance(message, AIMessage) for message in messages)
         result = super()._generate(
             messages,
             stop,
             run_manager,
             **options,
-            seed=(self.seed or 0) + asked_before,
-            extra_body={"grammar": self.grammar, "cache_prompt": True},
+            # with a cached prompt, what is sampled would depend on who asked before
+            extra_body={"grammar": self.grammar, "cache_prompt": False},
         )
         message = result.generations[0].message
         assert isinstance(message, AIMessage)
@@ -67,7 +69,7 @@ class GrammarChat(ChatOpenAI):
             thought, code = code_of(str(message.content))
         except (ValueError, KeyError):  # cut short by max_tokens
             return result
-        call = {"name": SUBMIT, "args": {"thought": thought, "code": code}, "id": f"proposal_{asked_before}"}
+        call = {"name": SUBMIT, "args": {"thought": thought, "code": code}, "id": "proposal"}
         answer = AIMessage("", tool_calls=[call], usage_metadata=message.usage_metadata)
         return ChatResult(generations=[ChatGeneration(message=answer)], llm_output=result.llm_output)
 
@@ -147,9 +149,17 @@ def _model_file() -> Path:
     return found[0]
 
 
-@cache
+_STARTING = threading.Lock()
+
+
 def _embedded_server() -> Any:
     """The embedded model's server, started once a process, on a free port of the loopback."""
+    with _STARTING:  # the cache alone would let two agents start one each
+        return _start_server()
+
+
+@cache
+def _start_server() -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()

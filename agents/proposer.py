@@ -11,11 +11,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
 from agents.models import SUBMIT, LanguageModel
@@ -26,6 +28,10 @@ from tap_eval.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden, published
 from tools.toolbox import make_tools
+
+
+FEATURES_DRAWN = 9
+"""features that a small model is offered at a time"""
 
 
 class Proposal(BaseModel):
@@ -88,34 +94,44 @@ class Proposer:
     """model calls in one round"""
 
     def propose(self, assignment: Assignment, known: Known) -> Attempt:
-        """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise."""
+        """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise.
+
+        A large model repairs what it submitted, in one conversation. A small one cannot: each
+        of its rounds starts afresh, under a grammar drawn anew.
+        """
         started = time.perf_counter()
-        rng = random.Random(assignment.seed)
-        messages: list[BaseMessage] = [HumanMessage(self._ask(assignment, names := self._names(rng)))]
         toolbox = make_tools(self.benches, self.sandbox, self.allowance)
-        limits: list[AgentMiddleware] = [ModelCallLimitMiddleware(run_limit=self.model_calls, exit_behavior="end")]
-        agent = create_agent(
-            self.model.chat(assignment.seed, self._grammar(assignment, names)),
-            tools=toolbox,
-            system_prompt=self._system(),
-            middleware=limits,
-            response_format=ToolStrategy(Proposal),
-        )
         proxy, outcome = Proxy("", ""), Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
+        messages: list[BaseMessage] = []
+        said: list[BaseMessage] = []
         rounds = 0
-        while rounds < self.rounds:
+        agent = None
+        while rounds < self.rounds and isinstance(outcome, Rejection):
+            if agent is None or self.model.small:
+                rng = random.Random(f"{assignment.seed}/{rounds}")
+                names = grammar.features(self.benches[0].task.inputs, FEATURES_DRAWN, rng)
+                agent = self._agent(assignment.seed + rounds, self._grammar(assignment, names, rng), toolbox)
+                messages = [HumanMessage(self._ask(assignment, names))]
+            else:
+                messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
             rounds += 1
             answer = agent.invoke({"messages": messages})
+            said += answer["messages"][len(messages) :]
             messages = list(answer["messages"])
             proposal = answer.get("structured_response")
             if isinstance(proposal, Proposal):
                 proxy = Proxy(proposal.thought, proposal.code)
                 outcome = self.judge(proxy, known)
-            if isinstance(outcome, Scored):
-                break
-            messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
-        return Attempt(
-            proxy, outcome, rounds, _tokens(messages), _tool_calls(messages), time.perf_counter() - started
+        return Attempt(proxy, outcome, rounds, _tokens(said), _tool_calls(said), time.perf_counter() - started)
+
+    def _agent(self, seed: int, sentences: str | None, toolbox: Sequence[BaseTool]) -> Any:
+        limits: list[AgentMiddleware] = [ModelCallLimitMiddleware(run_limit=self.model_calls, exit_behavior="end")]
+        return create_agent(
+            self.model.chat(seed, sentences),
+            tools=list(toolbox),
+            system_prompt=self._system(),
+            middleware=limits,
+            response_format=ToolStrategy(Proposal),
         )
 
     def judge(self, proxy: Proxy, known: Known) -> Scored | Rejection:
@@ -124,9 +140,6 @@ class Proposer:
             return rejection
         scored = score(proxy.code, self.benches, self.sandbox)
         return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
-
-    def _names(self, rng: random.Random) -> list[str]:
-        return grammar.features(self.benches[0].task.inputs, 8, rng)
 
     def _system(self) -> str:
         if self.model.small:
@@ -169,14 +182,14 @@ class Proposer:
             assignment.template, parents=parents, library=assignment.library, failures=assignment.failures
         )
 
-    def _grammar(self, assignment: Assignment, names: Sequence[str]) -> str | None:
+    def _grammar(self, assignment: Assignment, names: Sequence[str], rng: random.Random) -> str | None:
         if not self.model.small:
             return None
         known = [expression or "" for expression in _expressions(assignment)]
         makers: dict[str, Callable[[], str]] = {
-            "initialization": lambda: grammar.initialization(names),
-            "mutation": lambda: grammar.mutation(known[0], names),
-            "crossover": lambda: grammar.crossover(known[0], known[1], names),
+            "initialization": lambda: grammar.initialization(names, rng),
+            "mutation": lambda: grammar.mutation(known[0], names, rng),
+            "crossover": lambda: grammar.crossover(known[0], known[1], names, rng),
         }
         return makers[_written(assignment)]()
 

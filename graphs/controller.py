@@ -104,7 +104,7 @@ UPDATES: dict[Controller, Callable[[Weights, Judged], dict[Template, float]]] = 
 
 
 def _normalized(weights: Weights) -> dict[Template, float]:
-    """Sums to one; a weight never reaches zero, from which no update could bring it back."""
-    kept = {template: max(weight, 1e-6) for template, weight in weights.items()}
+    """Sums to one; a weight near zero, from which a few updates could not bring it back, is raised to the floor."""
+    kept = {template: max(weight, FLOOR) for template, weight in weights.items()}
     total = sum(kept.values())
     return {template: weight / total for template, weight in kept.items()}

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypedDict, cast
 
 from langgraph.graph import END, START, StateGraph
@@ -54,22 +55,27 @@ class Job(TypedDict):
 
 
 class Search:
-    """The nodes of the graph over a proposer and a benchmark set.
+    """The nodes of the graph over the agents and a benchmark set, which `open_proposer` supplies.
 
     `emit` is given every event as a JSON dict; `finish` is called once with the final state.
     """
 
     def __init__(
         self,
-        proposer: Proposer,
+        open_proposer: Callable[[], Proposer],
         settings: SearchSettings,
         emit: Callable[[dict[str, Any]], None],
         finish: Callable[[SearchState], None],
     ) -> None:
-        self.proposer = proposer
+        self._open_proposer = open_proposer
         self.settings = settings
         self.emit = emit
         self.finish = finish
+
+    @cached_property
+    def proposer(self) -> Proposer:
+        """The agents, opened when they are first needed: a graph can be drawn without a network."""
+        return self._open_proposer()
 
     @property
     def benches(self) -> Sequence[Bench]:
@@ -166,7 +172,7 @@ class Search:
             }
         record = Candidate(**(record.model_dump() | found))
         self.emit(
-            {"event": "proposed", **record.model_dump(mode="json", exclude={"scores", "code", "fitness"})}
+            {"event": "proposed", **record.model_dump(mode="json", exclude={"scores", "fitness"})}
             | {"tool_calls": list(attempt.tool_calls)}
         )
         return {"candidates": {record.name: record.model_dump(mode="json")}}

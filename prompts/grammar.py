@@ -4,6 +4,9 @@ A sentence is a JSON object with a thought and an expression: a product of facto
 feature to some power, a decay with depth, or a boost for one kind of layer. Every sentence
 is a valid proxy on any network. Mutation and crossover have grammars of their own, made
 from the parents' factors, so that a model which cannot reason still edits what is there.
+
+A small model left to itself repeats one feature and never divides. So each grammar offers a
+hand of features, powers and edits, drawn by a seed; the model chooses among them.
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ def score(layer):
     return {expression}
 '''
 _MOST_FACTORS = 6
+_POWERS_OFFERED = 4
+_JOINED = 6
 
 
 def features(inputs: Inputs, count: int, rng: random.Random) -> list[str]:
@@ -49,32 +54,32 @@ def features(inputs: Inputs, count: int, rng: random.Random) -> list[str]:
     return [name for name in names if name in drawn]
 
 
-def initialization(names: Sequence[str]) -> str:
-    """GBNF of all products of two to four factors over the features `names`."""
-    return _document('factor " * " factor (" * " factor){0,2}', names)
+def initialization(names: Sequence[str], rng: random.Random) -> str:
+    """GBNF of products of two or three powers, each from a third of `names`, and perhaps a decay or boost."""
+    shuffled = rng.sample(names, len(names))
+    slots = [_power(shuffled[start::3], rng) for start in range(3)]
+    return _document(f'{slots[0]} " * " {slots[1]} (" * " {slots[2]})? (" * " extra)?', rng)
 
 
-def mutation(expression: str, names: Sequence[str]) -> str:
-    """GBNF of all expressions one edit from `expression`: a factor replaced, dropped, added or given another power."""
+def mutation(expression: str, names: Sequence[str], rng: random.Random) -> str:
+    """GBNF of one edit of `expression`: a factor replaced, dropped, given another power, or added."""
     factors = split(expression)
-    edits: list[str] = []
-    for index, factor in enumerate(factors):
-        before = "".join(f"{part} * " for part in factors[:index])
-        after = "".join(f" * {part}" for part in factors[index + 1 :])
-        edits.append(f"{_literal(before)} factor {_literal(after)}")
-        name = factor.split("**")[0]
-        if name.isidentifier():
-            powers = " | ".join(_literal(name + power) for power in _POWERS if name + power != factor)
-            edits.append(f"{_literal(before)} ({powers}) {_literal(after)}")
-        if len(factors) > 2:
-            edits.append(_literal(" * ".join(factors[:index] + factors[index + 1 :])))
+    place = rng.randrange(len(factors))
+    before, after = factors[:place], factors[place + 1 :]
+    others = [name for name in names if all(name != _name(factor) for factor in factors)]
+    edits = {"replace": _joined(before, f"({_power(others, rng)} | extra)", after)}
+    if (name := _name(factors[place])) is not None:
+        powers = [name + power for power in _POWERS if name + power != factors[place]]
+        edits["power"] = _joined(before, _any(powers), after)
+    if len(factors) > 2:
+        edits["drop"] = _joined(before, None, after)
     if len(factors) < _MOST_FACTORS:
-        edits.append(f"{_literal(expression + ' * ')} factor")
-    return _document(" | ".join(edits), names)
+        edits["add"] = _joined(factors, f"({_power(others, rng)} | extra)", [])
+    return _document(edits[rng.choice(sorted(edits))], rng)
 
 
-def crossover(first: str, second: str, names: Sequence[str]) -> str:
-    """GBNF of all products of some factors of `first` with some of `second` that `first` lacks."""
+def crossover(first: str, second: str, names: Sequence[str], rng: random.Random) -> str:
+    """GBNF of a few products of some factors of `first` with some of `second` that `first` lacks."""
     ours, theirs = split(first), [factor for factor in split(second) if factor not in split(first)]
     joined = {
         " * ".join([*some, *others])
@@ -82,7 +87,9 @@ def crossover(first: str, second: str, names: Sequence[str]) -> str:
         for others in _subsets(theirs)
         if len(some) + len(others) <= _MOST_FACTORS
     }
-    return _document(" | ".join(map(_literal, sorted(joined))), names) if joined else mutation(first, names)
+    if not joined:
+        return mutation(first, names, rng)
+    return _document(_any(rng.sample(sorted(joined), min(_JOINED, len(joined)))), rng)
 
 
 def code_of(sentence: str) -> tuple[str, str]:
@@ -115,21 +122,40 @@ def split(expression: str) -> list[str]:
     return factors
 
 
-def _document(expression: str, names: Sequence[str]) -> str:
+def _document(expression: str, rng: random.Random) -> str:
+    boosts = rng.sample(_BOOSTS, 3)
     rules = {
         "root": r'"{\"thought\": \"" thought "\", \"expression\": \"" expression "\"}"',
         "thought": "[A-Z] [a-z ,]{15,100} [.]",
         "expression": expression,
-        "factor": "power | power | decay | boost",
-        "power": f"({' | '.join(map(_literal, names))}) ({' | '.join(map(_literal, _POWERS))})",
-        "decay": '"exp(" "-"? [1-4] " * depth)"',
-        "boost": f'"(" ("0.25" | "0.5" | [2-4]) " if " ({" | ".join(map(_literal, _BOOSTS))}) " else 1)"',
+        "extra": f'"exp({rng.choice(("", "-"))}" [1-4] " * depth)" | "({rng.choice(("0.25", "0.5", "2", "4"))} if " '
+        f'{_any(boosts)} " else 1)"',
     }
     return "\n".join(f"{name} ::= {rule}" for name, rule in rules.items())
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text)
+def _power(names: Sequence[str], rng: random.Random) -> str:
+    """One of `names` to one of a few drawn powers."""
+    return f"{_any(names)} {_any(rng.sample(_POWERS, _POWERS_OFFERED))}"
+
+
+def _any(texts: Sequence[str]) -> str:
+    return f"({' | '.join(map(json.dumps, texts))})"
+
+
+def _joined(before: Sequence[str], middle: str | None, after: Sequence[str]) -> str:
+    """A product in which `middle`, a rule, stands between literal factors."""
+    if middle is None:
+        return json.dumps(" * ".join([*before, *after]))
+    left = json.dumps("".join(f"{factor} * " for factor in before))
+    right = json.dumps("".join(f" * {factor}" for factor in after))
+    return f"{left} {middle} {right}"
+
+
+def _name(factor: str) -> str | None:
+    """The feature of a power; None for a decay or a boost."""
+    name = factor.split("**")[0]
+    return name if name.isidentifier() else None
 
 
 def _subsets(factors: Sequence[str]) -> list[tuple[str, ...]]:

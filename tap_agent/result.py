@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from graphs.state import Bits, Candidate, Generation
+from graphs.state import Bits, Candidate, Generation, SearchState
+from tap_eval import quantizer
+from tap_eval.accuracy import Accuracy
+from tap_eval.allocation import bops, weight_size
+from tap_eval.baselines import baselines
+from tap_eval.bench import Bench, SplitName
+from tap_eval.layers import Layer
+from tap_eval.quantizer import Allocation
 
 
 class _Record(BaseModel):
@@ -35,7 +45,7 @@ class Row(_Record):
     size_bytes: int
     bops: int
     allocation: Bits | None = None
-    search: MeasuredTop1
+    search: MeasuredTop1 | None
     test: MeasuredTop1
     draws: list[float]
     """test top-1 under each calibration draw, with the same bits; the first is `test`"""
@@ -44,6 +54,8 @@ class Row(_Record):
 
 
 class LayerRecord(_Record):
+    """What the report needs of a layer."""
+
     name: str
     kind: str
     params: int
@@ -51,6 +63,8 @@ class LayerRecord(_Record):
 
 
 class NetworkRecord(_Record):
+    """One network of the benchmark set."""
+
     name: str
     images: str
     budget: str
@@ -73,3 +87,153 @@ class Result(_Record):
     candidates: list[Candidate]
     best: str
     table: list[Row]
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`."""
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
+
+Advance = Callable[[], None]
+
+
+def final_table(
+    bench: Bench, label: str, allocation: Allocation, seed: int, advance: Advance, search: bool = True
+) -> list[Row]:
+    """Full precision, the proxy's allocation and the baselines, on the test split and every calibration draw.
+
+    `advance` is called after each of the `table_length` rows. Without `search` the search split is not read.
+    """
+
+    def row(label: str, kind: Literal["proxy", "baseline"], note: str, allocations: Sequence[Allocation]) -> Row:
+        draws = [
+            statistics.mean(bench.measure(bits, "test", draw).top1 for bits in allocations)
+            for draw in range(len(bench.splits.calibrations))
+        ]
+
+        def measured(on: SplitName) -> MeasuredTop1:
+            return _mean([bench.measure(bits, on) for bits in allocations])
+
+        size = round(statistics.mean(weight_size(bench.layers, bits) for bits in allocations))
+        found = Row(
+            label=label,
+            kind=kind,
+            network=bench.name,
+            note=note,
+            bits=size / sum(layer.params for layer in bench.layers),
+            size_bytes=-(-size // 8),
+            bops=round(statistics.mean(bops(bench.layers, bits) for bits in allocations)),
+            allocation=bits_record(allocations[0]) if len(allocations) == 1 else None,
+            search=measured("search") if search else None,
+            test=measured("test"),
+            draws=draws,
+            spread=statistics.stdev(draws) if len(draws) > 1 else 0.0,
+        )
+        advance()
+        return found
+
+    rows = [_full_precision(bench, search), row(label, "proxy", "", [allocation])]
+    advance()
+    return rows + [row(each.label, "baseline", each.note, each.allocations) for each in baselines(bench, seed)]
+
+
+def _full_precision(bench: Bench, search: bool) -> Row:
+    params = sum(layer.params for layer in bench.layers)
+    test = _mean([bench.measure(None, "test")])
+    return Row(
+        label="full precision",
+        kind="full precision",
+        network=bench.name,
+        bits=32,
+        size_bytes=4 * params,
+        bops=sum(layer.macs for layer in bench.layers) * 32 * 32,
+        search=_mean([bench.measure(None)]) if search else None,
+        test=test,
+        draws=[test.top1],
+        spread=0.0,
+    )
+
+
+def _mean(found: Sequence[Accuracy]) -> MeasuredTop1:
+    """The mean over allocations; its interval is that of one measurement with the mean count."""
+    correct = round(statistics.mean(accuracy.correct for accuracy in found))
+    accuracy = Accuracy(correct, found[0].count)
+    low, high = accuracy.interval
+    return MeasuredTop1(correct=correct, count=accuracy.count, top1=accuracy.top1, low=low, high=high)
+
+
+def conclude(
+    run: str, config: dict[str, Any], state: SearchState, benches: Sequence[Bench], seed: int, advance: Advance
+) -> Result:
+    """The result of a search that found a living proxy; reads the test split."""
+    candidates = [Candidate(**record) for _, record in sorted(state["candidates"].items())]
+    assert state["best"] is not None
+    best = Candidate(**state["candidates"][state["best"]])
+    table = [
+        row
+        for bench, bits in zip(benches, best.allocations, strict=True)
+        for row in final_table(bench, f"TAP ({best.name})", allocation_of(bits), seed, advance)
+    ]
+    return Result(
+        run=run,
+        config=config,
+        seconds=0.0,
+        tokens=sum(candidate.tokens for candidate in candidates),
+        measured=0,
+        networks=[network_record(bench) for bench in benches],
+        generations=[Generation(**record) for record in state["generations"]],
+        candidates=candidates,
+        best=best.name,
+        table=table,
+    )
+
+
+def network_record(bench: Bench) -> NetworkRecord:
+    """A network as the report shows it."""
+    return NetworkRecord(
+        name=bench.name,
+        images=bench.splits.name,
+        budget=bench.task.budget.text,
+        layers=[LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs) for x in bench.layers],
+        layer_errors=bench.layer_errors,
+    )
+
+
+def bits_record(allocation: Allocation) -> Bits:
+    """An allocation as JSON."""
+    return Bits(weights=list(allocation.weights), activations=list(allocation.activations))
+
+
+def allocation_of(bits: Bits) -> Allocation:
+    """An allocation from JSON."""
+    return Allocation(tuple(bits.weights), tuple(bits.activations))
+
+
+def best_record(
+    thought: str, code: str, rows: Sequence[Row], layers: Sequence[Sequence[Layer]], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """What `best.json` holds: the proxy, its bits a layer with size and accuracy, and where it came from."""
+    versions = {name: version(name) for name in ("tap-agent", "torch")} | {"quantizer": quantizer.VERSION}
+    return {
+        "thought": thought,
+        "code": code,
+        "networks": [
+            {
+                "network": row.network,
+                "weight_bits": row.bits,
+                "size_bytes": row.size_bytes,
+                "bops": row.bops,
+                "search": row.search.model_dump() if row.search else None,
+                "test": row.test.model_dump(),
+                "test_top1_by_calibration_draw": row.draws,
+                "layers": [
+                    {"name": layer.name, "params": layer.params, "weight_bits": weight, "activation_bits": activation}
+                    for layer, weight, activation in zip(
+                        each, row.allocation.weights, row.allocation.activations, strict=True
+                    )
+                ],
+            }
+            for row, each in zip([row for row in rows if row.kind == "proxy"], layers, strict=True)
+            if row.allocation
+        ],
+        "provenance": provenance | {"versions": versions},
+    }

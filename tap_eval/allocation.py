@@ -12,7 +12,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -150,17 +150,29 @@ def allocate(scores: Sequence[float], layers: Sequence[Layer], choices: Choices,
 
     Raises `BudgetMistake` when the budget is below what the smallest bits need.
     """
-    check_feasible(layers, choices, budget)
     weights = importance(scores)
+    return minimize(
+        lambda index, weight, activation: float(weights[index]) * (4.0**-weight + 4.0**-activation),
+        layers,
+        choices,
+        budget,
+    )
+
+
+def minimize(
+    loss: Callable[[int, int, int], float], layers: Sequence[Layer], choices: Choices, budget: Budget
+) -> Allocation:
+    """The allocation within `budget` with the least sum of `loss(layer index, weight bits, activation bits)`."""
+    check_feasible(layers, choices, budget)
     options = [(index, *bits) for index, layer in enumerate(layers) for bits in choices.of(layer)]
-    loss = np.array([weights[index] * (4.0**-weight + 4.0**-activation) for index, weight, activation in options])
+    losses = np.array([loss(*option) for option in options])
     costs = [budget.cost(layers[index], weight, activation) for index, weight, activation in options]
     unit = math.gcd(*costs)  # small whole numbers keep the solver exact
     one_each = np.array([[float(index == layer) for index, _, _ in options] for layer in range(len(layers))])
     within = np.array([[cost // unit for cost in costs]], dtype=np.float64)
     with _c_stdout_closed():
         solution = milp(
-            loss / loss.max(),
+            losses / losses.max(),
             integrality=np.ones(len(options)),
             bounds=Bounds(0, 1),
             constraints=[

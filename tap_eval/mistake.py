@@ -1,28 +1,44 @@
 """A user's mistake: one sentence with the value, what is accepted, and the next step.
 
-Each subclass is one kind; the command line gives each kind an exit code of its own.
+Each subclass is one kind; the command line gives each `kind` an exit code of its own.
 """
+
+from __future__ import annotations
+
+from typing import ClassVar
 
 
 class Mistake(Exception):
     """Something the user can put right; `str()` of it is the whole message."""
 
+    kind: ClassVar[str] = "failed"
+
 
 class NetworkMistake(Mistake):
     """A network that is unknown or that cannot be built."""
+
+    kind = "network"
 
 
 class WeightsMistake(Mistake):
     """Weights that are missing, unreadable, or of another network."""
 
+    kind = "weights"
+
 
 class ImagesMistake(Mistake):
     """An image source without images, with other classes, or that cannot be read."""
+
+    kind = "images"
 
 
 class BudgetMistake(Mistake):
     """A budget that is not one, or that no allocation can meet."""
 
+    kind = "budget"
+
 
 class BitsMistake(Mistake):
     """Bits outside the choices, or choices outside 2 to 8."""
+
+    kind = "bits"

@@ -42,6 +42,7 @@ from typing import Protocol, TypeAlias, cast
 
 import pydantic_monty as monty
 
+from tap_eval.mistake import Mistake
 from tap_eval.proxy import Failure, Rejection
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
@@ -51,8 +52,10 @@ _DEEPEST_CODE = 100  # levels of the syntax tree
 _DEEPEST_RESULT = 32  # levels of lists and dicts
 
 
-class SandboxError(Exception):
+class SandboxError(Mistake):
     """The sandbox itself failed, not a candidate in it; the message ends with the next step."""
+
+    kind = "sandbox"
 
 
 @dataclass(frozen=True)

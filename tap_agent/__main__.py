@@ -1,0 +1,40 @@
+"""The entry: makes sure that the packages it will import are its own, then hands over to the command line.
+
+`agents` and `tools` are common names; openai-agents, for one, installs an `agents`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+PACKAGES = ("graphs", "agents", "tools", "prompts", "tap_eval")
+
+
+def intruder() -> str | None:
+    """A sentence about the first of our packages that another installation shadows."""
+    home = Path(__file__).resolve().parent.parent
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        places = [Path(place).resolve().parent for place in (spec.submodule_search_locations or ())] if spec else []
+        if home not in places[:1]:
+            where = f"comes from {places[0]}" if places else "is not installed"
+            return (
+                f"the package '{name}' {where}, where TAP's own is expected in {home}: "
+                "install tap-agent in an environment of its own."
+            )
+    return None
+
+
+def main() -> None:
+    """Runs the program; exit status 1 if its packages are not its own."""
+    if sentence := intruder():
+        sys.exit(f"error: {sentence}")
+    from tap_agent.cli import run_app
+
+    run_app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Applying a proxy that was found before: no search, one pass from scores to accuracy (the paper's TAP-C)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tap_agent.folder import RunFolder
+from tap_agent.result import Row, best_record, final_table
+from tap_agent.workshop import Workshop
+from tap_eval.mistake import Mistake
+from tap_eval.proxy import Rejection
+from tools.evaluation import score
+
+
+class ProxyMistake(Mistake):
+    """A proxy that cannot be read, or that does not run."""
+
+    kind = "proxy"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A proxy's code, where it came from, and the config of its run if that is known."""
+
+    origin: str
+    code: str
+    config: Path | None
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What came of it: the final table, the seconds of each step, and the text of an allocation file."""
+
+    rows: list[Row]
+    scoring_seconds: float
+    allocation_seconds: float
+    record: str
+
+
+def read_proxy(path: Path) -> Found:
+    """The proxy in a file, or the best of a run; raises `ProxyMistake`."""
+    if path.is_dir():
+        folder = RunFolder(path)
+        result = folder.result()
+        if result is None:
+            raise ProxyMistake(f"{path} has no result yet: continue it with `tap-agent resume {path}`.")
+        return Found(f"{folder.name}/{result.best}", result.candidate(result.best).code, path / "config.yaml")
+    try:
+        code = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProxyMistake(f"{path} is no proxy and no run: give a .py file or a run's folder.") from error
+    run = path.parent.parent / "config.yaml"
+    return Found(str(path), code, run if path.parent.name == "proxies" and run.is_file() else None)
+
+
+def apply(found: Found, workshop: Workshop, tell: Callable[[str], None]) -> Applied:
+    """Scores, allocates, quantizes and measures on the test split; raises `ProxyMistake` when the proxy fails."""
+    scored = score(found.code, workshop.benches, workshop.sandbox)
+    if isinstance(scored, Rejection):
+        raise ProxyMistake(f"{found.origin} fails ({scored.failure}): {scored.message}")
+    rows: list[Row] = []
+    for bench, allocation in zip(workshop.benches, scored.allocations, strict=True):
+        tell(bench.name)
+        rows += final_table(bench, "this proxy", allocation, workshop.settings.seed, lambda: None, search=False)
+    provenance = {"proxy": found.origin, "at": time.strftime("%Y-%m-%d"), "seed": workshop.settings.seed}
+    record = best_record("", found.code, rows, [bench.layers for bench in workshop.benches], provenance)
+    return Applied(rows, scored.scoring_seconds, scored.allocation_seconds, json.dumps(record, indent=1))

@@ -1,0 +1,329 @@
+"""The command line: it parses and validates, hands over, and gives each kind of mistake its exit code.
+
+torch and LangChain take seconds to import, so each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tap_eval.mistake import Mistake
+
+if TYPE_CHECKING:
+    from tap_agent.folder import RunFolder
+    from tap_agent.result import Result
+    from tap_agent.workshop import Workshop
+
+
+class Exit(IntEnum):
+    """What the exit status says."""
+
+    OK = 0
+    FAILED = 1
+    """the machinery failed"""
+    USAGE = 2
+    """a flag that does not exist or does not parse"""
+    CONFIG = 3
+    NETWORK = 4
+    WEIGHTS = 5
+    IMAGES = 6
+    BUDGET = 7
+    BITS = 8
+    MODEL = 9
+    SANDBOX = 10
+    RUN = 11
+    PROXY = 12
+    """a proxy that cannot be applied, or a search that found none"""
+    INTERRUPTED = 130
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: " + ", ".join(f"{code.value} {code.name.lower()}" for code in Exit) + ".",
+    help="""Finds out how many bits each layer of a vision network deserves.
+
+    A language model and evolution discover a [b]proxy[/b]: a small Python function that scores how sensitive each
+    layer is to quantization. Bits are allocated from its scores within a budget, and the network is quantized and
+    measured. Start with [b]tap-agent run[/b]; [b]tap-agent doctor[/b] says what works on this machine.""",
+)
+
+RUNS = Path("runs")
+_NETWORK, _BITS, _SEARCH, _MODEL = "Network and images", "Bits and budget", "Search", "Language model and sandbox"
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, cifar_resnet20/32/44/56, a torchvision classifier, or package.module:factory.",
+        rich_help_panel=_NETWORK,
+    ),
+]
+WeightsOption = Annotated[Path | None, typer.Option(help="State dict of the network.", rich_help_panel=_NETWORK)]
+ImagesOption = Annotated[
+    str | None,
+    typer.Option(help="digits, parquet:FILE, imagefolder:DIR or cifar10:DIR.", rich_help_panel=_NETWORK),
+]
+CalibrationOption = Annotated[
+    str | None,
+    typer.Option(help="Image source of the calibration images, if not --images.", rich_help_panel=_NETWORK),
+]
+SearchRowsOption = Annotated[
+    int | None, typer.Option("--search", help="Images to measure candidates on: the first.", rich_help_panel=_NETWORK)
+]
+TestRowsOption = Annotated[
+    int | None, typer.Option("--test", help="Images to report the result on: the last.", rich_help_panel=_NETWORK)
+]
+TransformOption = Annotated[
+    str | None,
+    typer.Option(help="In place of the image source's own, as resize=256,crop=224.", rich_help_panel=_NETWORK),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(help="3bit (on average), 87% (smaller), 0.1MB, or 1.2GBOPs.", rich_help_panel=_BITS),
+]
+BitsOption = Annotated[str | None, typer.Option(help="Bits that weights may take, as 2,4,8.", rich_help_panel=_BITS)]
+ActivationBitsOption = Annotated[
+    str | None, typer.Option(help="Bits that activations may take, as 8 or 4,8.", rich_help_panel=_BITS)
+]
+PinEndsOption = Annotated[
+    bool | None,
+    typer.Option("--pin-ends/--no-pin-ends", help="Hold the first and last layer at most bits.", rich_help_panel=_BITS),
+]
+InputsOption = Annotated[
+    Literal["statistics", "metadata"] | None,
+    typer.Option(help="What a proxy may see: statistics of layers too, or metadata alone.", rich_help_panel=_SEARCH),
+]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_SEARCH)]
+SandboxOption = Annotated[
+    str | None, typer.Option(help="Where proxies run: monty or e2b.", rich_help_panel=_MODEL)
+]
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    network: NetworkOption = None,
+    weights: WeightsOption = None,
+    images: ImagesOption = None,
+    calibration: CalibrationOption = None,
+    search_rows: SearchRowsOption = None,
+    test_rows: TestRowsOption = None,
+    transform: TransformOption = None,
+    budget: BudgetOption = None,
+    bits: BitsOption = None,
+    activation_bits: ActivationBitsOption = None,
+    pin_ends: PinEndsOption = None,
+    generations: Annotated[int | None, typer.Option(help="After the initial one.", rich_help_panel=_SEARCH)] = None,
+    population: Annotated[int | None, typer.Option(help="Offspring a generation.", rich_help_panel=_SEARCH)] = None,
+    controller: Annotated[
+        Literal["ratio", "dpo", "uniform"] | None, typer.Option(help="How template weights are learned.", rich_help_panel=_SEARCH)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Share of the rank correlation in fitness.", rich_help_panel=_SEARCH)
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of cost.", rich_help_panel=_SEARCH)] = None,
+    gamma: Annotated[float | None, typer.Option(help="Weight of novelty.", rich_help_panel=_SEARCH)] = None,
+    inputs: InputsOption = None,
+    seed: SeedOption = None,
+    llm: Annotated[
+        str | None, typer.Option(help="embedded, or the name of a model at --base-url.", rich_help_panel=_MODEL)
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Of any OpenAI-compatible server.", rich_help_panel=_MODEL)
+    ] = None,
+    sandbox: SandboxOption = None,
+    path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
+) -> None:
+    """Search a proxy for a network, and report what it achieves.
+
+    Without flags: the embedded language model, a small CNN for handwritten digits, 3 bits on average. Images come in
+    three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
+    """
+    flags = _given(locals(), "config", "path")
+    from tap_agent.folder import RunFolder
+    from tap_agent.settings import read_settings
+    from tap_agent.workshop import Workshop, cache_folder
+
+    settings = read_settings(config, flags)
+    path = path or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{settings.networks[0].network.replace(':', '-')}"
+    with Workshop(settings, cache_folder()) as workshop:
+        _check(workshop)
+        _search(RunFolder.create(path, settings), workshop)
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+    """Continue a run from its last checkpoint."""
+    from tap_agent.workshop import Workshop, cache_folder
+
+    folder = _folder(run)
+    with Workshop(folder.settings(), cache_folder()) as workshop:
+        _check(workshop)
+        _search(folder, workshop)
+
+
+@app.command()
+def apply(
+    proxy: Annotated[str, typer.Argument(metavar="PROXY_OR_RUN", help="A proxy's .py file, or a run's folder.")],
+    config: ConfigOption = None,
+    network: NetworkOption = None,
+    weights: WeightsOption = None,
+    images: ImagesOption = None,
+    calibration: CalibrationOption = None,
+    test_rows: TestRowsOption = None,
+    transform: TransformOption = None,
+    budget: BudgetOption = None,
+    bits: BitsOption = None,
+    activation_bits: ActivationBitsOption = None,
+    pin_ends: PinEndsOption = None,
+    inputs: InputsOption = None,
+    seed: SeedOption = None,
+    sandbox: SandboxOption = None,
+    path: Annotated[Path | None, typer.Option("--out", help="File for the allocation, as in best.json.")] = None,
+) -> None:
+    """Use a proxy that was found before on any network, without a search.
+
+    Given a run and neither --network nor --config, the run's own network, images and settings are taken.
+    """
+    flags = _given(locals(), "proxy", "config", "path")
+    from tap_agent import application
+    from tap_agent.console import out, results_table
+    from tap_agent.folder import write
+    from tap_agent.settings import read_settings
+    from tap_agent.workshop import Workshop, cache_folder
+
+    found = application.read_proxy(Path(proxy))
+    if found.config is not None and config is None and network is None:
+        config = found.config
+    settings = read_settings(config, flags)
+    with Workshop(settings, cache_folder()) as workshop:
+        with out.status("opening network and images"):
+            workshop.proposer()
+        with out.status("scoring, allocating, quantizing and measuring") as status:
+            applied = application.apply(found, workshop, lambda label: status.update(f"measuring {label}"))
+    out.print(results_table(applied.rows))
+    out.print(
+        f"scoring {applied.scoring_seconds:.4f} s, allocation {applied.allocation_seconds:.4f} s for "
+        f"{len(workshop.benches[0].layers)} layers (the paper's Table 7, on its machine: 0.0133 s and 0.0645 s)"
+    )
+    if path:
+        write(path.resolve(), applied.record)
+        out.print(f"allocation: {path}")
+
+
+@app.command("report")
+def make_report(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+    """Write the report of a finished run again, and print its table."""
+    from tap_agent import report
+    from tap_agent.folder import RunMistake, write
+
+    folder = _folder(run)
+    result = folder.result()
+    if result is None:
+        raise RunMistake(f"{folder.path} has not ended: continue it with `tap-agent resume {folder.path}`.")
+    write(folder.report, report.render(result))
+    _show(folder, result)
+
+
+@app.command("list")
+def list_runs(folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = RUNS) -> None:
+    """List the runs, the newest first."""
+    from tap_agent.console import out, runs_table
+    from tap_agent.folder import runs
+
+    found = runs(folder)
+    if not found:
+        out.print(f"no runs in {folder}: start one with `tap-agent run`.")
+        return
+    out.print(runs_table(found))
+
+
+@app.command("doctor")
+def examine() -> None:
+    """Say what works on this machine, and the next step for what does not."""
+    from tap_agent import doctor
+    from tap_agent.console import out
+    from tap_agent.workshop import cache_folder
+
+    findings = doctor.examine(cache_folder())
+    for finding in findings:
+        out.print(f"[{'green' if finding.works else 'red'}]{'ok  ' if finding.works else 'no  '}[/] {finding.text}")
+    if not all(finding.works for finding in findings):
+        raise typer.Exit(Exit.FAILED)
+
+
+def run_app() -> None:
+    """The program; a mistake is one sentence on stderr and an exit code."""
+    try:
+        app()
+    except Mistake as mistake:
+        typer.secho("error: ", fg="red", nl=False, err=True)
+        typer.echo(str(mistake), err=True)
+        sys.exit(Exit[mistake.kind.upper()])
+
+
+def _given(values: dict[str, Any], *without: str) -> dict[str, Any]:
+    """The flags of a command as settings."""
+    from tap_agent.settings import parse_bits, parse_transform
+
+    flags = {name: value for name, value in values.items() if name not in without}
+    for name, field in (("search_rows", "search"), ("test_rows", "test")):
+        if name in flags:
+            flags[field] = flags.pop(name)
+    for name, parse in (("bits", parse_bits), ("activation_bits", parse_bits), ("transform", parse_transform)):
+        if flags.get(name):
+            flags[name] = parse(flags[name])
+    return flags
+
+
+def _folder(path: Path) -> RunFolder:
+    """A run by its folder, or by its name in `runs`."""
+    from tap_agent.folder import RunFolder
+
+    return RunFolder(path if path.exists() or not (RUNS / path).exists() else RUNS / path)
+
+
+def _check(workshop: Workshop) -> None:
+    """Opens every part, so that what is missing shows before anything is written."""
+    from tap_agent.console import out
+
+    with out.status("opening network, images, sandbox and language model"):
+        workshop.model.check()
+        workshop.proposer()
+
+
+def _search(folder: RunFolder, workshop: Workshop) -> None:
+    from openai import OpenAIError
+
+    from agents.models import ModelMistake
+    from tap_agent.console import Display
+    from tap_agent.session import search
+
+    with folder.held():
+        try:
+            with Display(workshop.settings, folder.events()) as display:
+                result = search(folder, workshop, display)
+        except (KeyboardInterrupt, Exception) as error:
+            typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
+            if isinstance(error, OpenAIError):
+                raise ModelMistake(f"the language model failed ({error}): see to it, then resume the run.") from error
+            raise
+    _show(folder, result)
+
+
+def _show(folder: RunFolder, result: Result) -> None:
+    from tap_agent.console import out, results_table, summary
+
+    best = result.candidate(result.best)
+    out.print(results_table(result.table))
+    out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
+    out.print(summary(result))
+    out.print(f"report: {folder.report}")

@@ -1,0 +1,134 @@
+"""What a person sees in the terminal: progress while it works, tables when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from graphs.state import TEMPLATES
+from tap_agent.folder import RunFolder
+from tap_agent.result import MeasuredTop1, Result, Row
+from tap_agent.settings import Settings
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+class Display(AbstractContextManager["Display"]):
+    """A progress bar over the candidates of a search, and a line for each generation."""
+
+    def __init__(self, settings: Settings, before: Sequence[dict[str, Any]] = ()) -> None:
+        """`before` are the events of the run's earlier sessions."""
+        self._settings = settings
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=out,
+        )
+        self._seen = {event["name"] for event in before if event["event"] == "judged"}
+        total = settings.population * (settings.generations + 1)
+        self._task = self._progress.add_task("preparing", total=total, completed=len(self._seen))
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Shows what `event` says."""
+        match event["event"]:
+            case "preparing":
+                self._describe(f"measuring the layer errors of {event['network']}")
+            case "proposed":
+                self._seen.add(event["name"])
+                died = f" died: {event['failure']}" if event["failure"] else ""
+                self._describe(f"generation {event['generation']}: {event['template']} {event['name']}{died}")
+                self._progress.update(self._task, completed=len(self._seen))
+            case "generation":
+                self._progress.console.print(generation_line(event))
+            case "measuring the table":
+                self._progress.remove_task(self._task)
+                self._task = self._progress.add_task("measuring the table on the test split", total=None)
+            case "table row":
+                self._progress.advance(self._task)
+            case _:
+                pass
+
+    def _describe(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+
+def generation_line(event: dict[str, Any]) -> str:
+    """One generation in a line."""
+    died = sum(event["failures"].values())
+    causes = ", ".join(f"{count} {failure}" for failure, count in event["failures"].items())
+    share = ", ".join(f"{template} {event['probabilities'][template]:.0%}" for template in TEMPLATES)
+    best = "none lived" if event["best"] is None else f"best {event['best']:.4f}, mean {event['mean']:.4f}"
+    return f"generation {event['index']}: fitness {best}{f'; died: {causes}' if died else ''}  [dim]({share})[/dim]"
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """The final table, one line a row."""
+    table = Table(title="Top-1 accuracy within the budget", title_justify="left")
+    networks = len({row.network for row in rows}) > 1
+    if networks:
+        table.add_column("network")
+    draws = max(len(row.draws) for row in rows)
+    searched = any(row.search for row in rows)
+    for name in ("allocation from", "bits", "KiB", *(["search"] if searched else []), "test (95 % interval)"):
+        table.add_column(name, justify="left" if name == "allocation from" else "right")
+    table.add_column(f"test, {draws} calibration draws", justify="right")
+    for row in rows:
+        note = f"\n[dim]{row.note}[/dim]" if row.note else ""
+        cells = [f"{row.label}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
+        if searched:
+            cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
+        cells += [top1_text(row.test), draws_text(row)]
+        table.add_row(*([row.network] if networks else []), *cells, style="bold" if row.kind == "proxy" else "")
+    return table
+
+
+def runs_table(runs: Sequence[RunFolder]) -> Table:
+    """One line a run: what it is, how far it has come, and what it achieved."""
+    table = Table()
+    for name in ("run", "network", "budget", "state", "fitness", "test"):
+        table.add_column(name)
+    for run in runs:
+        settings, result = run.settings(), run.result()
+        networks = ", ".join(network.network for network in settings.networks)
+        if result:
+            proxy = [row for row in result.table if row.kind == "proxy"]
+            tests = ", ".join(f"{100 * row.test.top1:.1f} %" for row in proxy)
+            table.add_row(run.name, networks, settings.budget, "finished", f"{result.candidate(result.best).value:.4f}", tests)
+            continue
+        done = sum(event["event"] == "generation" for event in run.events())
+        state = "running" if run.is_held() else "interrupted"
+        table.add_row(run.name, networks, settings.budget, f"{state}, {done} of {settings.generations + 1} generations")
+    return table
+
+
+def top1_text(found: MeasuredTop1) -> str:
+    """Per cent with interval and count."""
+    return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}, n = {found.count:,})"
+
+
+def draws_text(row: Row) -> str:
+    """Mean and standard deviation over calibration draws, in per cent."""
+    if len(row.draws) < 2:
+        return ""
+    return f"{100 * sum(row.draws) / len(row.draws):.1f} ± {100 * row.spread:.1f}"
+
+
+def summary(result: Result) -> str:
+    """What happened, in a line."""
+    died = sum(candidate.failure is not None for candidate in result.candidates)
+    return (
+        f"{len(result.candidates)} proposals, {len(result.candidates) - died} distinct and alive; "
+        f"{result.measured} measurements; {result.tokens:,} tokens; {result.seconds:.0f} s"
+    )

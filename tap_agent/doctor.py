@@ -1,0 +1,82 @@
+"""What works on this machine: each part is tried, not only looked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from agents.models import EMBEDDED, LanguageModel
+from tap_eval.digits import load_digits_cnn
+from tap_eval.images import open_source
+from tap_eval.mistake import Mistake
+from tools.sandbox import MontySandbox, SandboxError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part: whether it works, and what was found or what to do next."""
+
+    works: bool
+    text: str
+
+
+def examine(cache: Path) -> list[Finding]:
+    """Tries every part that a default run needs."""
+    parts: dict[str, Callable[[], str]] = {
+        "device": _device,
+        "sandbox": _sandbox,
+        "language model": _language_model,
+        "images": _images,
+        "network": lambda: _network(cache),
+        "cache": lambda: _cache(cache),
+    }
+    return [_try(name, part) for name, part in parts.items()]
+
+
+def _try(name: str, part: Callable[[], str]) -> Finding:
+    try:
+        return Finding(True, f"{name}: {part()}")
+    except (Mistake, SandboxError, OSError, ImportError) as error:
+        return Finding(False, f"{name}: {error}")
+
+
+def _device() -> str:
+    gpu = "a GPU is there, which measuring does not use yet" if torch.cuda.is_available() else "no GPU, none needed"
+    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}; {gpu}"
+
+
+def _sandbox() -> str:
+    with MontySandbox() as sandbox:
+        guards = sandbox.guards()
+        answer = sandbox.run("def f(x): return x + 1", "f(1)", {})
+    if answer != 2:
+        raise SandboxError(f"it computes 1 + 1 = {answer}: install pydantic-monty again.")
+    missing = [name for name, held in guards.items() if not held]
+    return "Monty answers" + (f"; not guarded by the kernel: {', '.join(missing)}" if missing else ", every guard holds")
+
+
+def _language_model() -> str:
+    LanguageModel(EMBEDDED).check()
+    key = "set" if os.environ.get("OPENAI_API_KEY") else "not set, needed for OpenAI's models alone"
+    return f"the embedded model is installed; OPENAI_API_KEY is {key}"
+
+
+def _images() -> str:
+    return f"digits, {len(open_source('digits').labels):,} images"
+
+
+def _network(cache: Path) -> str:
+    load_digits_cnn(cache)
+    return f"the digits CNN is trained, in {cache}"
+
+
+def _cache(cache: Path) -> str:
+    probe = cache / ".probe"
+    cache.mkdir(parents=True, exist_ok=True)
+    probe.write_text("")
+    probe.unlink()
+    return f"{cache} can be written"

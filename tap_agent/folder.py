@@ -1,0 +1,159 @@
+"""A run's folder: its config, checkpoints, events, proxies, result and report.
+
+Files are written whole or not at all, and a folder belongs to one process at a time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tap_agent.result import Result
+from tap_agent.settings import Settings, dump, read_settings
+from tap_eval.mistake import Mistake
+from tap_eval.proxy import Proxy
+
+
+class RunMistake(Mistake):
+    """A run folder that is none, or that cannot be used for what was asked."""
+
+    kind = "run"
+
+
+class RunFolder:
+    """The files of one run under `path`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `RunMistake` when `path` is no run folder."""
+        if not (path / "config.yaml").is_file():
+            raise RunMistake(f"{path} is no run folder: it has no config.yaml; `tap-agent list` shows the runs.")
+        self.path = path
+        self._writing = threading.Lock()
+
+    @staticmethod
+    def create(path: Path, settings: Settings) -> RunFolder:
+        """A new folder at `path`; raises `RunMistake` when something is there already."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
+            (Path(fresh) / "config.yaml").write_text(dump(settings))
+            (Path(fresh) / "proxies").mkdir()
+            try:
+                path.mkdir()
+            except FileExistsError as error:
+                raise RunMistake(
+                    f"{path} exists already: give another --out, or continue it with `tap-agent resume {path}`."
+                ) from error
+            for entry in ("proxies", "config.yaml"):
+                os.replace(Path(fresh) / entry, path / entry)
+        return RunFolder(path)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """The SQLite database of the graph's checkpoints."""
+        return self.path / "checkpoints.sqlite"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    def settings(self) -> Settings:
+        """The resolved config with which the run was started."""
+        return read_settings(self.path / "config.yaml", {})
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out; raises `RunMistake` when one is in."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunMistake(f"{self.path} is being written by another process: wait for it, or stop it.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Whether a process is writing here."""
+        try:
+            with self.held():
+                return False
+        except RunMistake:
+            return True
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Appends one event, and keeps the proxy of a proposal that lives as a file of its own."""
+        stamped = {"at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), **event}
+        with self._writing, (self.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps(stamped) + "\n")
+        if event["event"] == "proposed" and not event["failure"]:
+            proxy = Proxy(event["thought"], event["code"])
+            write(self.path / "proxies" / f"{event['name']}.py", as_file(proxy))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event so far; a last line that a crash cut short is left out."""
+        path = self.path / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        complete = lines[:-1] if lines and not lines[-1].endswith("}") else lines
+        return [json.loads(line) for line in complete]
+
+    def seconds(self) -> float:
+        """Time spent on the run, without the pauses between its sessions."""
+        total, started, last = 0.0, None, None
+        for event in self.events():
+            at = datetime.datetime.fromisoformat(event["at"])
+            if event["event"] in ("started", "resumed"):
+                started = at
+            if started and last and started != at:
+                total += (at - last).total_seconds()
+            last = at
+        return total
+
+    def save(self, result: Result, best: dict[str, Any]) -> None:
+        """Writes the result and the best allocation."""
+        write(self.path / "result.json", result.model_dump_json(indent=1))
+        write(self.path / "best.json", json.dumps(best, indent=1))
+
+    def result(self) -> Result | None:
+        """The result of a finished run."""
+        path = self.path / "result.json"
+        return Result.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces the file at `path` at once."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
+        (Path(fresh) / path.name).write_text(text)
+        os.replace(Path(fresh) / path.name, path)
+
+
+def as_file(proxy: Proxy) -> str:
+    """A proxy as a Python file, with its thought as the docstring."""
+    if re.match(r'\s*(?:"""|\'\'\')', proxy.code):
+        return proxy.code
+    thought = proxy.thought.replace("\\", "\\\\").replace('"""', "'''")
+    return f'"""{thought}\n"""\n\n{proxy.code.lstrip()}'
+
+
+def runs(folder: Path) -> list[RunFolder]:
+    """The runs under `folder`, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [RunFolder(path) for path in folder.iterdir() if (path / "config.yaml").is_file()]
+    return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime, reverse=True)

@@ -1,0 +1,164 @@
+"""What a run is made of: read from a YAML config and from flags, checked, and written to the run folder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from graphs.controller import Controller
+from tap_eval.features import Inputs
+from tap_eval.images import Transform
+from tap_eval.mistake import Mistake
+
+
+class ConfigMistake(Mistake):
+    """A config or a flag that cannot be read, or that holds an unknown field."""
+
+    kind = "config"
+
+
+class NetworkSettings(BaseModel):
+    """One network of the benchmark set, with its images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    network: str = "digits"
+    weights: Path | None = None
+    """a state dict on disk"""
+    images: str = "digits"
+    calibration: str | None = None
+    """a source of its own for the calibration images"""
+    search: int | None = Field(None, ge=1)
+    """the first rows of `images`, on which candidates are measured"""
+    test: int | None = Field(None, ge=1)
+    """the last rows of `images`, on which the result is reported"""
+    transform: Transform | None = None
+    """in place of what the image source declares"""
+    budget: str | None = None
+    """in place of the run's"""
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """A run can be resumed from any folder."""
+        return path and path.expanduser().resolve()
+
+    @field_validator("images", "calibration")
+    @classmethod
+    def _absolute_source(cls, source: str | None) -> str | None:
+        kind, separator, where = (source or "").partition(":")
+        return f"{kind}:{Path(where).expanduser().resolve()}" if separator and where else source
+
+
+class Settings(BaseModel):
+    """Everything that a run depends on, apart from the content of the files that it names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    networks: tuple[NetworkSettings, ...] = Field((NetworkSettings(),), min_length=1)
+    budget: str = "3bit"
+    bits: tuple[int, ...] = (2, 4, 8)
+    activation_bits: tuple[int, ...] = (8,)
+    pin_ends: bool = False
+    """hold the first and the last layer at the most bits"""
+    inputs: Inputs = "statistics"
+    calibration_images: int = Field(16, ge=1)
+    calibration_draws: int = Field(5, ge=1)
+    """draws for the final table; the search uses the first alone"""
+    llm: str = "embedded"
+    base_url: str | None = None
+    temperature: float = Field(1.0, ge=0, le=2)
+    sandbox: Literal["monty", "e2b"] = "monty"
+    population: int = Field(8, ge=1)
+    generations: int = Field(5, ge=0)
+    controller: Controller = "ratio"
+    rounds: int = Field(3, ge=1)
+    """proposals that an agent may submit before it is given up"""
+    allowance: int = Field(1, ge=0)
+    """measurements that an agent may ask for"""
+    alpha: float = Field(0.1, ge=0, le=1)
+    beta: float = Field(0.0, ge=0)
+    gamma: float = Field(0.0, ge=0)
+    batch: int = Field(125, ge=1)
+    """images a forward pass"""
+    seed: int = 0
+
+
+def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings of `config` with `flags` over them, where those are not None; raises `ConfigMistake`.
+
+    Flags named like a field of `NetworkSettings` speak of the one network of the config; a
+    `budget` speaks of the run.
+    """
+    values = read_yaml(config) if config else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    of_network = {name: given.pop(name) for name in list(given) if name in NetworkSettings.model_fields and name != "budget"}
+    if of_network:
+        networks = values.get("networks") or [{}]
+        if not isinstance(networks, list) or len(networks) != 1 or not isinstance(networks[0], dict):
+            raise ConfigMistake(
+                f"--{next(iter(of_network))} does not say which network of {config} it means: edit the config instead."
+            )
+        values["networks"] = [networks[0] | of_network]
+    try:
+        return Settings.model_validate(values | given)
+    except ValidationError as error:
+        raise ConfigMistake(_sentence(error, config)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises `ConfigMistake`."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigMistake(f"the config {path} cannot be read ({error}): give an existing YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigMistake(f"the config {path} is not YAML ({' '.join(str(error).split())}).") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigMistake(f"the config {path} holds a {type(values).__name__}: give a mapping of settings.")
+    return values
+
+
+def parse_transform(text: str) -> Transform:
+    """`resize=256,crop=224,interpolation=bicubic`; raises `ConfigMistake`."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        return Transform.model_validate({name.strip(): value.strip() for name, _, value in pairs})
+    except ValidationError as error:
+        raise ConfigMistake(f"--transform {text}: {_sentence(error, None)}") from error
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """`2,4,8`; raises `ConfigMistake`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigMistake(f"'{text}' are no bits: give whole numbers from 2 to 8, as in 2,4,8.") from error
+
+
+def dump(settings: Settings) -> str:
+    """As YAML, every setting with its value."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _sentence(error: ValidationError, config: Path | None) -> str:
+    """The first problem, and for an unknown field the nearest that exists."""
+    problem = error.errors()[0]
+    place, last = [str(part) for part in problem["loc"]], str(problem["loc"][-1])
+    where = f" in {config}" if config else ""
+    if problem["type"] == "extra_forbidden":
+        known = [*Settings.model_fields, *NetworkSettings.model_fields, *Transform.model_fields]
+        if len(place) == 1:
+            known = [*Settings.model_fields]
+        elif "transform" in place:
+            known = [*Transform.model_fields]
+        elif place[0] == "networks":
+            known = [*NetworkSettings.model_fields]
+        near = difflib.get_close_matches(last, known, 1, cutoff=0.0)
+        return f"'{last}'{where} is an unknown setting: perhaps {near[0]}; known are {', '.join(known)}."
+    return f"{'.'.join(place)} = {problem['input']!r}{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -1,0 +1,89 @@
+"""The parts of a run, put together from its settings; each is opened when it is first used."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from pathlib import Path
+
+from agents.models import LanguageModel
+from agents.proposer import Proposer
+from graphs.search import SearchSettings
+from tap_agent.settings import NetworkSettings, Settings
+from tap_eval.allocation import Budget, Choices
+from tap_eval.bench import Bench, Task
+from tap_eval.fitness import FitnessWeights
+from tap_eval.images import open_source, split
+from tap_eval.ledger import Ledger
+from tap_eval.networks import load_network
+from tools.e2b import E2BSandbox
+from tools.sandbox import MontySandbox, Sandbox
+
+
+def cache_folder() -> Path:
+    """Where measurements and trained networks are kept between runs: `TAP_CACHE`, or `.cache` here."""
+    return Path(os.environ.get("TAP_CACHE") or ".cache")
+
+
+class Workshop(AbstractContextManager["Workshop"]):
+    """The benchmark set, the sandbox and the agents that `settings` describe; closes what it opened."""
+
+    def __init__(self, settings: Settings, cache: Path) -> None:
+        self.settings = settings
+        self.cache = cache
+        self.ledger = Ledger(cache / "measurements.sqlite")
+        self._held = ExitStack()
+        self._opening = threading.RLock()
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    @cached_property
+    def benches(self) -> list[Bench]:
+        """Every network with its images; raises a `Mistake` that names what does not fit."""
+        return [self._bench(network) for network in self.settings.networks]
+
+    def _bench(self, network: NetworkSettings) -> Bench:
+        settings = self.settings
+        choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends)
+        task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
+        module = load_network(network.network, network.weights, self.cache)
+        splits = split(
+            open_source(network.images),
+            calibration=open_source(network.calibration) if network.calibration else None,
+            seed=settings.seed,
+            draws=settings.calibration_draws,
+            count=settings.calibration_images,
+            search=network.search,
+            test=network.test,
+            transform=network.transform,
+        )
+        return Bench(network.network, module, splits, task, self.ledger, settings.batch)
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """Where candidates run; raises `SandboxError` when it cannot."""
+        return self._held.enter_context(E2BSandbox() if self.settings.sandbox == "e2b" else MontySandbox())
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The language model that the agents share."""
+        return LanguageModel(self.settings.llm, self.settings.base_url, self.settings.temperature)
+
+    def proposer(self) -> Proposer:
+        """The agents, over all of the above."""
+        with self._opening:
+            return Proposer(self.model, self.benches, self.sandbox, self.settings.rounds, self.settings.allowance)
+
+    def search_settings(self) -> SearchSettings:
+        """What steers the search."""
+        settings = self.settings
+        return SearchSettings(
+            population=settings.population,
+            generations=settings.generations,
+            controller=settings.controller,
+            fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma),
+            seed=settings.seed,
+        )
