@@ -96,7 +96,7 @@ class LanguageModel:
                 api_key=SecretStr("none"),
                 temperature=self.temperature,
                 seed=seed % 2**31,
-                max_tokens=200,
+                max_completion_tokens=200,
                 timeout=_TIMEOUT_SECONDS,
                 grammar=grammar or "",
             )

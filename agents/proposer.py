@@ -29,7 +29,6 @@ from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden, published
 from tools.toolbox import make_tools
 
-
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
 
@@ -51,7 +50,8 @@ class Parent:
     top1: Sequence[float]
     count: int
     rho: Sequence[float]
-    bits: Sequence[Sequence[int]]
+    bits: Sequence[Sequence[float]]
+    """average weight bits a layer"""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Proposer:
         """
         started = time.perf_counter()
         toolbox = make_tools(self.benches, self.sandbox, self.allowance)
-        proxy, outcome = Proxy("", ""), Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
+        proxy = Proxy("", "")
+        outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
         messages: list[BaseMessage] = []
         said: list[BaseMessage] = []
         rounds = 0
@@ -109,7 +110,9 @@ class Proposer:
         while rounds < self.rounds and isinstance(outcome, Rejection):
             if agent is None or self.model.small:
                 rng = random.Random(f"{assignment.seed}/{rounds}")
-                names = grammar.features(self.benches[0].task.inputs, FEATURES_DRAWN, rng)
+                names = grammar.features(
+                    self.benches[0].task.inputs, FEATURES_DRAWN, rng, self.benches[0].task.choices.channel_groups > 1
+                )
                 agent = self._agent(assignment.seed + rounds, self._grammar(assignment, names, rng), toolbox)
                 messages = [HumanMessage(self._ask(assignment, names))]
             else:
@@ -125,7 +128,9 @@ class Proposer:
         return Attempt(proxy, outcome, rounds, _tokens(said), _tool_calls(said), time.perf_counter() - started)
 
     def _agent(self, seed: int, sentences: str | None, toolbox: Sequence[BaseTool]) -> Any:
-        limits: list[AgentMiddleware] = [ModelCallLimitMiddleware(run_limit=self.model_calls, exit_behavior="end")]
+        limits: list[AgentMiddleware[Any, Any, Any]] = [
+            ModelCallLimitMiddleware(run_limit=self.model_calls, exit_behavior="end")
+        ]
         return create_agent(
             self.model.chat(seed, sentences),
             tools=list(toolbox),
@@ -149,17 +154,18 @@ class Proposer:
             sandbox=published(),
             features=visible(self.benches[0].task.inputs),
             task=TASK,
+            groups=self.benches[0].task.choices.channel_groups,
             networks=[{"name": bench.name, **bench.described_task} for bench in self.benches],
             allowance=f"{self.allowance} proxy" if self.allowance == 1 else f"{self.allowance} proxies",
         )
 
     def _ask(self, assignment: Assignment, names: Sequence[str]) -> str:
         if self.model.small:
-            parents = [
+            small = [
                 {"fitness": parent.fitness, "expression": expression}
                 for parent, expression in zip(assignment.parents, _expressions(assignment), strict=True)
             ]
-            return render(f"small_{_written(assignment)}", parents=parents, features=names)
+            return render(f"small_{_written(assignment)}", parents=small, features=names)
         parents = [
             render(
                 "parent",
@@ -169,7 +175,13 @@ class Proposer:
                     "code": parent.proxy.code,
                     "fitness": parent.fitness,
                     "networks": [
-                        {"name": bench.name, "top1": top1, "count": parent.count, "rho": rho, "bits": list(bits)}
+                        {
+                            "name": bench.name,
+                            "top1": top1,
+                            "count": parent.count,
+                            "rho": rho,
+                            "bits": [round(b, 1) for b in bits],
+                        }
                         for bench, top1, rho, bits in zip(
                             self.benches, parent.top1, parent.rho, parent.bits, strict=True
                         )
@@ -178,9 +190,7 @@ class Proposer:
             )
             for parent in assignment.parents
         ]
-        return render(
-            assignment.template, parents=parents, library=assignment.library, failures=assignment.failures
-        )
+        return render(assignment.template, parents=parents, library=assignment.library, failures=assignment.failures)
 
     def _grammar(self, assignment: Assignment, names: Sequence[str], rng: random.Random) -> str | None:
         if not self.model.small:
@@ -205,7 +215,7 @@ def _written(assignment: Assignment) -> str:
 
 def _tokens(messages: Sequence[BaseMessage]) -> int:
     answers = [message for message in messages if isinstance(message, AIMessage)]
-    return sum((message.usage_metadata or {}).get("total_tokens", 0) for message in answers)
+    return sum(message.usage_metadata["total_tokens"] for message in answers if message.usage_metadata)
 
 
 def _tool_calls(messages: Sequence[BaseMessage]) -> tuple[str, ...]:

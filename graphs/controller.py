@@ -71,7 +71,9 @@ def dpo(weights: Weights, judged: Judged) -> dict[Template, float]:
         return dict(weights)
     reference = {template: math.log(max(weights[template], 1e-12)) for template in TEMPLATES}
     gradient = dpo_gradient(reference, reference, pairs)
-    return _normalized({template: math.exp(reference[template] - DPO_STEP * gradient[template]) for template in TEMPLATES})
+    return _normalized(
+        {template: math.exp(reference[template] - DPO_STEP * gradient[template]) for template in TEMPLATES}
+    )
 
 
 def dpo_gradient(

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypedDict, cast
 
+from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from agents.proposer import Assignment, Parent, Proposer
+from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchState, Template
+from tap_eval.allocation import bops, uniform
 from tap_eval.bench import Bench
 from tap_eval.fitness import FitnessWeights, cost, fitness, novelty
 from tap_eval.proxy import Failure, Proxy, Rejection
-from tap_eval.quantizer import Allocation
-from tools.evaluation import Known, fingerprints, measure
+from tools.evaluation import Known, measure, tree_print
 
 FAILURES_SHOWN = 3
 THOUGHTS_SHOWN = 6
@@ -114,7 +115,7 @@ class Search:
             fingerprint: candidate.name
             for candidate in candidates.values()
             if candidate.failure != Failure.DUPLICATE
-            for fingerprint in fingerprints(candidate.code, candidate.scores, _allocations(candidate))
+            for fingerprint in candidate.prints
         }
         failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure][-FAILURES_SHOWN:]
         thoughts = [candidates[name].thought for name in state["population"][:THOUGHTS_SHOWN]]
@@ -158,21 +159,20 @@ class Search:
         )
         if isinstance(attempt.outcome, Rejection):
             found: dict[str, Any] = {"failure": str(attempt.outcome.failure), "message": attempt.outcome.message}
+            found["prints"] = _prints(attempt)
         else:
             measured = measure(attempt.outcome, self.benches)
             found = {
                 "scores": attempt.outcome.scores,
-                "allocations": [
-                    Bits(weights=list(bits.weights), activations=list(bits.activations))
-                    for bits in attempt.outcome.allocations
-                ],
+                "prints": attempt.outcome.prints,
+                "allocations": [Bits.of(allocation) for allocation in attempt.outcome.allocations],
                 "rho": measured.rho,
                 "top1": measured.top1,
                 "seconds": attempt.seconds + measured.seconds,
             }
         record = Candidate(**(record.model_dump() | found))
         self.emit(
-            {"event": "proposed", **record.model_dump(mode="json", exclude={"scores", "fitness"})}
+            {"event": "proposed", **record.model_dump(mode="json", exclude={"scores", "prints", "fitness"})}
             | {"tool_calls": list(attempt.tool_calls)}
         )
         return {"candidates": {record.name: record.model_dump(mode="json")}}
@@ -193,18 +193,26 @@ class Search:
         generation = Generation(
             index=state["generation"],
             probabilities=self._probabilities(state),
-            offspring=cast(
-                "dict[Template, int]", dict(Counter(candidate.template for candidate in judged.values()))
-            ),
+            offspring=cast("dict[Template, int]", dict(Counter(candidate.template for candidate in judged.values()))),
             failures=dict(Counter(candidate.failure for candidate in judged.values() if candidate.failure)),
             best=max(values, default=None),
             mean=sum(values) / len(values) if values else None,
             population=keep,
         )
         for candidate in judged.values():
-            self.emit({"event": "judged", "name": candidate.name, "generation": candidate.generation,
-                       "template": candidate.template, "fitness": candidate.fitness, "top1": candidate.top1,
-                       "failure": candidate.failure, "seconds": candidate.seconds, "tokens": candidate.tokens})
+            self.emit(
+                {
+                    "event": "judged",
+                    "name": candidate.name,
+                    "generation": candidate.generation,
+                    "template": candidate.template,
+                    "fitness": candidate.fitness,
+                    "top1": candidate.top1,
+                    "failure": candidate.failure,
+                    "seconds": candidate.seconds,
+                    "tokens": candidate.tokens,
+                }
+            )
         self.emit({"event": "generation", **generation.model_dump(mode="json"), "weights": dict(weights)})
         return {
             "candidates": {name: candidate.model_dump(mode="json") for name, candidate in judged.items()},
@@ -231,7 +239,7 @@ class Search:
         graph.add_node("seed", self.seed)
         graph.add_node("select", self.select)
         for template in TEMPLATES:
-            graph.add_node(template, self.offspring, input_schema=Job)
+            graph.add_node(template, RunnableLambda(self.offspring), input_schema=Job)
             graph.add_edge(template, "judge")
         graph.add_node("judge", self.judge)
         graph.add_node("report", self.report)
@@ -251,13 +259,12 @@ class Search:
         for name in sorted(names):
             candidate = everyone[name]
             if candidate.failure is None:
-                prints = fingerprints(candidate.code, candidate.scores, _allocations(candidate))
-                twin = next((known[fingerprint] for fingerprint in prints if fingerprint in known), None)
+                twin = next((known[fingerprint] for fingerprint in candidate.prints if fingerprint in known), None)
                 if twin:
                     message = f"it gives the same result as {twin} of the same generation."
                     candidate = candidate.model_copy(update={"failure": str(Failure.DUPLICATE), "message": message})
                 else:
-                    known |= dict.fromkeys(prints, name)
+                    known |= dict.fromkeys(candidate.prints, name)
                     candidate = candidate.model_copy(update={"fitness": self._fitness(candidate, before)})
                     before.append(candidate.scores)
             judged[name] = candidate
@@ -269,8 +276,19 @@ class Search:
             candidate.rho,
             candidate.top1,
             weights,
-            cost=cost([bits.model_dump() for bits in candidate.allocations], self.benches) if weights.beta else 0.0,
+            cost=self._cost(candidate) if weights.beta else 0.0,
             novelty=novelty(candidate.scores, before) if weights.gamma else 0.0,
+        )
+
+    def _cost(self, candidate: Candidate) -> float:
+        pairs = list(zip(candidate.allocations, self.benches, strict=True))
+        return cost(
+            [bops(bench.layers, bits.allocation()) for bits, bench in pairs],
+            [
+                bops(bench.layers, uniform(bench.layers, max(choices.weights), max(choices.activations)))
+                for bench in self.benches
+                for choices in [bench.task.choices]
+            ],
         )
 
     def _probabilities(self, state: SearchState) -> dict[Template, float]:
@@ -285,7 +303,7 @@ class Search:
             top1=candidate.top1,
             count=len(self.benches[0].splits.search),
             rho=candidate.rho,
-            bits=[bits.weights for bits in candidate.allocations],
+            bits=[bits.means() for bits in candidate.allocations],
         )
 
     @staticmethod
@@ -297,5 +315,9 @@ class Search:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
-def _allocations(candidate: Candidate) -> list[Allocation]:
-    return [Allocation(tuple(bits.weights), tuple(bits.activations)) for bits in candidate.allocations]
+def _prints(attempt: Attempt) -> list[str]:
+    """The syntax tree of code that parses but fails: proposing it again would fail again."""
+    try:
+        return [tree_print(attempt.proxy.code)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []

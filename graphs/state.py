@@ -12,16 +12,33 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict
 
+from tap_eval.quantizer import Allocation
+
 Template = Literal["initialization", "mutation", "crossover"]
 TEMPLATES: tuple[Template, ...] = ("initialization", "mutation", "crossover")
 
 
 class Bits(BaseModel):
-    """An allocation as JSON: bits a layer."""
+    """An allocation as JSON: bits a layer, or a string with a digit for each of its output channels."""
 
     model_config = ConfigDict(frozen=True)
-    weights: list[int]
+    weights: list[int | str]
     activations: list[int]
+
+    @staticmethod
+    def of(allocation: Allocation) -> Bits:
+        """The record of `allocation`."""
+        weights = [bits if isinstance(bits, int) else "".join(map(str, bits)) for bits in allocation.weights]
+        return Bits(weights=weights, activations=list(allocation.activations))
+
+    def allocation(self) -> Allocation:
+        """The allocation that this records."""
+        weights = tuple(bits if isinstance(bits, int) else tuple(map(int, bits)) for bits in self.weights)
+        return Allocation(weights, tuple(self.activations))
+
+    def means(self) -> list[float]:
+        """Average weight bits of each layer."""
+        return [bits if isinstance(bits, int) else sum(map(int, bits)) / len(bits) for bits in self.weights]
 
 
 class Candidate(BaseModel):
@@ -39,6 +56,9 @@ class Candidate(BaseModel):
     """one of `tap_eval.proxy.Failure`, or None for a judged candidate"""
     message: str = ""
     scores: list[list[float]] = []
+    """of layers; those of channels in their mean"""
+    prints: list[str] = []
+    """what tells it from others, see `tools.evaluation.Scored`"""
     allocations: list[Bits] = []
     rho: list[float] = []
     top1: list[float] = []

@@ -1,8 +1,9 @@
 """The grammar under which a small model decodes, and the code that its sentences stand for.
 
 A sentence is a JSON object with a thought and an expression: a product of factors, each a
-feature to some power, a decay with depth, or a boost for one kind of layer. Every sentence
-is a valid proxy on any network. Mutation and crossover have grammars of their own, made
+feature to some power, a decay with depth, a boost for one kind of layer, or `channel.` with a
+statistic of each output channel, which divides a layer's score among its channels. Every
+sentence is a valid proxy on any network. Mutation and crossover have grammars of their own, made
 from the parents' factors, so that a model which cannot reason still edits what is there.
 
 A small model left to itself repeats one feature and never divides. So each grammar offers a
@@ -25,12 +26,15 @@ _STATISTICS = (
     *("input_std", "input_absmax", "input_entropy"),
     *("activation_std", "activation_absmax", "activation_entropy", "activation_kurtosis"),
 )
+_CHANNEL = "channel."
+_OF_CHANNELS = tuple(_CHANNEL + name for name in _STATISTICS if name.startswith(("weight_", "activation_")))
 _POWERS = ("**0.25", "**0.5", "", "**1.5", "**2", "**-0.25", "**-0.5", "**-1", "**-2")
 _BOOSTS = ("first", "last", "stride > 1", "kernel == 1", "groups > 1", "kind == 'linear'")
 _FACTOR = re.compile(
-    r"exp\(-?[0-9.]+ \* depth\)|\([0-9.]+ if [a-z]+(?: (?:==|>) [a-z0-9']+)? else 1\)|[a-z_0-9]+(?:\*\*-?[0-9.]+)?"
+    r"exp\(-?[0-9.]+ \* depth\)|\([0-9.]+ if [a-z]+(?: (?:==|>) [a-z0-9']+)? else 1\)"
+    r"|(?:channel\.)?[a-z_0-9]+(?:\*\*-?[0-9.]+)?"
 )
-_TEMPLATE = '''"""{thought}"""
+_LAYERS = '''"""{thought}"""
 from math import exp
 
 
@@ -42,23 +46,46 @@ def score(layer):
 {bindings}
     return {expression}
 '''
+_CHANNELS = '''"""{thought}"""
+from math import exp
+
+
+def sensitivity(layers, task):
+    return [channel_scores(layer) for layer in layers]
+
+
+def score(layer):
+{bindings}
+    return {expression}
+
+
+def channel_scores(layer):
+    rows = zip({columns})
+    shares = [{shares} for {names} in rows]
+    whole = score(layer) * len(shares) / sum(shares)
+    return [whole * share for share in shares]
+'''
 _MOST_FACTORS = 6
 _POWERS_OFFERED = 4
 _JOINED = 6
+_CHANNELS_SHARE = 0.75
 
 
-def features(inputs: Inputs, count: int, rng: random.Random) -> list[str]:
-    """Names that an expression may use: `count` of those visible, drawn, in a fixed order."""
+def features(inputs: Inputs, count: int, rng: random.Random, channels: bool = False) -> list[str]:
+    """Names that an expression may use: `count` of those visible, drawn, and with `channels` three of channels."""
     names = _METADATA + (_STATISTICS if inputs == "statistics" else ())
-    drawn = set(rng.sample(names, min(count, len(names))))
-    return [name for name in names if name in drawn]
+    drawn = rng.sample(names, min(count, len(names)))
+    of_channels = rng.sample(_OF_CHANNELS, 3) if channels and inputs == "statistics" else []
+    return [name for name in (*names, *_OF_CHANNELS) if name in {*drawn, *of_channels}]
 
 
 def initialization(names: Sequence[str], rng: random.Random) -> str:
-    """GBNF of products of two or three powers, each from a third of `names`, and perhaps a decay or boost."""
-    shuffled = rng.sample(names, len(names))
+    """GBNF of products of two or three powers, each from a third of `names`, and perhaps a decay, boost or channels."""
+    of_layers, of_channels = _sorted_out(names)
+    shuffled = rng.sample(of_layers, len(of_layers))
     slots = [_power(shuffled[start::3], rng) for start in range(3)]
-    return _document(f'{slots[0]} " * " {slots[1]} (" * " {slots[2]})? (" * " extra)?', rng)
+    end = f' " * " {_power(of_channels, rng)}' if of_channels and rng.random() < _CHANNELS_SHARE else ""
+    return _document(f'{slots[0]} " * " {slots[1]} (" * " {slots[2]})? (" * " extra)?{end}', rng)
 
 
 def mutation(expression: str, names: Sequence[str], rng: random.Random) -> str:
@@ -66,15 +93,20 @@ def mutation(expression: str, names: Sequence[str], rng: random.Random) -> str:
     factors = split(expression)
     place = rng.randrange(len(factors))
     before, after = factors[:place], factors[place + 1 :]
-    others = [name for name in names if all(name != _name(factor) for factor in factors)]
-    edits = {"replace": _joined(before, f"({_power(others, rng)} | extra)", after)}
+    fresh = [name for name in names if all(name != _name(factor) for factor in factors)]
+    of_layers, of_channels = _sorted_out(fresh)
+    some = f"({_power(of_layers, rng)} | extra)"
+    others = _power(of_channels, rng) if of_channels else some
+    edits = {"replace": _joined(before, others if factors[place].startswith(_CHANNEL) else some, after)}
     if (name := _name(factors[place])) is not None:
-        powers = [name + power for power in _POWERS if name + power != factors[place]]
-        edits["power"] = _joined(before, _any(powers), after)
+        edits["power"] = _joined(
+            before, _any([name + power for power in _POWERS if name + power != factors[place]]), after
+        )
     if len(factors) > 2:
         edits["drop"] = _joined(before, None, after)
     if len(factors) < _MOST_FACTORS:
-        edits["add"] = _joined(factors, f"({_power(others, rng)} | extra)", [])
+        divided = any(factor.startswith(_CHANNEL) for factor in factors)
+        edits["add"] = _joined(factors, some if divided or rng.random() < 0.5 else others, [])
     return _document(edits[rng.choice(sorted(edits))], rng)
 
 
@@ -95,21 +127,44 @@ def crossover(first: str, second: str, names: Sequence[str], rng: random.Random)
 def code_of(sentence: str) -> tuple[str, str]:
     """The thought and the code that a sentence of a grammar stands for; raises `ValueError` for no sentence."""
     parsed = json.loads(sentence)
-    thought, expression = parsed["thought"].strip(), parsed["expression"]
-    split(expression)
+    thought, factors = parsed["thought"].strip(), split(parsed["expression"])
+    of_layers, of_channels = _sorted_out(factors)
+    expression = " * ".join(of_layers) or "1.0"
     bound = sorted(set(re.findall(r"[a-z_0-9]*[a-z_][a-z_0-9]*", expression)) - {"exp", "if", "else", "linear"})
     raw = {"first", "last", "kind"}
     bindings = "\n".join(
         f'    {name} = layer["{name}"]' if name in raw else f'    {name} = max(layer["{name}"], 1e-9)' for name in bound
     )
-    return thought, _TEMPLATE.format(thought=thought.replace('"', "'"), bindings=bindings, expression=expression)
+    values = {
+        "thought": thought.replace('"', "'"),
+        "bindings": bindings or "    # every layer alike",
+        "expression": expression,
+    }
+    if not of_channels:
+        return thought, _LAYERS.format(**values)
+    names = sorted({(_name(factor) or "").removeprefix(_CHANNEL) for factor in of_channels})
+    return thought, _CHANNELS.format(
+        **values,
+        columns=", ".join(f'layer["channels"]["{name}"]' for name in names),
+        names=", ".join(names) + ("," if len(names) == 1 else ""),
+        shares=" * ".join(
+            re.sub(r"[a-z_0-9]*[a-z][a-z_0-9]*", r"max(\g<0>, 1e-9)", factor.removeprefix(_CHANNEL), count=1)
+            for factor in of_channels
+        ),
+    )
 
 
 def expression_of(code: str) -> str | None:
     """The expression in code that `code_of` made, or None for any other code."""
-    found = re.search(r"\ndef score\(layer\):\n(?:    \w+ = .*\n)+    return (.+)\n", code)
+    of_layers = re.search(r"\ndef score\(layer\):\n(?:    .+\n)+?    return (.+)\n", code)
+    of_channels = re.search(r"\n    shares = \[(.+) for .+ in rows\]\n", code)
+    if not of_layers:
+        return None
     try:
-        return " * ".join(split(found[1])) if found else None
+        factors = [] if of_layers[1] == "1.0" else split(of_layers[1])
+        if of_channels:
+            factors += [_CHANNEL + factor for factor in split(re.sub(r"max\((\w+), 1e-9\)", r"\1", of_channels[1]))]
+        return " * ".join(factors) or None
     except ValueError:
         return None
 
@@ -155,7 +210,13 @@ def _joined(before: Sequence[str], middle: str | None, after: Sequence[str]) -> 
 def _name(factor: str) -> str | None:
     """The feature of a power; None for a decay or a boost."""
     name = factor.split("**")[0]
-    return name if name.isidentifier() else None
+    return name if name.removeprefix(_CHANNEL).isidentifier() else None
+
+
+def _sorted_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names or factors of layers, and those of channels."""
+    of_channels = [name for name in names if name.startswith(_CHANNEL)]
+    return [name for name in names if name not in of_channels], of_channels
 
 
 def _subsets(factors: Sequence[str]) -> list[tuple[str, ...]]:

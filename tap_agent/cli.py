@@ -93,6 +93,16 @@ BitsOption = Annotated[str | None, typer.Option(help="Bits that weights may take
 ActivationBitsOption = Annotated[
     str | None, typer.Option(help="Bits that activations may take, as 8 or 4,8.", rich_help_panel=_BITS)
 ]
+GroupsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--channel-groups", help="Groups of output channels a layer, each with bits of its own.", rich_help_panel=_BITS
+    ),
+]
+DrawsOption = Annotated[
+    int | None,
+    typer.Option("--draws", help="Draws of calibration images in the final table.", rich_help_panel=_NETWORK),
+]
 PinEndsOption = Annotated[
     bool | None,
     typer.Option("--pin-ends/--no-pin-ends", help="Hold the first and last layer at most bits.", rich_help_panel=_BITS),
@@ -102,9 +112,7 @@ InputsOption = Annotated[
     typer.Option(help="What a proxy may see: statistics of layers too, or metadata alone.", rich_help_panel=_SEARCH),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_SEARCH)]
-SandboxOption = Annotated[
-    str | None, typer.Option(help="Where proxies run: monty or e2b.", rich_help_panel=_MODEL)
-]
+SandboxOption = Annotated[str | None, typer.Option(help="Where proxies run: monty or e2b.", rich_help_panel=_MODEL)]
 
 
 @app.command()
@@ -116,15 +124,18 @@ def run(
     calibration: CalibrationOption = None,
     search_rows: SearchRowsOption = None,
     test_rows: TestRowsOption = None,
+    draws: DrawsOption = None,
     transform: TransformOption = None,
     budget: BudgetOption = None,
     bits: BitsOption = None,
     activation_bits: ActivationBitsOption = None,
+    channel_groups: GroupsOption = None,
     pin_ends: PinEndsOption = None,
     generations: Annotated[int | None, typer.Option(help="After the initial one.", rich_help_panel=_SEARCH)] = None,
     population: Annotated[int | None, typer.Option(help="Offspring a generation.", rich_help_panel=_SEARCH)] = None,
     controller: Annotated[
-        Literal["ratio", "dpo", "uniform"] | None, typer.Option(help="How template weights are learned.", rich_help_panel=_SEARCH)
+        Literal["ratio", "dpo", "uniform"] | None,
+        typer.Option(help="How template weights are learned.", rich_help_panel=_SEARCH),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Share of the rank correlation in fitness.", rich_help_panel=_SEARCH)
@@ -179,10 +190,12 @@ def apply(
     images: ImagesOption = None,
     calibration: CalibrationOption = None,
     test_rows: TestRowsOption = None,
+    draws: DrawsOption = None,
     transform: TransformOption = None,
     budget: BudgetOption = None,
     bits: BitsOption = None,
     activation_bits: ActivationBitsOption = None,
+    channel_groups: GroupsOption = None,
     pin_ends: PinEndsOption = None,
     inputs: InputsOption = None,
     seed: SeedOption = None,
@@ -275,7 +288,7 @@ def _given(values: dict[str, Any], *without: str) -> dict[str, Any]:
     from tap_agent.settings import parse_bits, parse_transform
 
     flags = {name: value for name, value in values.items() if name not in without}
-    for name, field in (("search_rows", "search"), ("test_rows", "test")):
+    for name, field in (("search_rows", "search"), ("test_rows", "test"), ("draws", "calibration_draws")):
         if name in flags:
             flags[field] = flags.pop(name)
     for name, parse in (("bits", parse_bits), ("activation_bits", parse_bits), ("transform", parse_transform)):

@@ -26,7 +26,11 @@ class Display(AbstractContextManager["Display"]):
         """`before` are the events of the run's earlier sessions."""
         self._settings = settings
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
             console=out,
         )
         self._seen = {event["name"] for event in before if event["event"] == "judged"}
@@ -105,7 +109,9 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
         if result:
             proxy = [row for row in result.table if row.kind == "proxy"]
             tests = ", ".join(f"{100 * row.test.top1:.1f} %" for row in proxy)
-            table.add_row(run.name, networks, settings.budget, "finished", f"{result.candidate(result.best).value:.4f}", tests)
+            table.add_row(
+                run.name, networks, settings.budget, "finished", f"{result.candidate(result.best).value:.4f}", tests
+            )
             continue
         done = sum(event["event"] == "generation" for event in run.events())
         state = "running" if run.is_held() else "interrupted"

@@ -56,7 +56,9 @@ def _sandbox() -> str:
     if answer != 2:
         raise SandboxError(f"it computes 1 + 1 = {answer}: install pydantic-monty again.")
     missing = [name for name, held in guards.items() if not held]
-    return "Monty answers" + (f"; not guarded by the kernel: {', '.join(missing)}" if missing else ", every guard holds")
+    return "Monty answers" + (
+        f"; not guarded by the kernel: {', '.join(missing)}" if missing else ", every guard holds"
+    )
 
 
 def _language_model() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -199,36 +201,51 @@ def accuracy(result: Result, index: int, rows: Sequence[Row]) -> go.Figure:
 
 
 def _kib(candidate: Candidate, index: int, params: Sequence[int]) -> float:
-    return sum(map(int.__mul__, params, candidate.allocations[index].weights)) / 8 / 1024
+    return sum(map(operator.mul, params, candidate.allocations[index].means())) / 8 / 1024
 
 
 def allocation(network: NetworkRecord, best: Candidate, index: int) -> go.Figure:
     """Bits a layer over the layer's error and score."""
     names = [layer.name for layer in network.layers]
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, specs=[[{}], [{"secondary_y": True}]])
-    bits = best.allocations[index].weights
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06, specs=[[{}], [{"secondary_y": True}]]
+    )
+    bits = best.allocations[index].means()
     for kind, color in KINDS.items():
         chosen = [place for place, layer in enumerate(network.layers) if layer.kind == kind]
         if chosen:
             figure.add_bar(
                 x=[names[place] for place in chosen],
                 y=[bits[place] for place in chosen],
-                text=[bits[place] for place in chosen],
+                text=[f"{bits[place]:.2g}" for place in chosen],
                 textposition="inside",
                 name=kind,
                 marker_color=color,
                 customdata=[network.layers[place].params for place in chosen],
-                hovertemplate="%{x}: %{y} bits, %{customdata:,} weights<extra></extra>",
+                hovertemplate="%{x}: %{y:.2f} bits, %{customdata:,} weights<extra></extra>",
                 row=1,
                 col=1,
             )
     figure.add_scatter(
-        x=names, y=network.layer_errors, name="layer error (nats)", mode="lines+markers",
-        line={"color": INK, "width": 1.5}, hovertemplate="%{x}: %{y:.4f} nats<extra></extra>", row=2, col=1,
+        x=names,
+        y=network.layer_errors,
+        name="layer error (nats)",
+        mode="lines+markers",
+        line={"color": INK, "width": 1.5},
+        hovertemplate="%{x}: %{y:.4f} nats<extra></extra>",
+        row=2,
+        col=1,
     )
     figure.add_scatter(
-        x=names, y=best.scores[index], name=f"score of {best.name}", mode="lines+markers",
-        line={"color": ACCENT, "width": 1.5}, hovertemplate="%{x}: %{y:.4g}<extra></extra>", row=2, col=1, secondary_y=True,
+        x=names,
+        y=best.scores[index],
+        name=f"score of {best.name}",
+        mode="lines+markers",
+        line={"color": ACCENT, "width": 1.5},
+        hovertemplate="%{x}: %{y:.4g}<extra></extra>",
+        row=2,
+        col=1,
+        secondary_y=True,
     )
     figure.update_xaxes(categoryorder="array", categoryarray=names, tickangle=-60, tickfont={"size": 10}, row=2, col=1)
     figure = _styled(figure, "", "", height=560)
@@ -291,8 +308,6 @@ def _ancestors(result: Result) -> list[Candidate]:
 
 
 def _wrapped(text: str, width: int = 70) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text.replace("<", "&lt;"), width) or [""]
 
 

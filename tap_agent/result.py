@@ -122,7 +122,7 @@ def final_table(
             bits=size / sum(layer.params for layer in bench.layers),
             size_bytes=-(-size // 8),
             bops=round(statistics.mean(bops(bench.layers, bits) for bits in allocations)),
-            allocation=bits_record(allocations[0]) if len(allocations) == 1 else None,
+            allocation=Bits.of(allocations[0]) if len(allocations) == 1 else None,
             search=measured("search") if search else None,
             test=measured("test"),
             draws=draws,
@@ -171,7 +171,7 @@ def conclude(
     table = [
         row
         for bench, bits in zip(benches, best.allocations, strict=True)
-        for row in final_table(bench, f"TAP ({best.name})", allocation_of(bits), seed, advance)
+        for row in final_table(bench, f"TAP ({best.name})", bits.allocation(), seed, advance)
     ]
     return Result(
         run=run,
@@ -196,16 +196,6 @@ def network_record(bench: Bench) -> NetworkRecord:
         layers=[LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs) for x in bench.layers],
         layer_errors=bench.layer_errors,
     )
-
-
-def bits_record(allocation: Allocation) -> Bits:
-    """An allocation as JSON."""
-    return Bits(weights=list(allocation.weights), activations=list(allocation.activations))
-
-
-def allocation_of(bits: Bits) -> Allocation:
-    """An allocation from JSON."""
-    return Allocation(tuple(bits.weights), tuple(bits.activations))
 
 
 def best_record(

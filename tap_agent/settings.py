@@ -62,6 +62,8 @@ class Settings(BaseModel):
     budget: str = "3bit"
     bits: tuple[int, ...] = (2, 4, 8)
     activation_bits: tuple[int, ...] = (8,)
+    channel_groups: int = Field(1, ge=1)
+    """groups of output channels into which a layer may be cut, each with bits of its own; 1 is bits a layer"""
     pin_ends: bool = False
     """hold the first and the last layer at the most bits"""
     inputs: Inputs = "statistics"
@@ -95,7 +97,9 @@ def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """
     values = read_yaml(config) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
-    of_network = {name: given.pop(name) for name in list(given) if name in NetworkSettings.model_fields and name != "budget"}
+    of_network = {
+        name: given.pop(name) for name in list(given) if name in NetworkSettings.model_fields and name != "budget"
+    }
     if of_network:
         networks = values.get("networks") or [{}]
         if not isinstance(networks, list) or len(networks) != 1 or not isinstance(networks[0], dict):

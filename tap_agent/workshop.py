@@ -47,7 +47,7 @@ class Workshop(AbstractContextManager["Workshop"]):
 
     def _bench(self, network: NetworkSettings) -> Bench:
         settings = self.settings
-        choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends)
+        choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
         module = load_network(network.network, network.weights, self.cache)
         splits = split(
@@ -65,7 +65,9 @@ class Workshop(AbstractContextManager["Workshop"]):
     @cached_property
     def sandbox(self) -> Sandbox:
         """Where candidates run; raises `SandboxError` when it cannot."""
-        return self._held.enter_context(E2BSandbox() if self.settings.sandbox == "e2b" else MontySandbox())
+        if self.settings.sandbox == "e2b":
+            return self._held.enter_context(E2BSandbox())
+        return self._held.enter_context(MontySandbox())
 
     @cached_property
     def model(self) -> LanguageModel:

@@ -1,8 +1,8 @@
 """Bits from sensitivity scores, under a budget that is never exceeded.
 
-A multiple-choice knapsack, solved exactly: each layer takes one of its choices, and the sum
-over layers of `weight(score) * 4**-bits` is smallest. `4**-bits` is how the squared error
-of rounding falls with bits.
+A multiple-choice knapsack, solved exactly: each layer, or each group of its output channels,
+takes one of its choices, and the sum of `weight(score) * 4**-bits` is smallest. `4**-bits` is
+how the squared error of rounding falls with bits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.stats import rankdata
 
 from tap_eval.layers import Layer
 from tap_eval.mistake import BitsMistake, BudgetMistake
-from tap_eval.quantizer import Allocation
+from tap_eval.proxy import Score, layer_score
+from tap_eval.quantizer import Allocation, LayerBits
 
 BUDGETS = "3bit, 87%, 0.1MB or 1.2GBOPs"
+REACH = math.log(4.0**3)
+"""how far from the mean a score counts with its ratio: to about three bits"""
+EXACT_UNITS = 250
+"""with more units than this, the solver may stop within a millionth of the optimum"""
 _PREFIX = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -67,25 +71,34 @@ class Budget:
         }[self.unit]
         return math.floor(exact + 1e-6)
 
-    def cost(self, layer: Layer, weight_bits: int, activation_bits: int) -> int:
+    def cost(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
         """What `layer` takes of the limit: params * bits, or macs * weight bits * activation bits."""
         if self.unit == "BOPs":
-            return layer.macs * weight_bits * activation_bits
-        return layer.params * weight_bits
+            return _over_channels(layer.macs, layer, weight_bits) * activation_bits
+        return _over_channels(layer.params, layer, weight_bits)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The bits a layer may take; `pin_ends` holds the first and the last layer at the most."""
+    """The bits a layer may take; `pin_ends` holds the first and the last layer at the most.
+
+    With more than one of `channel_groups`, a layer whose output channels have scores of their
+    own is cut into so many groups of channels, of like scores, and each takes bits of its own.
+    """
 
     weights: tuple[int, ...] = (2, 4, 8)
     activations: tuple[int, ...] = (8,)
     pin_ends: bool = False
+    channel_groups: int = 1
 
     def __post_init__(self) -> None:
+        if self.channel_groups < 1:
+            raise BitsMistake(f"{self.channel_groups} channel groups: give 1 for bits a layer, or more.")
         for what, bits in (("weights", self.weights), ("activations", self.activations)):
             if not bits or any(not 2 <= choice <= 8 for choice in bits) or len(set(bits)) < len(bits):
-                raise BitsMistake(f"bits {list(bits)} for {what}: give different whole numbers from 2 to 8, as in 2,4,8.")
+                raise BitsMistake(
+                    f"bits {list(bits)} for {what}: give different whole numbers from 2 to 8, as in 2,4,8."
+                )
 
     def of(self, layer: Layer) -> list[tuple[int, int]]:
         """The (weight, activation) bits that `layer` may take, the cheapest first."""
@@ -101,13 +114,23 @@ def uniform(layers: Sequence[Layer], weight_bits: int, activation_bits: int = 8)
 
 def weight_size(layers: Sequence[Layer], allocation: Allocation) -> int:
     """Size of the weights in bits."""
-    return sum(layer.params * bits for layer, bits in zip(layers, allocation.weights, strict=True))
+    return sum(
+        _over_channels(layer.params, layer, bits) for layer, bits in zip(layers, allocation.weights, strict=True)
+    )
 
 
 def bops(layers: Sequence[Layer], allocation: Allocation) -> int:
     """Bit operations an image: the sum over layers of macs * weight bits * activation bits."""
     pairs = zip(allocation.weights, allocation.activations, strict=True)
-    return sum(layer.macs * weight * activation for layer, (weight, activation) in zip(layers, pairs, strict=True))
+    return sum(
+        _over_channels(layer.macs, layer, weight) * activation
+        for layer, (weight, activation) in zip(layers, pairs, strict=True)
+    )
+
+
+def _over_channels(amount: int, layer: Layer, bits: LayerBits) -> int:
+    """Sum of bits over `amount` of a layer's weights or macs, of which each output channel has its equal share."""
+    return amount * bits if isinstance(bits, int) else amount // layer.out_channels * sum(bits)
 
 
 def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) -> None:
@@ -116,7 +139,8 @@ def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) ->
     if least > budget.limit(layers):
         unit = {"bit": sum(layer.params for layer in layers), "B": 8, "BOPs": 1}
         smallest = (
-            f"{100 * (1 - least / 32 / unit['bit']):.2f}%" if budget.unit == "%"
+            f"{100 * (1 - least / 32 / unit['bit']):.2f}%"
+            if budget.unit == "%"
             else f"{least / unit[budget.unit]:,.6g} {'bit' if budget.unit == 'bit' else budget.unit}"
         )
         raise BudgetMistake(
@@ -126,33 +150,71 @@ def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) ->
 
 
 def importance(scores: Sequence[float]) -> np.ndarray:
-    """`weight(score)`: a monotone map of scores to [1, 16], (layers,) float64.
+    """`weight(score)`: a monotone map of scores to positive numbers, (N,) float64.
 
-    `4 ** (rank + position)`, where `rank` is the score's rank and `position` its place between
-    the least and the greatest score, both scaled to [0, 1]. Only differences between scores
-    count, so negative scores are as good as positive ones; the rank keeps its say however
-    wildly the scores are scaled. In the relaxed problem the most sensitive layer gets two bits
-    more than the least.
+    `exp(REACH * tanh(z / REACH))` with `z` the logarithm of the score, from the mean of all.
+    Near the mean, scores count with their ratios; far from it they keep their order, however
+    wildly they are scaled. Scores of which some are not positive have no logarithm: they are
+    taken for logarithms themselves, `z` being their distance from the mean in standard
+    deviations.
     """
     values = np.asarray(scores, dtype=np.float64)
-    order = rankdata(values) - 1
-    with np.errstate(over="ignore"):
-        spread = np.ptp(values)
-    if not np.isfinite(spread):
-        values, spread = values / 4, np.ptp(values / 4)
-    rank = order / max(order.max(), 1)
-    position = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
-    return 4.0 ** (rank + position)
+    if values.min() > 0:
+        z = np.log(values)
+        z -= z.mean()
+    else:
+        z = values / max(np.abs(values).max(), 1e-300)  # so that squares do not overflow
+        z = (z - z.mean()) / (z.std() or 1.0)
+    return np.exp(REACH * np.tanh(z / REACH))
 
 
-def allocate(scores: Sequence[float], layers: Sequence[Layer], choices: Choices, budget: Budget) -> Allocation:
+@dataclass(frozen=True)
+class Unit:
+    """What takes bits of its own: a layer (by its index), or some of its output channels."""
+
+    layer: int
+    channels: tuple[int, ...] | None = None
+
+    def share(self, layer: Layer) -> float:
+        """Of the layer's output channels, in (0, 1]."""
+        return 1.0 if self.channels is None else len(self.channels) / layer.out_channels
+
+    def cost(self, layer: Layer, budget: Budget, weight_bits: int, activation_bits: int) -> int:
+        """What the unit takes of the budget."""
+        return budget.cost(
+            layer, (weight_bits,) * len(self.channels) if self.channels else weight_bits, activation_bits
+        )
+
+
+def units_of(scores: Sequence[Score], layers: Sequence[Layer], choices: Choices) -> list[tuple[Unit, float]]:
+    """The units to which `scores` lead, each with its score; channels of like scores are in a group."""
+    units: list[tuple[Unit, float]] = []
+    for layer, score in zip(layers, scores, strict=True):
+        if isinstance(score, float | int):
+            units.append((Unit(layer.index), score))
+        elif choices.channel_groups == 1 or len(choices.of(layer)) == 1:
+            units.append((Unit(layer.index), layer_score(score)))
+        else:
+            order = np.argsort(np.asarray(score), kind="stable")
+            for group in np.array_split(order, min(choices.channel_groups, layer.out_channels)):
+                channels = tuple(sorted(int(channel) for channel in group))
+                units.append((Unit(layer.index, channels), layer_score([score[channel] for channel in channels])))
+    return units
+
+
+def allocate(scores: Sequence[Score], layers: Sequence[Layer], choices: Choices, budget: Budget) -> Allocation:
     """The allocation that costs least by `scores`, within `budget`; exact, the same on every call.
 
-    Raises `BudgetMistake` when the budget is below what the smallest bits need.
+    The loss of a layer is `weight(score) * (4**-weight bits + 4**-activation bits)`; that of a
+    group of channels likewise, by its share of the layer. Raises `BudgetMistake` when the
+    budget is below what the smallest bits need.
     """
-    weights = importance(scores)
+    units = units_of(scores, layers, choices)
+    weights = importance([score for _, score in units])
+    shares = [unit.share(layers[unit.layer]) for unit, _ in units]
     return minimize(
-        lambda index, weight, activation: float(weights[index]) * (4.0**-weight + 4.0**-activation),
+        lambda index, weight, activation: float(weights[index]) * shares[index] * (4.0**-weight + 4.0**-activation),
+        [unit for unit, _ in units],
         layers,
         choices,
         budget,
@@ -160,33 +222,70 @@ def allocate(scores: Sequence[float], layers: Sequence[Layer], choices: Choices,
 
 
 def minimize(
-    loss: Callable[[int, int, int], float], layers: Sequence[Layer], choices: Choices, budget: Budget
+    loss: Callable[[int, int, int], float],
+    units: Sequence[Unit],
+    layers: Sequence[Layer],
+    choices: Choices,
+    budget: Budget,
 ) -> Allocation:
-    """The allocation within `budget` with the least sum of `loss(layer index, weight bits, activation bits)`."""
+    """The allocation within `budget` with the least sum of `loss(unit index, weight bits, activation bits)`.
+
+    Raises `BudgetMistake` when the budget is below what the smallest bits need.
+    """
     check_feasible(layers, choices, budget)
-    options = [(index, *bits) for index, layer in enumerate(layers) for bits in choices.of(layer)]
+    options = [(index, *bits) for index, unit in enumerate(units) for bits in choices.of(layers[unit.layer])]
     losses = np.array([loss(*option) for option in options])
-    costs = [budget.cost(layers[index], weight, activation) for index, weight, activation in options]
+    costs = [units[index].cost(layers[units[index].layer], budget, *bits) for index, *bits in options]
     unit = math.gcd(*costs)  # small whole numbers keep the solver exact
-    one_each = np.array([[float(index == layer) for index, _, _ in options] for layer in range(len(layers))])
+    one_each = np.array([[float(index == place) for index, _, _ in options] for place in range(len(units))])
     within = np.array([[cost // unit for cost in costs]], dtype=np.float64)
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(within, -np.inf, budget.limit(layers) // unit)]
+    if same := _same_activations(units, options):
+        constraints.append(LinearConstraint(np.array(same), 0, 0))
     with _c_stdout_closed():
         solution = milp(
             losses / losses.max(),
             integrality=np.ones(len(options)),
             bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(within, -np.inf, budget.limit(layers) // unit),
-            ],
-            options={"mip_rel_gap": 0.0},
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0 if len(units) <= EXACT_UNITS else 1e-6},
         )
     if solution.x is None:
         raise RuntimeError(f"the solver found no allocation within {budget.text}: {solution.message}")
     taken = [option for option, share in zip(options, solution.x, strict=True) if share > 0.5]
-    allocation = Allocation(tuple(weight for _, weight, _ in taken), tuple(act for _, _, act in taken))
+    allocation = _allocation(taken, units, layers)
     check_within(allocation, layers, budget)
     return allocation
+
+
+def _same_activations(units: Sequence[Unit], options: Sequence[tuple[int, int, int]]) -> list[list[float]]:
+    """Equations that give all groups of a layer, which have one input, one choice of activation bits."""
+    first: dict[int, int] = {}
+    rows: list[list[float]] = []
+    activations = sorted({activation for _, _, activation in options})
+    for index, unit in enumerate(units):
+        leader = first.setdefault(unit.layer, index)
+        if leader != index and len(activations) > 1:
+            rows += [
+                [float(act == bits) * ((place == index) - (place == leader)) for place, _, act in options]
+                for bits in activations
+            ]
+    return rows
+
+
+def _allocation(taken: Sequence[tuple[int, int, int]], units: Sequence[Unit], layers: Sequence[Layer]) -> Allocation:
+    weights: list[LayerBits] = [0] * len(layers)
+    activations = [0] * len(layers)
+    channels = {unit.layer: [0] * layers[unit.layer].out_channels for unit in units if unit.channels}
+    for index, weight, activation in taken:
+        unit = units[index]
+        activations[unit.layer] = activation
+        weights[unit.layer] = weight
+        for channel in unit.channels or ():
+            channels[unit.layer][channel] = weight
+    for layer, bits in channels.items():
+        weights[layer] = bits[0] if len(set(bits)) == 1 else tuple(bits)
+    return Allocation(tuple(weights), tuple(activations))
 
 
 def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> int:

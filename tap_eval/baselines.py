@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tap_eval.allocation import allocate, minimize, spent, uniform
+from tap_eval.allocation import Unit, allocate, minimize, spent, uniform
 from tap_eval.bench import Bench
 from tap_eval.quantizer import Allocation, quantize_weight
 
@@ -62,6 +62,7 @@ def _weight_error(bench: Bench) -> Allocation:
             errors[layer.index, bits] = float((integers * shaped - weight).double().square().sum())
     return minimize(
         lambda index, weight, activation: errors[index, weight] * (1 + 4.0**-activation),
+        [Unit(layer.index) for layer in bench.layers],
         bench.layers,
         bench.task.choices,
         bench.task.budget,

@@ -19,7 +19,7 @@ from tap_eval.images import Images
 from tap_eval.layers import Layer, Prepared
 
 Inputs = Literal["metadata", "statistics"]
-Value = float | int | bool | str | dict[str, list[float]]
+Value = float | int | bool | str | list[int] | dict[str, list[float]]
 Features = dict[str, Value]
 
 METADATA = {
@@ -77,7 +77,9 @@ def visible(inputs: Inputs) -> dict[str, str]:
     return METADATA | (STATISTICS if inputs == "statistics" else {})
 
 
-def describe_task(layers: Sequence[Layer], images: Images, source: str, classes: int, choices: Choices, budget: Budget):
+def describe_task(
+    layers: Sequence[Layer], images: Images, source: str, classes: int, choices: Choices, budget: Budget
+) -> Features:
     """The `task` that a proxy gets: exactly the names of `TASK`."""
     task: Features = {
         "dataset": source.split(":")[0],

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from scipy.stats import spearmanr
 
-from tap_eval.proxy import Scores
+LayerScores = Sequence[float]
+"""one score a layer of a network"""
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ def rank_correlation(scores: Sequence[float], errors: Sequence[float]) -> float:
     """Spearman's rho between scores and layer errors; 0 where either is constant or has one layer."""
     if len(scores) < 2 or len(set(scores)) < 2 or len(set(errors)) < 2:
         return 0.0
-    return float(spearmanr(scores, errors).statistic)
+    return float(spearmanr(scores, errors)[0])
 
 
-def novelty(scores: Sequence[Scores], others: Sequence[Sequence[Scores]]) -> float:
+def novelty(scores: Sequence[LayerScores], others: Sequence[Sequence[LayerScores]]) -> float:
     """How far a proxy ranks layers from the nearest other: min over others of 1 - |rho|, in [0, 1].
 
     `scores` holds one list a network of the benchmark set, as does each of `others`; rho is
@@ -34,21 +35,20 @@ def novelty(scores: Sequence[Scores], others: Sequence[Sequence[Scores]]) -> flo
     """
     if not others:
         return 1.0
-    return min(1 - abs(_mean([rank_correlation(*pair) for pair in zip(scores, other, strict=True)])) for other in others)
+    return min(
+        1 - abs(_mean([rank_correlation(*pair) for pair in zip(scores, other, strict=True)])) for other in others
+    )
 
 
-def cost(seconds: float, budget_seconds: float) -> float:
-    """Scoring time as a share of the sandbox's limit, in [0, 1]."""
-    return min(seconds / budget_seconds, 1.0)
+def cost(bit_operations: Sequence[int], most: Sequence[int]) -> float:
+    """Bit operations of the allocations as a share of those at the most bits, in [0, 1]; mean over networks."""
+    return _mean([spent / full for spent, full in zip(bit_operations, most, strict=True)])
 
 
 def fitness(rho: Sequence[float], top1: Sequence[float], weights: FitnessWeights, cost: float, novelty: float) -> float:
     """Eq. 6; `rho` and `top1` hold one number a network, each in its mean."""
     return (
-        weights.alpha * _mean(rho)
-        + (1 - weights.alpha) * _mean(top1)
-        - weights.beta * cost
-        + weights.gamma * novelty
+        weights.alpha * _mean(rho) + (1 - weights.alpha) * _mean(top1) - weights.beta * cost + weights.gamma * novelty
     )
 
 

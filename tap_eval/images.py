@@ -77,7 +77,9 @@ class Source:
             try:
                 tensors.append(pipeline(self.read(row)))
             except (OSError, UnidentifiedImageError, ValueError, RuntimeError) as error:
-                raise ImagesMistake(f"{self.name}: row {row} cannot be decoded ({error}); remove or repair it.") from error
+                raise ImagesMistake(
+                    f"{self.name}: row {row} cannot be decoded ({error}); remove or repair it."
+                ) from error
         shapes = {tuple(tensor.shape) for tensor in tensors}
         if len(shapes) > 1:
             raise ImagesMistake(
@@ -248,7 +250,9 @@ def _cifar10(path: Path) -> Source:
     try:
         train, held_out = (CIFAR10(str(path), train=train) for train in (True, False))
     except (OSError, RuntimeError) as error:
-        raise ImagesMistake(f"{path} has no CIFAR-10 batches ({error}); give the folder above cifar-10-batches-py.") from error
+        raise ImagesMistake(
+            f"{path} has no CIFAR-10 batches ({error}); give the folder above cifar-10-batches-py."
+        ) from error
     pixels = np.concatenate([train.data, held_out.data])
     return Source(
         "cifar10",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +135,8 @@ def _fold_batchnorm(network: nn.Module, example: Tensor) -> None:
         if ran.count(norm.name) > 1 or ran.count(conv.name) > 1:
             continue
         bn, old = norm.module, (conv.module.weight, conv.module.bias)
-        assert bn.running_mean is not None and bn.running_var is not None
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
         conv.module.weight, conv.module.bias = fuse_conv_bn_weights(
             *old, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
         )
@@ -152,7 +154,7 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
 
 def _describe(call: _Call, index: int, count: int, uses: int, batch: int) -> Layer:
     module, x, y = call.module, call.input, call.output
-    shared = {
+    shared: dict[str, Any] = {
         "name": call.name,
         "block": call.name.rpartition(".")[0],
         "index": index,

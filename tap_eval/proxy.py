@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-Scores = list[float]
+Score = float | list[float]
+"""A layer's sensitivity: one number, or one for each of its output channels."""
+Scores = list[Score]
 
 
 class Failure(StrEnum):
@@ -45,11 +47,11 @@ class Rejection:
     message: str
 
 
-def layer_scores(value: object, channels: Sequence[int]) -> Scores | Rejection:
-    """What `sensitivity` returned, checked and reduced to one score a layer.
+def checked_scores(value: object, channels: Sequence[int]) -> Scores | Rejection:
+    """What `sensitivity` returned, checked.
 
     `value` must hold one entry a layer: a number, or a list of numbers, one for each of the
-    layer's output channels (`channels[i]` of them), which count with their mean.
+    layer's output channels (`channels[i]` of them).
     """
     if not isinstance(value, list) or len(value) != len(channels):
         got = f"{len(value)} entries" if isinstance(value, list) else type(value).__name__
@@ -74,14 +76,20 @@ def layer_scores(value: object, channels: Sequence[int]) -> Scores | Rejection:
         finite = [number for number in checked if number is not None and math.isfinite(number)]
         if len(finite) < len(checked):
             return Rejection(Failure.NOT_FINITE, f"the score of layer {index} is NaN or infinite.")
-        scores.append(math.fsum(finite) / len(finite))
-    if not all(map(math.isfinite, scores)):
+        scores.append(finite if isinstance(entry, list) else finite[0])
+    everything = [number for score in scores for number in (score if isinstance(score, list) else [score])]
+    if not all(math.isfinite(layer_score(score)) for score in scores):
         return Rejection(Failure.NOT_FINITE, "the mean over a layer's channels overflows.")
-    if len(scores) > 1 and max(scores) == min(scores):
-        return Rejection(
-            Failure.CONSTANT, f"every layer has the score {scores[0]:g}: there is nothing to rank."
-        )
+    if len(everything) > 1 and max(everything) == min(everything):
+        return Rejection(Failure.CONSTANT, f"every layer has the score {everything[0]:g}: there is nothing to rank.")
     return scores
+
+
+def layer_score(score: Score) -> float:
+    """A layer's score: its own, or the mean over its output channels."""
+    if isinstance(score, list):
+        return math.fsum(score) / len(score) if all(abs(s) < 1e300 for s in score) else math.inf
+    return float(score)
 
 
 def _number(value: object) -> float | None:

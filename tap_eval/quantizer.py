@@ -19,17 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tap_eval.layers import Prepared, Quantizable
+from tap_eval.layers import Layer, Prepared, Quantizable
 
 VERSION = 1
 """Part of the key of every stored measurement: raise it when a change here changes results."""
+
+
+LayerBits = int | tuple[int, ...]
+"""Weight bits of one layer: of all of it, or one number an output channel."""
 
 
 @dataclass(frozen=True)
 class Allocation:
     """Bits a layer, in the order of the layers, for its weights and for its input activations."""
 
-    weights: tuple[int, ...]
+    weights: tuple[LayerBits, ...]
     activations: tuple[int, ...]
 
 
@@ -101,7 +105,6 @@ class QuantizedLayer(nn.Module):
         self.seen = seen
         self.affine: Affine | None = None
         self._weights: dict[int, tuple[Tensor, Tensor]] = {}
-        self._scaled: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._now: tuple[Tensor, Tensor | None] = (layer.weight, layer.bias)
 
     @property
@@ -114,13 +117,15 @@ class QuantizedLayer(nn.Module):
         """The full-precision bias."""
         return self.layer.bias
 
-    def choose(self, weight_bits: int | None, activation_bits: int | None) -> None:
+    def choose(self, weight_bits: LayerBits | None, activation_bits: int | None) -> None:
         """Sets the bits; `None` leaves the weights, or the input activations, in full precision."""
-        self.affine = activation_bits and Affine.covering(self.seen.low, self.seen.high, activation_bits) or None
+        self.affine = (activation_bits and Affine.covering(self.seen.low, self.seen.high, activation_bits)) or None
         if weight_bits is None:
             weight, bias = self.layer.weight, self.layer.bias
-        else:
+        elif isinstance(weight_bits, int):
             weight, bias = self.quantized(weight_bits)
+        else:
+            weight, bias = self._mixed(weight_bits)
         self._now = (weight * self.affine.scale if self.affine else weight, bias)
 
     def quantized(self, bits: int) -> tuple[Tensor, Tensor]:
@@ -132,6 +137,15 @@ class QuantizedLayer(nn.Module):
             bias = -shift if self.layer.bias is None else self.layer.bias - shift
             self._weights[bits] = (weight, bias)
         return self._weights[bits]
+
+    def _mixed(self, bits: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Each output channel from the tensors of its own bits; channels are quantized apart from each other."""
+        chosen = torch.tensor(bits, device=self.layer.weight.device)
+        weight, bias = (tensor.clone() for tensor in self.quantized(bits[0]))
+        for other in set(bits) - {bits[0]}:
+            rows = chosen == other
+            weight[rows], bias[rows] = (tensor[rows] for tensor in self.quantized(other))
+        return weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._now
@@ -171,12 +185,12 @@ def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
     """What each layer's input is on the calibration images, in the order of the layers."""
     seen: dict[str, Observation] = {}
 
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        return prepared.network.get_submodule(name).register_forward_pre_hook(
-            lambda layer, args: seen.update({name: observe(layer, args[0])})
+    def watch(layer: Layer, name: str) -> torch.utils.hooks.RemovableHandle:
+        return prepared.module(layer).register_forward_pre_hook(
+            lambda _, args: seen.update({name: observe(prepared.module(layer), args[0])})
         )
 
-    handles = [watch(layer.name) for layer in prepared.layers]
+    handles = [watch(layer, layer.name) for layer in prepared.layers]
     prepared.network(pixels)
     for handle in handles:
         handle.remove()

@@ -17,17 +17,19 @@ from tap_eval.bench import Bench
 from tap_eval.fitness import rank_correlation
 from tap_eval.ledger import key
 from tap_eval.mistake import BudgetMistake
-from tap_eval.proxy import Failure, Rejection, Scores, layer_scores
+from tap_eval.proxy import Failure, Rejection, Scores, checked_scores, layer_score
 from tap_eval.quantizer import Allocation
 from tools.sandbox import JSON, Sandbox, forbidden
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A proxy's scores and allocations, one a network, with the seconds that each step took."""
+    """A proxy's scores a layer and its allocations, one a network, with the seconds that each step took."""
 
-    scores: tuple[Scores, ...]
+    scores: tuple[list[float], ...]
     allocations: tuple[Allocation, ...]
+    prints: tuple[str, ...]
+    """what tells this proxy from others: its syntax tree, its scores, its bits"""
     scoring_seconds: float
     allocation_seconds: float
 
@@ -67,7 +69,7 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
     started = time.perf_counter()
     for bench, pair in zip(benches, returned, strict=True):
         assert isinstance(pair, list)
-        checked = layer_scores(pair[0], [layer.out_channels for layer in bench.layers])
+        checked = checked_scores(pair[0], [layer.out_channels for layer in bench.layers])
         if isinstance(checked, Rejection):
             return checked
         scores.append(checked)
@@ -78,7 +80,13 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
         else:
             chosen = allocate(checked, bench.layers, bench.task.choices, bench.task.budget)
         allocations.append(chosen)
-    return Scored(tuple(scores), tuple(allocations), scoring_seconds, time.perf_counter() - started)
+    return Scored(
+        tuple([layer_score(score) for score in each] for each in scores),
+        tuple(allocations),
+        (tree_print(code), *_result_prints(scores, allocations)),
+        scoring_seconds,
+        time.perf_counter() - started,
+    )
 
 
 def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
@@ -104,11 +112,11 @@ class Known:
 
     def same_tree(self, code: str) -> Rejection | None:
         """The same syntax tree as another's, whatever its layout and comments; `code` must parse."""
-        return self._duplicate(_tree_print(code), "code")
+        return self._duplicate(tree_print(code), "code")
 
     def same_result(self, scored: Scored) -> Rejection | None:
         """The same scores, up to a common scale and shift, or else the same bits."""
-        scores, bits = _result_prints(scored.scores, scored.allocations)
+        _, scores, bits = scored.prints
         return self._duplicate(scores, "scores") or self._duplicate(bits, "allocation of bits")
 
     def _duplicate(self, fingerprint: str, what: str) -> Rejection | None:
@@ -119,26 +127,21 @@ class Known:
         )
 
 
-def fingerprints(code: str, scores: Sequence[Scores], allocations: Sequence[Allocation]) -> list[str]:
-    """What tells a proxy from another: its syntax tree, its scores, its bits; those that it has."""
-    try:
-        prints = [_tree_print(code)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        prints = []
-    return [*prints, *(_result_prints(scores, allocations) if scores else ())]
-
-
-def _tree_print(code: str) -> str:
+def tree_print(code: str) -> str:
+    """Names the syntax tree of `code`, which must parse."""
     return "tree " + key(tree(code))[:16]
 
 
 def _result_prints(scores: Sequence[Scores], allocations: Sequence[Allocation]) -> tuple[str, str]:
-    spread = [
-        [round(float((value - min(values)) / (max(values) - min(values) or 1)), 9) for value in values]
-        for values in scores
-    ]
     bits = [[allocation.weights, allocation.activations] for allocation in allocations]
-    return "scores " + key(spread)[:16], "bits " + key(bits)[:16]
+    return "scores " + key([_spread(each) for each in scores])[:16], "bits " + key(bits)[:16]
+
+
+def _spread(scores: Scores) -> list[list[float]]:
+    """Scores on a scale from 0 to 1, so that a common factor or shift does not tell them apart."""
+    rows = [score if isinstance(score, list) else [score] for score in scores]
+    low, high = min(map(min, rows)), max(map(max, rows))
+    return [[round((value - low) / (high - low or 1.0), 9) for value in row] for row in rows]
 
 
 def tree(code: str) -> str:
@@ -174,7 +177,9 @@ def _own_allocation(value: object, bench: Bench) -> Allocation | Rejection:
     for layer, bits in zip(bench.layers, value, strict=True):
         allowed = sorted({weight for weight, _ in bench.task.choices.of(layer)})
         if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
-            return Rejection(Failure.WRONG_SHAPE, f"allocate gave layer {layer.index} the bits {bits!r}; it may take {allowed}.")
+            return Rejection(
+                Failure.WRONG_SHAPE, f"allocate gave layer {layer.index} the bits {bits!r}; it may take {allowed}."
+            )
     allocation = Allocation(tuple(value), (activation,) * len(value))
     try:
         check_within(allocation, bench.layers, bench.task.budget)

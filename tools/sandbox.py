@@ -77,8 +77,14 @@ ALLOWED = Allowed(
     modules=("math",),
     builtins=tuple(_BUILTINS.split()),
     absent={
-        ast.AsyncFunctionDef: "async", ast.Await: "await", ast.ClassDef: "class", ast.Delete: "del",
-        ast.MatMult: "a @ b", ast.TryStar: "except*", ast.Yield: "yield", ast.YieldFrom: "yield from",
+        ast.AsyncFunctionDef: "async",
+        ast.Await: "await",
+        ast.ClassDef: "class",
+        ast.Delete: "del",
+        ast.MatMult: "a @ b",
+        ast.TryStar: "except*",
+        ast.Yield: "yield",
+        ast.YieldFrom: "yield from",
     },
 )
 

@@ -25,7 +25,7 @@ def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> li
 
     @tool("measure")
     def measure_code(code: str) -> str:
-        """Runs a proxy, quantizes the networks with its bits and measures their accuracy. Counts towards the allowance."""
+        """Runs a proxy, quantizes the networks with its bits, measures their accuracy; counts towards the allowance."""
         nonlocal left
         if left < 1:
             return "Your allowance of measurements is used up: submit your proposal."
@@ -53,7 +53,9 @@ def _table(scored: Scored, benches: Sequence[Bench]) -> str:
             {
                 "network": bench.name,
                 "scores": [float(f"{value:.4g}") for value in scores],
-                "bits": list(allocation.weights),
+                "bits": [
+                    bits if isinstance(bits, int) else round(sum(bits) / len(bits), 2) for bits in allocation.weights
+                ],
             }
         )
         for bench, scores, allocation in zip(benches, scored.scores, scored.allocations, strict=True)
