@@ -1,0 +1,73 @@
+"""A server that speaks OpenAI's chat protocol and answers from a script, so that the real client is driven."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self, cast
+
+Answer = dict[str, Any]
+
+
+def proposal(thought: str, code: str) -> Answer:
+    """The call with which an agent submits."""
+    return tool_call("Proposal", thought=thought, code=code)
+
+
+def tool_call(name: str, **arguments: object) -> Answer:
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+
+
+class ChatServer(ThreadingHTTPServer):
+    """Listens on a free port of localhost; `script` maps a request to an answer, and `asked` keeps the requests."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Callable[[dict[str, Any]], Answer]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.lock = threading.Lock()
+        self.refuses = False
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=[0.02], daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(401 if cast(ChatServer, self.server).refuses else 200, {"data": []})
+
+    def do_POST(self) -> None:
+        server = cast(ChatServer, self.server)
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.asked.append(request)
+            message = server.script(request)
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
+        self._answer(200, body | {"usage": usage})
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""

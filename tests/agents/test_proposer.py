@@ -1,0 +1,124 @@
+"""A large model that calls tools and repairs, through the real client against a scripted server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agents.models import LanguageModel, ModelMistake
+from agents.proposer import Assignment, Attempt, Parent, Proposer
+from tap_eval.bench import Bench
+from tap_eval.proxy import Failure, Proxy, Rejection
+from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
+from tools.evaluation import Known, Scored, score
+from tools.sandbox import MontySandbox
+
+GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
+OTHER = "def sensitivity(layers, task):\n    return [layer['depth'] for layer in layers]\n"
+BROKEN = "def sensitivity(layers, task):\n    return [1 / 0 for layer in layers]\n"
+
+
+def propose(
+    script: list[Answer], bench: Bench, sandbox: MontySandbox, known: Known | None = None, **options: Any
+) -> tuple[Attempt, list[dict[str, Any]]]:
+    answers = iter(script)
+    with ChatServer(lambda _: next(answers)) as server:
+        proposer = Proposer(LanguageModel("scripted", server.url), [bench], sandbox, **options)
+        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], 300, [0.3], [[4.0] * 10])
+        assignment = Assignment("mutation", (parent,), ("An old thought.",), ("error: line 2: no.",), seed=1)
+        return proposer.propose(assignment, known or Known({})), server.asked
+
+
+def said(request: dict[str, Any]) -> str:
+    return "\n".join(str(message["content"]) for message in request["messages"])
+
+
+def test_an_agent_tries_code_measures_and_submits(bench: Bench, sandbox: MontySandbox) -> None:
+    script = [tool_call("run_code", code=BROKEN), tool_call("measure", code=GOOD), proposal("Because.", GOOD)]
+    attempt, asked = propose(script, bench, sandbox)
+    assert attempt.proxy == Proxy("Because.", GOOD)
+    assert isinstance(attempt.outcome, Scored)
+    assert (attempt.rounds, attempt.tokens, attempt.tool_calls) == (1, 45, ("run_code", "measure"))
+    assert "error: line 2: ZeroDivisionError" in said(asked[1])
+    assert "digits: accuracy 0." in said(asked[2])
+
+
+def test_the_prompt_holds_the_contract_the_features_and_the_context(bench: Bench, sandbox: MontySandbox) -> None:
+    _, asked = propose([proposal("Because.", GOOD)], bench, sandbox)
+    text = said(asked[0])
+    for part in (
+        "`sensitivity(layers, task)`", "`weight_kurtosis`: weights: fourth", "- Imports: `math`", "`bits`: list of",
+        "digits on digits: 10 layers, 7,624 weights", "p003: fitness 0.5000", "Small layers matter.",
+        "layer['depth']", "error: line 2: no.", "accuracy 0.9000 on 300 images",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_a_failure_goes_back_and_is_repaired(bench: Bench, sandbox: MontySandbox) -> None:
+    attempt, asked = propose([proposal("One.", BROKEN), proposal("Two.", GOOD)], bench, sandbox)
+    assert isinstance(attempt.outcome, Scored)
+    assert (attempt.rounds, attempt.proxy.thought) == (2, "Two.")
+    assert "was not accepted: error. line 2: ZeroDivisionError" in said(asked[1])
+
+
+def test_a_duplicate_is_told_by_its_code_its_scores_and_its_bits(bench: Bench, sandbox: MontySandbox) -> None:
+    judged = score(GOOD, [bench], sandbox)
+    assert isinstance(judged, Scored)
+    known = Known(dict.fromkeys(judged.prints, "p000"))
+    same_code = GOOD.replace("    return", "    '''Says.'''\n    return  ")
+    same_scores = "def sensitivity(layers, task):\n    return [3 / x['params'] + 1 for x in layers]\n"
+    same_bits = "def sensitivity(layers, task):\n    return [1.001 / (x['params'] + 0.001) for x in layers]\n"
+    script = [proposal("One.", code) for code in (same_code, same_scores, same_bits)]
+    attempt, asked = propose(script, bench, sandbox, known)
+    assert isinstance(attempt.outcome, Rejection)
+    assert attempt.outcome.failure is Failure.DUPLICATE
+    assert "the same code as p000" in said(asked[1])
+    assert "the same scores as p000" in said(asked[2])
+    assert "the same allocation of bits as p000" in attempt.outcome.message
+
+
+def test_an_agent_that_only_talks_or_never_ends_is_given_up(bench: Bench, sandbox: MontySandbox) -> None:
+    attempt, _ = propose([{"role": "assistant", "content": "Well."}] * 2, bench, sandbox, rounds=2)
+    assert attempt.outcome == Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
+    attempt, asked = propose([tool_call("run_code", code=GOOD)] * 9, bench, sandbox, rounds=1, model_calls=4)
+    assert isinstance(attempt.outcome, Rejection)
+    assert len(asked) == 4
+
+
+def test_measuring_stops_at_the_allowance(bench: Bench, sandbox: MontySandbox) -> None:
+    script = [tool_call("measure", code=GOOD), tool_call("measure", code=OTHER), proposal("Because.", GOOD)]
+    _, asked = propose(script, bench, sandbox)
+    assert "allowance of measurements is used up" in said(asked[2])
+
+
+def test_bad_arguments_and_unknown_tools_are_answered_not_raised(bench: Bench, sandbox: MontySandbox) -> None:
+    script = [tool_call("run_code", wrong=1), tool_call("format_disk"), proposal("Because.", GOOD)]
+    attempt, _ = propose(script, bench, sandbox)
+    assert isinstance(attempt.outcome, Scored)
+
+
+def test_the_embedded_model_draws_anew_in_each_round(bench: Bench, sandbox: MontySandbox) -> None:
+    proposer = Proposer(LanguageModel("embedded"), [bench], sandbox)
+    first = proposer.propose(Assignment("initialization", (), (), (), seed=5), Known({}))
+    assert isinstance(first.outcome, Scored)
+    again = proposer.propose(
+        Assignment("initialization", (), (), (), seed=5), Known(dict.fromkeys(first.outcome.prints, "p000"))
+    )
+    assert again.rounds > 1
+    assert again.proxy != first.proxy
+
+
+def test_a_model_that_cannot_be_asked_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ModelMistake, match="gpt-x needs a key: set OPENAI_API_KEY"):
+        LanguageModel("gpt-x").check()
+    with pytest.raises(ModelMistake, match="does not answer"):
+        LanguageModel("x", "http://127.0.0.1:9/v1").check()
+    with ChatServer(lambda _: {}) as server:
+        LanguageModel("x", server.url).check()
+        server.refuses = True
+        monkeypatch.setenv("OPENAI_API_KEY", "wrong-key")
+        with pytest.raises(ModelMistake, match="refuses the key") as caught:
+            LanguageModel("x", server.url).check()
+        assert "wrong-key" not in str(caught.value)

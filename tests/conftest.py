@@ -1,0 +1,44 @@
+"""The digits network with its images, trained once a session, and a ledger for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tap_eval.allocation import Budget, Choices
+from tap_eval.bench import Bench, Task
+from tap_eval.digits import DigitsCNN, load_digits_cnn
+from tap_eval.images import Splits, digits, split
+from tap_eval.ledger import Ledger
+from tools.sandbox import MontySandbox
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that the whole session shares, with the trained network in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    load_digits_cnn(folder)
+    return folder
+
+
+@pytest.fixture
+def network(cache: Path) -> DigitsCNN:
+    return load_digits_cnn(cache)
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    return split(digits(), calibration=None, seed=0, draws=2, search=300, test=300)
+
+
+@pytest.fixture
+def bench(network: DigitsCNN, splits: Splits, cache: Path) -> Bench:
+    return Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(cache / "ledger.sqlite"))
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[MontySandbox]:
+    with MontySandbox() as opened:
+        yield opened

@@ -1,0 +1,86 @@
+"""Every sentence of a grammar is a valid proxy, and evolution can read its own code again."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from jinja2 import UndefinedError
+
+from agents.models import LanguageModel, _embedded_server
+from prompts import grammar, render
+from tap_eval.bench import Bench
+from tools.evaluation import Scored, score
+from tools.sandbox import MontySandbox, forbidden
+
+EXPRESSIONS = [
+    "params**-0.5 * weight_l2",
+    "exp(-2 * depth) * macs**0.25 * (4 if first else 1)",
+    "input_std**2 * (0.5 if kind == 'linear' else 1) * channel.weight_kurtosis**-1",
+    "depth * channel.weight_l2 * channel.activation_std**0.5",
+    "channel.weight_absmax**2",
+]
+
+
+def sentence(expression: str) -> str:
+    return json.dumps({"thought": 'It says "so" \\ and ends.', "expression": expression})
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_a_sentence_is_a_proxy_that_can_be_read_again(
+    expression: str, bench: Bench, sandbox: MontySandbox
+) -> None:
+    _, code = grammar.code_of(sentence(expression))
+    assert forbidden(code) is None
+    assert grammar.expression_of(code) == expression
+    assert isinstance(score(code, [bench], sandbox), Scored)
+
+
+def test_a_foreign_proxy_has_no_expression() -> None:
+    assert grammar.expression_of("def sensitivity(layers, task):\n    return [1.0 for _ in layers]\n") is None
+    with pytest.raises(ValueError, match="not a product"):
+        grammar.code_of(sentence("params + 1"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_model_decodes_valid_sentences_under_every_grammar(seed: int) -> None:
+    rng = random.Random(seed)
+    names = grammar.features("statistics", 9, rng, channels=True)
+    first, second = "params**-0.5 * weight_l2", "exp(-2 * depth) * macs**0.25 * channel.weight_kurtosis"
+    grammars = {
+        "initialization": grammar.initialization(names, rng),
+        "mutation": grammar.mutation(second, names, rng),
+        "crossover": grammar.crossover(first, second, names, rng),
+    }
+    assert _embedded_server()
+    for template, sentences in grammars.items():
+        answer = LanguageModel("embedded").chat(seed, sentences).invoke([("user", f"Write a {template}.")])
+        (call,) = answer.tool_calls
+        expression = grammar.expression_of(call["args"]["code"])
+        assert expression
+        if template == "mutation":
+            changed = set(grammar.split(expression)) ^ set(grammar.split(second))
+            assert 1 <= len(changed) <= 2
+
+
+def test_the_same_seed_gives_the_same_sentence_whoever_asked_before() -> None:
+    names = grammar.features("metadata", 9, random.Random(0))
+    sentences = grammar.initialization(names, random.Random(0))
+
+    def ask(seed: int) -> object:
+        return LanguageModel("embedded").chat(seed, sentences).invoke([("user", "Write.")]).tool_calls
+
+    first = ask(1)
+    ask(2)
+    assert ask(1) == first
+
+
+def test_metadata_alone_offers_no_statistics() -> None:
+    names = grammar.features("metadata", 99, random.Random(0), channels=True)
+    assert names == list(grammar._METADATA)
+
+
+def test_a_missing_value_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        render("mutation", failures=[])
