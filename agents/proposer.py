@@ -199,7 +199,7 @@ class Proposer:
         makers: dict[str, Callable[[], str]] = {
             "initialization": lambda: grammar.initialization(names, rng),
             "mutation": lambda: grammar.mutation(known[0], names, rng),
-            "crossover": lambda: grammar.crossover(known[0], known[1], names, rng),
+            "crossover": lambda: grammar.crossover(known[0], known[1], rng),
         }
         return makers[_written(assignment)]()
 

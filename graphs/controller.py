@@ -98,7 +98,8 @@ def uniform(weights: Weights, judged: Judged) -> dict[Template, float]:
     return dict(weights)
 
 
-UPDATES: dict[Controller, Callable[[Weights, Judged], dict[Template, float]]] = {
+Update = Callable[[Weights, Judged], dict[Template, float]]
+UPDATES: dict[Controller, Update] = {
     "ratio": ratio,
     "dpo": dpo,
     "uniform": uniform,

@@ -3,8 +3,9 @@
 A sentence is a JSON object with a thought and an expression: a product of factors, each a
 feature to some power, a decay with depth, a boost for one kind of layer, or `channel.` with a
 statistic of each output channel, which divides a layer's score among its channels. Every
-sentence is a valid proxy on any network. Mutation and crossover have grammars of their own, made
-from the parents' factors, so that a model which cannot reason still edits what is there.
+sentence is a valid proxy on any network. Mutation and crossover have grammars of their own, of edits of
+a parent and of geometric means of two, so that a model which cannot reason still improves
+what is there.
 
 A small model left to itself repeats one feature and never divides. So each grammar offers a
 hand of features, powers and edits, drawn by a seed; the model chooses among them.
@@ -13,10 +14,10 @@ hand of features, powers and edits, drawn by a seed; the model chooses among the
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 
 from tap_eval.features import Inputs
 
@@ -65,10 +66,14 @@ def channel_scores(layer):
     whole = score(layer) * len(shares) / sum(shares)
     return [whole * share for share in shares]
 '''
-_MOST_FACTORS = 6
 _POWERS_OFFERED = 4
-_JOINED = 6
+_STEPS = (0.5, 0.7, 1.4, 2, -0.5)
+"""what a mutation multiplies a power with"""
+_LEAST_POWER = 0.08
 _CHANNELS_SHARE = 0.75
+"""of the initial expressions that divide scores among channels"""
+_CHANNELS_AGAIN = 0.3
+"""of the added factors that are of channels"""
 
 
 def features(inputs: Inputs, count: int, rng: random.Random, channels: bool = False) -> list[str]:
@@ -89,39 +94,68 @@ def initialization(names: Sequence[str], rng: random.Random) -> str:
 
 
 def mutation(expression: str, names: Sequence[str], rng: random.Random) -> str:
-    """GBNF of one edit of `expression`: a factor replaced, dropped, given another power, or added."""
-    factors = split(expression)
-    place = rng.randrange(len(factors))
-    before, after = factors[:place], factors[place + 1 :]
-    fresh = [name for name in names if all(name != _name(factor) for factor in factors)]
-    of_layers, of_channels = _sorted_out(fresh)
-    some = f"({_power(of_layers, rng)} | extra)"
-    others = _power(of_channels, rng) if of_channels else some
-    edits = {"replace": _joined(before, others if factors[place].startswith(_CHANNEL) else some, after)}
-    if (name := _name(factors[place])) is not None:
-        edits["power"] = _joined(
-            before, _any([name + power for power in _POWERS if name + power != factors[place]]), after
-        )
-    if len(factors) > 2:
-        edits["drop"] = _joined(before, None, after)
-    if len(factors) < _MOST_FACTORS:
-        divided = any(factor.startswith(_CHANNEL) for factor in factors)
-        edits["add"] = _joined(factors, some if divided or rng.random() < 0.5 else others, [])
-    return _document(edits[rng.choice(sorted(edits))], rng)
+    """GBNF of a few variants of `expression`, all with one edit of one kind: a power changed, a factor added,
+    dropped or exchanged."""
+    powers = exponents(expression)
+    key = rng.choice(list(powers))
+    without = {other: power for other, power in powers.items() if other != key}
+    edit = rng.choice(("power", "power", "add", "drop", "exchange"))
+    if edit == "power" or (edit == "drop" and len(powers) < 3):
+        variants = [{**powers, key: powers[key] * step} for step in _STEPS]
+    elif edit == "drop":
+        variants = [without]
+    else:
+        kept = powers if edit == "add" else without
+        variants = [{**kept, fresh: power} for fresh in _fresh(powers, names, rng) for power in (-1, -0.5, 0.5, 1)]
+    return _document(_any(list(dict.fromkeys(map(product, variants)))), rng)
 
 
-def crossover(first: str, second: str, names: Sequence[str], rng: random.Random) -> str:
-    """GBNF of a few products of some factors of `first` with some of `second` that `first` lacks."""
-    ours, theirs = split(first), [factor for factor in split(second) if factor not in split(first)]
-    joined = {
-        " * ".join([*some, *others])
-        for some in _subsets(ours)
-        for others in _subsets(theirs)
-        if len(some) + len(others) <= _MOST_FACTORS
-    }
-    if not joined:
-        return mutation(first, names, rng)
-    return _document(_any(rng.sample(sorted(joined), min(_JOINED, len(joined)))), rng)
+def crossover(first: str, second: str, rng: random.Random) -> str:
+    """GBNF of the weighted geometric means of two expressions, and of the first with half of the second."""
+    ours, theirs = exponents(first), exponents(second)
+    blends = [
+        {key: share * ours.get(key, 0) + other * theirs.get(key, 0) for key in {**ours, **theirs}}
+        for share, other in ((0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1, 0.5))
+    ]
+    return _document(_any(list(dict.fromkeys(map(product, blends)))), rng)
+
+
+def exponents(expression: str) -> dict[str, float]:
+    """The expression as powers of features, the rate of its decay under "exp", and boosts as powers of 2."""
+    found: dict[str, float] = {}
+    for factor in split(expression):
+        if decay := re.fullmatch(r"exp\((.+) \* depth\)", factor):
+            key, power = "exp", float(decay[1])
+        elif boost := re.fullmatch(r"\((.+?) (if .+) else 1\)", factor):
+            key, power = boost[2], math.log2(float(boost[1]))
+        else:
+            key, _, digits = factor.partition("**")
+            power = float(digits or 1)
+        found[key] = found.get(key, 0.0) + power
+    return found
+
+
+def product(powers: Mapping[str, float]) -> str:
+    """The expression with these `exponents`, to two digits; what is near zero is left out."""
+    factors: list[str] = []
+    for key, exact in powers.items():
+        power = round(exact, 2)
+        if abs(power) < _LEAST_POWER:
+            continue
+        if key == "exp":
+            factors.append(f"exp({power:g} * depth)")
+        elif key.startswith("if "):
+            factors.append(f"({2**power:.2f} {key} else 1)")
+        else:
+            factors.append(key if power == 1 else f"{key}**{power:g}")
+    return " * ".join(factors) or "depth"
+
+
+def _fresh(powers: Mapping[str, float], names: Sequence[str], rng: random.Random) -> list[str]:
+    """Three features that are not used yet, of layers or of channels, and a boost."""
+    of_layers, of_channels = _sorted_out([name for name in names if name not in powers])
+    pool = of_channels if of_channels and rng.random() < _CHANNELS_AGAIN else of_layers
+    return [*rng.sample(pool, min(3, len(pool))), f"if {rng.choice(_BOOSTS)}"]
 
 
 def code_of(sentence: str) -> tuple[str, str]:
@@ -136,7 +170,7 @@ def code_of(sentence: str) -> tuple[str, str]:
         f'    {name} = layer["{name}"]' if name in raw else f'    {name} = max(layer["{name}"], 1e-9)' for name in bound
     )
     values = {
-        "thought": thought.replace('"', "'"),
+        "thought": thought.replace("\\", "/").replace('"', "'"),
         "bindings": bindings or "    # every layer alike",
         "expression": expression,
     }
@@ -198,15 +232,6 @@ def _any(texts: Sequence[str]) -> str:
     return f"({' | '.join(map(json.dumps, texts))})"
 
 
-def _joined(before: Sequence[str], middle: str | None, after: Sequence[str]) -> str:
-    """A product in which `middle`, a rule, stands between literal factors."""
-    if middle is None:
-        return json.dumps(" * ".join([*before, *after]))
-    left = json.dumps("".join(f"{factor} * " for factor in before))
-    right = json.dumps("".join(f" * {factor}" for factor in after))
-    return f"{left} {middle} {right}"
-
-
 def _name(factor: str) -> str | None:
     """The feature of a power; None for a decay or a boost."""
     name = factor.split("**")[0]
@@ -217,8 +242,3 @@ def _sorted_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names or factors of layers, and those of channels."""
     of_channels = [name for name in names if name.startswith(_CHANNEL)]
     return [name for name in names if name not in of_channels], of_channels
-
-
-def _subsets(factors: Sequence[str]) -> list[tuple[str, ...]]:
-    """All nonempty subsets of at most three factors, in order."""
-    return [subset for size in (1, 2, 3) for subset in combinations(factors, size)]

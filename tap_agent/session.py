@@ -40,7 +40,7 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
         listen(event)
 
     def finish(state: SearchState) -> None:
-        finished.append(_finish(folder, workshop, state, emit))
+        finished.append(conclude_run(folder, workshop, state, emit))
 
     graph = Search(workshop.proposer, workshop.search_settings(), emit, finish).graph()
     with SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer:
@@ -60,7 +60,7 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
     return result
 
 
-def _finish(folder: RunFolder, workshop: Workshop, state: SearchState, emit: Listener) -> Result:
+def conclude_run(folder: RunFolder, workshop: Workshop, state: SearchState, emit: Listener) -> Result:
     """Measures the final table and writes the result, the best allocation and the report."""
     if state["best"] is None:
         raise NoProxyMistake(

@@ -62,7 +62,7 @@ class Settings(BaseModel):
     budget: str = "3bit"
     bits: tuple[int, ...] = (2, 4, 8)
     activation_bits: tuple[int, ...] = (8,)
-    channel_groups: int = Field(1, ge=1)
+    channel_groups: int = Field(4, ge=1)
     """groups of output channels into which a layer may be cut, each with bits of its own; 1 is bits a layer"""
     pin_ends: bool = False
     """hold the first and the last layer at the most bits"""

@@ -22,6 +22,10 @@ from tools.e2b import E2BSandbox
 from tools.sandbox import MontySandbox, Sandbox
 
 
+RUNS = Path("runs")
+"""where runs are kept, unless they are told otherwise"""
+
+
 def cache_folder() -> Path:
     """Where measurements and trained networks are kept between runs: `TAP_CACHE`, or `.cache` here."""
     return Path(os.environ.get("TAP_CACHE") or ".cache")
@@ -33,12 +37,16 @@ class Workshop(AbstractContextManager["Workshop"]):
     def __init__(self, settings: Settings, cache: Path) -> None:
         self.settings = settings
         self.cache = cache
-        self.ledger = Ledger(cache / "measurements.sqlite")
         self._held = ExitStack()
         self._opening = threading.RLock()
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Every measurement so far, of this run and of others."""
+        return Ledger(self.cache / "measurements.sqlite")
 
     @cached_property
     def benches(self) -> list[Bench]:

@@ -18,7 +18,11 @@ def proposal(thought: str, code: str) -> Answer:
 
 def tool_call(name: str, **arguments: object) -> Answer:
     function = {"name": name, "arguments": json.dumps(arguments)}
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }
 
 
 class ChatServer(ThreadingHTTPServer):

@@ -28,13 +28,23 @@ def sentence(expression: str) -> str:
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_a_sentence_is_a_proxy_that_can_be_read_again(
-    expression: str, bench: Bench, sandbox: MontySandbox
-) -> None:
+def test_a_sentence_is_a_proxy_that_can_be_read_again(expression: str, bench: Bench, sandbox: MontySandbox) -> None:
     _, code = grammar.code_of(sentence(expression))
     assert forbidden(code) is None
     assert grammar.expression_of(code) == expression
     assert isinstance(score(code, [bench], sandbox), Scored)
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_an_expression_is_its_exponents(expression: str) -> None:
+    again = grammar.product(grammar.exponents(expression))
+    assert grammar.exponents(again) == pytest.approx(grammar.exponents(expression), abs=0.01)
+
+
+def test_a_crossover_is_a_geometric_mean() -> None:
+    sentences = grammar.crossover("params**-1 * depth", "params * weight_l2**2", random.Random(0))
+    assert '"depth**0.5 * weight_l2"' in sentences
+    assert '"params**-0.5 * depth**0.75 * weight_l2**0.5"' in sentences
 
 
 def test_a_foreign_proxy_has_no_expression() -> None:
@@ -51,7 +61,7 @@ def test_the_model_decodes_valid_sentences_under_every_grammar(seed: int) -> Non
     grammars = {
         "initialization": grammar.initialization(names, rng),
         "mutation": grammar.mutation(second, names, rng),
-        "crossover": grammar.crossover(first, second, names, rng),
+        "crossover": grammar.crossover(first, second, rng),
     }
     assert _embedded_server()
     for template, sentences in grammars.items():

@@ -105,7 +105,9 @@ def test_channels_of_like_scores_take_bits_together() -> None:
     assert [len({bits[channel] for channel in range(start, 40, 4)}) for start in range(4)] == [1] * 4
     assert list(bits[:4]) == sorted(bits[:4])
     assert weight_size(layers, found) <= budget.limit(layers)
-    assert allocate(scores, layers, Choices(), budget).weights == allocate([25.0, 25.0], layers, Choices(), budget).weights
+    assert (
+        allocate(scores, layers, Choices(), budget).weights == allocate([25.0, 25.0], layers, Choices(), budget).weights
+    )
 
 
 def test_groups_of_a_layer_share_their_activation_bits() -> None:

@@ -28,7 +28,11 @@ def failing() -> nn.Module:
 def test_weights_are_loaded_whatever_wraps_them(tmp_path: Path) -> None:
     network = CifarResNet(20)
     state = network.state_dict()
-    for content in (state, {"state_dict": state}, {"model": {f"module.{name}": value for name, value in state.items()}}):
+    for content in (
+        state,
+        {"state_dict": state},
+        {"model": {f"module.{name}": value for name, value in state.items()}},
+    ):
         torch.save(content, tmp_path / "weights.pt")
         loaded = load_network("cifar_resnet20", tmp_path / "weights.pt", tmp_path)
         assert torch.equal(loaded.state_dict()["conv1.weight"], state["conv1.weight"])

@@ -1,0 +1,96 @@
+"""What the controller learns, and what no generation can do to it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from graphs import controller
+from graphs.controller import FLOOR, dpo, dpo_gradient, initial, probabilities, ratio, uniform
+from graphs.state import TEMPLATES, Template
+
+DEAD = -math.inf
+GENERATIONS: list[list[tuple[Template, float]]] = [
+    [],
+    [("mutation", 0.8), ("initialization", 0.4), ("crossover", 0.6)],
+    [("mutation", DEAD), ("initialization", 0.4)],
+    [("mutation", DEAD), ("initialization", DEAD), ("crossover", DEAD)],
+    [("mutation", -0.3), ("initialization", -0.1), ("crossover", 0.0)],
+    [("mutation", 0.5), ("mutation", 0.5), ("crossover", 0.5)],
+    [("crossover", 0.9)],
+    [("crossover", 1e-300), ("mutation", 1e300)],
+]
+
+
+@pytest.mark.parametrize("update", controller.UPDATES.values(), ids=controller.UPDATES.keys())
+@pytest.mark.parametrize("judged", GENERATIONS)
+def test_whatever_is_judged_probabilities_stay_a_distribution_above_the_floor(
+    update: controller.Update, judged: list[tuple[Template, float]]
+) -> None:
+    weights: controller.Weights = initial()
+    for _ in range(30):
+        weights = update(weights, judged)
+    draw = probabilities(weights)
+    assert sum(draw.values()) == pytest.approx(1)
+    assert min(draw.values()) >= FLOOR
+
+
+def test_the_ratio_rule_is_equation_7() -> None:
+    after = ratio(initial(), [("mutation", 0.9), ("mutation", 0.7), ("initialization", 0.4), ("crossover", 0.6)])
+    assert after == pytest.approx({"mutation": 0.8 / 1.8, "initialization": 0.4 / 1.8, "crossover": 0.6 / 1.8})
+
+
+def test_a_template_without_offspring_keeps_its_weight_beside_the_others() -> None:
+    after = ratio({"initialization": 0.2, "mutation": 0.5, "crossover": 0.3}, [("mutation", 0.7), ("mutation", 0.7)])
+    assert after == pytest.approx({"initialization": 0.2, "mutation": 0.5, "crossover": 0.3})
+
+
+@pytest.mark.parametrize("update", [ratio, dpo])
+def test_dead_and_negative_offspring_count_against_their_template(update: controller.Update) -> None:
+    for worse in (DEAD, -0.5):
+        after = update(initial(), [("mutation", worse), ("crossover", 0.5), ("initialization", 0.5)])
+        assert after["mutation"] < after["crossover"] == pytest.approx(after["initialization"])
+
+
+@pytest.mark.parametrize("update", [ratio, dpo, uniform])
+def test_ties_and_generations_of_one_template_teach_nothing(update: controller.Update) -> None:
+    weights = {"initialization": 0.2, "mutation": 0.5, "crossover": 0.3}
+    for judged in ([("mutation", 0.5), ("crossover", 0.5)], [("mutation", 0.1), ("mutation", 0.9)], []):
+        assert update(weights, judged) == pytest.approx(weights)  # type: ignore[arg-type]
+
+
+def test_a_template_that_was_down_comes_back_within_a_run() -> None:
+    weights: controller.Weights = initial()
+    for _ in range(10):
+        weights = ratio(weights, [("mutation", DEAD), ("crossover", 0.5), ("initialization", 0.5)])
+    for _ in range(3):
+        weights = ratio(weights, [("mutation", 0.9), ("crossover", 0.3), ("initialization", 0.3)])
+    assert probabilities(weights)["mutation"] > 0.4
+
+
+def test_the_dpo_step_goes_down_the_loss() -> None:
+    judged: list[tuple[Template, float]] = [("mutation", 0.8), ("initialization", 0.4), ("crossover", 0.6)]
+    after = dpo(initial(), judged)
+    assert after["mutation"] > after["crossover"] > after["initialization"]
+    assert after["crossover"] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_the_dpo_gradient_is_that_of_the_loss() -> None:
+    reference = {"initialization": 0.1, "mutation": -0.4, "crossover": 0.3}
+    logits = {"initialization": 0.5, "mutation": -0.2, "crossover": 0.0}
+    pairs: list[tuple[Template, Template]] = [("mutation", "crossover"), ("mutation", "initialization")]
+
+    def loss(at: dict[str, float]) -> float:
+        margins = [(at[w] - at[l]) - (reference[w] - reference[l]) for w, l in pairs]
+        return sum(math.log1p(math.exp(-controller.DPO_BETA * margin)) for margin in margins) / len(pairs)
+
+    found = dpo_gradient(logits, reference, pairs)  # type: ignore[arg-type]
+    for name in TEMPLATES:
+        moved = loss(logits | {name: logits[name] + 1e-6}) - loss(logits | {name: logits[name] - 1e-6})
+        assert found[name] == pytest.approx(moved / 2e-6, abs=1e-6)
+
+
+def test_a_template_that_cannot_be_followed_is_never_drawn() -> None:
+    draw = probabilities(initial(), ["initialization", "mutation"])
+    assert draw == pytest.approx({"initialization": 0.5, "mutation": 0.5, "crossover": 0})

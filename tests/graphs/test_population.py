@@ -1,0 +1,45 @@
+"""Who survives, and who becomes a parent."""
+
+from __future__ import annotations
+
+import random
+
+from graphs import population
+from graphs.state import Candidate
+
+
+def candidate(name: str, fitness: float | None) -> Candidate:
+    return Candidate(name=name, generation=0, template="mutation", parents=[], thought="", code="", fitness=fitness)
+
+
+POOL = [candidate("p000", 0.5), candidate("p001", None), candidate("p002", -0.2), candidate("p003", 0.5)]
+
+
+def test_the_newer_of_equals_comes_first_and_the_dead_do_not_come() -> None:
+    assert population.survivors(POOL, 8) == ["p003", "p000", "p002"]
+    assert population.survivors(POOL, 2) == ["p003", "p000"]
+    assert population.best(POOL) == "p003"
+    assert population.best(POOL[1:2]) is None
+
+
+def test_the_library_holds_the_top_tenth_and_at_least_two() -> None:
+    many = [candidate(f"p{index:03d}", index / 100) for index in range(41)]
+    assert population.library(POOL) == ["p003", "p000"]
+    assert len(population.library(many)) == 5
+    assert population.library(POOL[:2]) == ["p000"]
+
+
+def test_templates_need_parents() -> None:
+    assert population.feasible([]) == ["initialization"]
+    assert population.feasible(["p000"]) == ["initialization", "mutation"]
+    assert population.feasible(["p000", "p001"]) == ["initialization", "mutation", "crossover"]
+
+
+def test_parents_come_from_the_library_and_differ() -> None:
+    for seed in range(20):
+        rng = random.Random(seed)
+        first, second = population.parents("crossover", ["p003", "p000", "p002"], ["p003", "p000"], rng)
+        assert first in ("p003", "p000")
+        assert second != first
+    assert population.parents("initialization", ["p003"], ["p003"], rng) == []
+    assert population.parents("mutation", ["p003"], ["p003"], rng) == ["p003"]

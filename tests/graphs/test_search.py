@@ -1,0 +1,163 @@
+"""The search with a scripted model: its course, its crashes, and its records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from agents.models import LanguageModel
+from agents.proposer import Proposer
+from graphs.search import Search, SearchSettings
+from graphs.state import SearchState
+from tap_eval.bench import Bench
+from tests.agents.scripted import Answer, ChatServer, proposal
+from tools.sandbox import MontySandbox
+
+KEYS = ["params", "macs", "depth", "weight_l2", "weight_std", "input_std", "activation_std", "weight_absmax"]
+CONFIG: RunnableConfig = {"configurable": {"thread_id": "1"}, "recursion_limit": 1000, "max_concurrency": 4}
+START: Any = {"candidates": {}, "generations": []}
+
+
+def script(request: dict[str, Any]) -> Answer:
+    """A proposal that follows from the request alone; one in eight has an error, and repair mends it."""
+    seed, rounds = request["seed"], len(request["messages"])
+    key, other, power = KEYS[seed % 8], KEYS[seed // 8 % 8], (seed // 64) % 7 - 3
+    body = f"[(x['{key}'] + 1e-9) ** {power} * (x['{other}'] + 1e-9) ** 0.{seed % 89 + rounds} for x in layers]"
+    if seed % 8 == 0 and rounds < 4:
+        body = "[1 / 0 for x in layers]"
+    return proposal(f"Seed {seed}.", f"def sensitivity(layers, task):\n    return {body}\n")
+
+
+class Run:
+    """One search over the digits, with what it emitted."""
+
+    def __init__(self, url: str, bench: Bench, sandbox: MontySandbox, settings: SearchSettings) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.final: list[SearchState] = []
+        proposer = Proposer(LanguageModel("scripted", url), [bench], sandbox)
+        self.search = Search(lambda: proposer, settings, self.emit, self.final.append)
+
+    def emit(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def invoke(self, path: Path, start: Any = START) -> SearchState:
+        with SqliteSaver.from_conn_string(str(path)) as saver:
+            self.search.graph().compile(checkpointer=saver).invoke(start, CONFIG, durability="sync")
+        return self.final[-1]
+
+
+SETTINGS = SearchSettings(population=4, generations=2, controller="dpo", seed=3)
+
+
+def facts(state: SearchState) -> Any:
+    """The state without what a clock put there."""
+    candidates = {name: {**record, "seconds": 0} for name, record in state["candidates"].items()}
+    return json.loads(json.dumps({**state, "candidates": candidates}))
+
+
+@pytest.fixture
+def open_run(bench: Bench, sandbox: MontySandbox) -> Any:
+    with ChatServer(script) as server:
+
+        def opened(settings: SearchSettings = SETTINGS, answer: Callable[[Any], Answer] = script) -> Run:
+            server.script = answer
+            return Run(server.url, bench, sandbox, settings)
+
+        yield opened
+
+
+def test_a_search_goes_through_its_generations_and_returns_the_best(open_run: Any, tmp_path: Path) -> None:
+    run = open_run()
+    state = run.invoke(tmp_path / "c.sqlite")
+    candidates = state["candidates"].values()
+    assert sorted(state["candidates"]) == [f"p{index:03d}" for index in range(12)]
+    assert [generation["index"] for generation in state["generations"]] == [0, 1, 2]
+    alive = [each for each in candidates if each["failure"] is None]
+    assert state["candidates"][state["best"]]["fitness"] == max(each["fitness"] for each in alive)
+    for each in alive:
+        assert each["fitness"] == pytest.approx(0.1 * each["rho"][0] + 0.9 * each["top1"][0])
+    for each in candidates:
+        assert (each["template"] == "initialization") == (each["parents"] == [])
+    assert len(state["population"]) == 4
+    assert len(run.final) == 1
+
+
+def test_the_state_is_plain_json_without_anything_large(open_run: Any, tmp_path: Path) -> None:
+    state = open_run().invoke(tmp_path / "c.sqlite")
+    assert json.loads(json.dumps(state)) == state
+    assert len(json.dumps(state)) < 100_000
+
+
+def test_the_same_seed_and_script_give_the_same_search(open_run: Any, tmp_path: Path) -> None:
+    one, other = (open_run().invoke(tmp_path / f"{index}.sqlite") for index in range(2))
+    assert facts(one) == facts(other)
+    different = open_run(SearchSettings(population=4, generations=2, controller="dpo", seed=4))
+    assert facts(different.invoke(tmp_path / "2.sqlite")) != facts(one)
+
+
+@pytest.mark.parametrize("after", [1, 5, 9, 13])
+def test_a_search_that_breaks_off_gives_on_resuming_what_it_would_have_given(
+    open_run: Any, tmp_path: Path, after: int
+) -> None:
+    expected = open_run().invoke(tmp_path / "whole.sqlite")
+    left = after
+
+    def breaking(request: dict[str, Any]) -> Answer:
+        nonlocal left
+        left -= 1
+        return script(request) if left >= 0 else {"role": "assistant", "tool_calls": "nonsense"}
+
+    broken = open_run(answer=breaking)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the client makes of nonsense
+        broken.invoke(tmp_path / "broken.sqlite")
+    resumed = open_run()
+    assert facts(resumed.invoke(tmp_path / "broken.sqlite", None)) == facts(expected)
+    done = {event["name"] for event in broken.events if event["event"] == "judged"}
+    again = {event["name"] for event in resumed.events if event["event"] == "proposed"}
+    assert not done & again
+
+
+def test_events_tell_who_proposed_what_from_whom_and_why_it_died(open_run: Any, tmp_path: Path) -> None:
+    run = open_run()
+    run.invoke(tmp_path / "c.sqlite")
+    proposed = [event for event in run.events if event["event"] == "proposed"]
+    assert len(proposed) == 12
+    for event in proposed:
+        assert event["tokens"] >= 15
+        assert {"name", "template", "parents", "thought", "code", "failure", "message", "rounds"} <= event.keys()
+    assert sum(event["rounds"] > 1 for event in proposed) >= 1
+    assert len([event for event in run.events if event["event"] == "judged"]) == 12
+
+
+def test_twins_of_one_generation_are_one_life_and_one_death(open_run: Any, tmp_path: Path) -> None:
+    same = proposal("Same.", "def sensitivity(layers, task):\n    return [x['depth'] for x in layers]\n")
+    state = open_run(SearchSettings(population=3, generations=1), lambda _: same).invoke(tmp_path / "c.sqlite")
+    deaths = [each["failure"] for _, each in sorted(state["candidates"].items())]
+    assert deaths == [None, *["duplicate"] * 5]
+    assert state["best"] == "p000"
+
+
+def test_a_search_in_which_nobody_lives_ends_with_no_best(open_run: Any, tmp_path: Path) -> None:
+    bad = proposal("Bad.", "import os\n")
+    state = open_run(SearchSettings(population=2, generations=1), lambda _: bad).invoke(tmp_path / "c.sqlite")
+    assert state["best"] is None
+    assert {each["failure"] for each in state["candidates"].values()} == {"forbidden"}
+    assert all(re.search("`os` cannot be imported", each["message"]) for each in state["candidates"].values())
+
+
+def test_cost_and_novelty_enter_fitness_where_they_are_asked_for(open_run: Any, tmp_path: Path) -> None:
+    from tap_eval.fitness import FitnessWeights
+
+    settings = SearchSettings(population=3, generations=0, fitness=FitnessWeights(0.1, 0.5, 0.5))
+    state = open_run(settings).invoke(tmp_path / "c.sqlite")
+    plain = open_run(SearchSettings(population=3, generations=0)).invoke(tmp_path / "d.sqlite")
+    for name, each in state["candidates"].items():
+        if each["fitness"] is not None:
+            assert each["fitness"] != plain["candidates"][name]["fitness"]
