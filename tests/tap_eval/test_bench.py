@@ -140,7 +140,7 @@ def test_every_baseline_is_within_the_budget(network: DigitsCNN, splits: Splits,
     task = Task(Choices(channel_groups=groups), Budget.parse("3bit"))
     bench = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
     found = baselines(bench, seed=0)
-    assert [each.label for each in found][0] == "uniform W3A8"
+    assert found[0].label == "uniform W3A8"
     for each in found:
         for bits in each.allocations:
             assert spent(bits, bench.layers, task.budget) <= task.budget.limit(bench.layers)
