@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
-from agents.models import SUBMIT, LanguageModel
+from agents.models import SUBMIT, LanguageModel, ModelMistake
 from prompts import grammar, render
 from tap_eval.bench import Bench
 from tap_eval.features import TASK, visible
@@ -31,6 +31,19 @@ from tools.toolbox import make_tools
 
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
+
+
+class _Failures(AgentMiddleware[Any, Any, Any]):
+    """Names the language model as what failed, whatever its client makes of a bad answer or of none."""
+
+    def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(request)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelMistake(
+                f"the language model failed ({type(error).__name__}: {reason}): see to it, then resume the run."
+            ) from error
 
 
 class Proposal(BaseModel):
@@ -128,14 +141,12 @@ class Proposer:
         return Attempt(proxy, outcome, rounds, _tokens(said), _tool_calls(said), time.perf_counter() - started)
 
     def _agent(self, seed: int, sentences: str | None, toolbox: Sequence[BaseTool]) -> Any:
-        limits: list[AgentMiddleware[Any, Any, Any]] = [
-            ModelCallLimitMiddleware(run_limit=self.model_calls, exit_behavior="end")
-        ]
+        limit = ModelCallLimitMiddleware[Any, Any](run_limit=self.model_calls, exit_behavior="end")
         return create_agent(
             self.model.chat(seed, sentences),
             tools=list(toolbox),
             system_prompt=self._system(),
-            middleware=limits,
+            middleware=[limit, _Failures()],
             response_format=ToolStrategy(Proposal),
         )
 

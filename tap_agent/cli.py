@@ -172,10 +172,13 @@ def run(
 
 @app.command()
 def resume(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
-    """Continue a run from its last checkpoint."""
+    """Continue a run from its last checkpoint; one that has ended is shown."""
     from tap_agent.workshop import Workshop, cache_folder
 
     folder = _folder(run)
+    if (result := folder.result()) is not None:
+        _show(folder, result)
+        return
     with Workshop(folder.settings(), cache_folder()) as workshop:
         _check(workshop)
         _search(folder, workshop)
@@ -314,9 +317,6 @@ def _check(workshop: Workshop) -> None:
 
 
 def _search(folder: RunFolder, workshop: Workshop) -> None:
-    from openai import OpenAIError
-
-    from agents.models import ModelMistake
     from tap_agent.console import Display
     from tap_agent.session import search
 
@@ -324,10 +324,8 @@ def _search(folder: RunFolder, workshop: Workshop) -> None:
         try:
             with Display(workshop.settings, folder.events()) as display:
                 result = search(folder, workshop, display)
-        except (KeyboardInterrupt, Exception) as error:
+        except BaseException:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
-            if isinstance(error, OpenAIError):
-                raise ModelMistake(f"the language model failed ({error}): see to it, then resume the run.") from error
             raise
     _show(folder, result)
 

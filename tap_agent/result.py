@@ -218,7 +218,7 @@ def best_record(
                 "layers": [
                     {"name": layer.name, "params": layer.params, "weight_bits": weight, "activation_bits": activation}
                     for layer, weight, activation in zip(
-                        each, row.allocation.weights, row.allocation.activations, strict=True
+                        each, row.allocation.allocation().weights, row.allocation.activations, strict=True
                     )
                 ],
             }

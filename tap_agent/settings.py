@@ -134,7 +134,7 @@ def parse_transform(text: str) -> Transform:
     try:
         return Transform.model_validate({name.strip(): value.strip() for name, _, value in pairs})
     except ValidationError as error:
-        raise ConfigMistake(f"--transform {text}: {_sentence(error, None)}") from error
+        raise ConfigMistake(f"--transform {text}: {_sentence(error, None, Transform)}") from error
 
 
 def parse_bits(text: str) -> tuple[int, ...]:
@@ -150,19 +150,15 @@ def dump(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _sentence(error: ValidationError, config: Path | None) -> str:
+def _sentence(error: ValidationError, config: Path | None, model: type[BaseModel] = Settings) -> str:
     """The first problem, and for an unknown field the nearest that exists."""
     problem = error.errors()[0]
     place, last = [str(part) for part in problem["loc"]], str(problem["loc"][-1])
     where = f" in {config}" if config else ""
     if problem["type"] == "extra_forbidden":
-        known = [*Settings.model_fields, *NetworkSettings.model_fields, *Transform.model_fields]
-        if len(place) == 1:
-            known = [*Settings.model_fields]
-        elif "transform" in place:
-            known = [*Transform.model_fields]
-        elif place[0] == "networks":
-            known = [*NetworkSettings.model_fields]
+        if place[0] == "networks":
+            model = Transform if "transform" in place else NetworkSettings
+        known = [*model.model_fields]
         near = difflib.get_close_matches(last, known, 1, cutoff=0.0)
         return f"'{last}'{where} is an unknown setting: perhaps {near[0]}; known are {', '.join(known)}."
     return f"{'.'.join(place)} = {problem['input']!r}{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -12,7 +12,7 @@ import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from agents.models import LanguageModel
+from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
 from graphs.state import SearchState
@@ -115,7 +115,7 @@ def test_a_search_that_breaks_off_gives_on_resuming_what_it_would_have_given(
         return script(request) if left >= 0 else {"role": "assistant", "tool_calls": "nonsense"}
 
     broken = open_run(answer=breaking)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the client makes of nonsense
+    with pytest.raises(ModelMistake, match="the language model failed"):
         broken.invoke(tmp_path / "broken.sqlite")
     resumed = open_run()
     assert facts(resumed.invoke(tmp_path / "broken.sqlite", None)) == facts(expected)

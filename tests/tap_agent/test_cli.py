@@ -139,7 +139,7 @@ def test_the_doctor_finds_a_default_run_possible(work: Path, capsys: pytest.Capt
     assert tap("doctor") == Exit.OK
     printed = capsys.readouterr().out
     for part in ("device", "sandbox", "language model", "images", "network", "cache"):
-        assert f"ok  {part}" in printed
+        assert f"ok   {part}" in printed
 
 
 def test_a_killed_run_is_resumed_and_no_other_process_may_write_to_it(
