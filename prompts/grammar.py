@@ -69,6 +69,8 @@ def channel_scores(layer):
 _POWERS_OFFERED = 4
 _STEPS = (0.5, 0.7, 1.4, 2, -0.5)
 """what a mutation multiplies a power with"""
+_FRESH_POWERS = (-1, -0.5, 0.5, 1, 2)
+_OFFERED = 3
 _LEAST_POWER = 0.08
 _CHANNELS_SHARE = 0.75
 """of the initial expressions that divide scores among channels"""
@@ -94,30 +96,44 @@ def initialization(names: Sequence[str], rng: random.Random) -> str:
 
 
 def mutation(expression: str, names: Sequence[str], rng: random.Random) -> str:
-    """GBNF of a few variants of `expression`, all with one edit of one kind: a power changed, a factor added,
-    dropped or exchanged."""
+    """GBNF of a few variants of `expression`, all with one edit of one kind: a power changed, or a factor of layers
+    or of channels exchanged for a fresh one, added or dropped."""
     powers = exponents(expression)
     key = rng.choice(list(powers))
     without = {other: power for other, power in powers.items() if other != key}
-    edit = rng.choice(("power", "power", "add", "drop", "exchange"))
+    edit = rng.choice(("power", "exchange", "exchange", "add", "drop"))
     if edit == "power" or (edit == "drop" and len(powers) < 3):
         variants = [{**powers, key: powers[key] * step} for step in _STEPS]
     elif edit == "drop":
         variants = [without]
     else:
         kept = powers if edit == "add" else without
-        variants = [{**kept, fresh: power} for fresh in _fresh(powers, names, rng) for power in (-1, -0.5, 0.5, 1)]
-    return _document(_any(list(dict.fromkeys(map(product, variants)))), rng)
+        of_channels = key.startswith(_CHANNEL) if edit == "exchange" else rng.random() < _CHANNELS_AGAIN
+        fresh = _fresh(powers, names, of_channels, rng)
+        variants = [{**kept, name: power} for name in fresh for power in rng.sample(_FRESH_POWERS, 2)]
+    return _offer(variants, rng)
 
 
 def crossover(first: str, second: str, rng: random.Random) -> str:
-    """GBNF of the weighted geometric means of two expressions, and of the first with half of the second."""
+    """GBNF of ways to join two expressions: their geometric means, and the layers of one with the channels of the
+    other."""
     ours, theirs = exponents(first), exponents(second)
-    blends = [
-        {key: share * ours.get(key, 0) + other * theirs.get(key, 0) for key in {**ours, **theirs}}
-        for share, other in ((0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1, 0.5))
+    joined = [
+        {key: share * ours.get(key, 0) + (1 - share) * theirs.get(key, 0) for key in {**ours, **theirs}}
+        for share in (0.3, 0.5, 0.7)
     ]
-    return _document(_any(list(dict.fromkeys(map(product, blends)))), rng)
+    for one, other in ((ours, theirs), (theirs, ours)):
+        layers = {key: power for key, power in one.items() if not key.startswith(_CHANNEL)}
+        channels = {key: power for key, power in other.items() if key.startswith(_CHANNEL)}
+        if layers and channels:
+            joined.append(layers | channels)
+    return _offer(joined, rng)
+
+
+def _offer(variants: Sequence[Mapping[str, float]], rng: random.Random) -> str:
+    """GBNF of a few of `variants`: of many, a small model takes the one most like what it has read."""
+    texts = list(dict.fromkeys(map(product, variants)))
+    return _document(_any(rng.sample(texts, min(_OFFERED, len(texts)))), rng)
 
 
 def exponents(expression: str) -> dict[str, float]:
@@ -151,11 +167,12 @@ def product(powers: Mapping[str, float]) -> str:
     return " * ".join(factors) or "depth"
 
 
-def _fresh(powers: Mapping[str, float], names: Sequence[str], rng: random.Random) -> list[str]:
-    """Three features that are not used yet, of layers or of channels, and a boost."""
+def _fresh(powers: Mapping[str, float], names: Sequence[str], channels: bool, rng: random.Random) -> list[str]:
+    """Features of channels that are not used yet, if there are any, or else of layers, and a boost."""
     of_layers, of_channels = _sorted_out([name for name in names if name not in powers])
-    pool = of_channels if of_channels and rng.random() < _CHANNELS_AGAIN else of_layers
-    return [*rng.sample(pool, min(3, len(pool))), f"if {rng.choice(_BOOSTS)}"]
+    if channels and of_channels:
+        return of_channels
+    return [*rng.sample(of_layers, min(3, len(of_layers))), f"if {rng.choice(_BOOSTS)}"]
 
 
 def code_of(sentence: str) -> tuple[str, str]:

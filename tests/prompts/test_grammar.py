@@ -41,10 +41,11 @@ def test_an_expression_is_its_exponents(expression: str) -> None:
     assert grammar.exponents(again) == pytest.approx(grammar.exponents(expression), abs=0.01)
 
 
-def test_a_crossover_is_a_geometric_mean() -> None:
-    sentences = grammar.crossover("params**-1 * depth", "params * weight_l2**2", random.Random(0))
-    assert '"depth**0.5 * weight_l2"' in sentences
-    assert '"params**-0.5 * depth**0.75 * weight_l2**0.5"' in sentences
+def test_a_crossover_takes_means_or_the_layers_of_one_and_the_channels_of_the_other() -> None:
+    first, second = "params**-1 * channel.weight_std", "params * weight_l2**2"
+    offered = "".join(grammar.crossover(first, second, random.Random(seed)) for seed in range(20))
+    assert '"params * weight_l2**2 * channel.weight_std"' in offered
+    assert '"channel.weight_std**0.5 * weight_l2"' in offered
 
 
 def test_a_foreign_proxy_has_no_expression() -> None:
