@@ -12,7 +12,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +100,22 @@ class RunFolder:
     def record(self, event: dict[str, Any]) -> None:
         """Appends one event, and keeps the proxy of a proposal that lives as a file of its own."""
         stamped = {"at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), **event}
-        with self._writing, (self.path / "events.jsonl").open("a") as file:
-            file.write(json.dumps(stamped) + "\n")
+        with self._writing, (self.path / "events.jsonl").open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.write(b"\n")  # after a line that a crash cut short
+            file.write(json.dumps(stamped).encode() + b"\n")
         if event["event"] == "proposed" and not event["failure"]:
             proxy = Proxy(event["thought"], event["code"])
             write(self.path / "proxies" / f"{event['name']}.py", as_file(proxy))
 
     def events(self) -> list[dict[str, Any]]:
-        """Every event so far; a last line that a crash cut short is left out."""
+        """Every event so far; lines that a crash cut short are left out."""
         path = self.path / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        complete = lines[:-1] if lines and not lines[-1].endswith("}") else lines
-        return [json.loads(line) for line in complete]
+        found: list[dict[str, Any]] = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
 
     def seconds(self) -> float:
         """Time spent on the run, without the pauses between its sessions."""
@@ -125,10 +129,11 @@ class RunFolder:
             last = at
         return total
 
-    def save(self, result: Result, best: dict[str, Any]) -> None:
-        """Writes the result and the best allocation."""
-        write(self.path / "result.json", result.model_dump_json(indent=1))
+    def save(self, result: Result, best: dict[str, Any], page: str) -> None:
+        """Writes the best allocation, the report, and last the result, which marks the run as finished."""
         write(self.path / "best.json", json.dumps(best, indent=1))
+        write(self.report, page)
+        write(self.path / "result.json", result.model_dump_json(indent=1))
 
     def result(self) -> Result | None:
         """The result of a finished run."""

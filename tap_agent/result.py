@@ -101,7 +101,7 @@ def final_table(
 ) -> list[Row]:
     """Full precision, the proxy's allocation and the baselines, on the test split and every calibration draw.
 
-    `advance` is called after each of the `table_length` rows. Without `search` the search split is not read.
+    `advance` is called after each row. Without `search` no accuracy is measured on the search split.
     """
 
     def row(label: str, kind: Literal["proxy", "baseline"], note: str, allocations: Sequence[Allocation]) -> Row:

@@ -12,7 +12,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from graphs.search import Search
 from graphs.state import SearchState
 from tap_agent import report
-from tap_agent.folder import RunFolder, write
+from tap_agent.folder import RunFolder
 from tap_agent.result import Result, best_record, conclude
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
@@ -91,6 +91,5 @@ def conclude_run(folder: RunFolder, workshop: Workshop, state: SearchState, emit
         "seed": workshop.settings.seed,
     }
     layers = [bench.layers for bench in benches]
-    folder.save(result, best_record(best.thought, best.code, result.table, layers, provenance))
-    write(folder.report, report.render(result))
+    folder.save(result, best_record(best.thought, best.code, result.table, layers, provenance), report.render(result))
     return result

@@ -27,6 +27,8 @@ def load_network(name: str, weights: Path | None, cache: Path) -> nn.Module:
     without it. Raises `NetworkMistake` or `WeightsMistake`.
     """
     if name == "digits":
+        if weights is not None:
+            raise WeightsMistake(f"digits is trained here and takes no {weights}: give the --network of these weights.")
         return load_digits_cnn(cache)
     network = _build(name, pretrained=weights is None)
     if weights is not None:

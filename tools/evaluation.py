@@ -8,6 +8,7 @@ compared with those already judged, its allocations likewise; only then is it me
 from __future__ import annotations
 
 import ast
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Known:
         return self._duplicate(tree_print(code), "code")
 
     def same_result(self, scored: Scored) -> Rejection | None:
-        """The same scores, up to a common scale and shift, or else the same bits."""
+        """The same scores, up to what the allocator does not see, or else the same bits."""
         _, scores, bits = scored.prints
         return self._duplicate(scores, "scores") or self._duplicate(bits, "allocation of bits")
 
@@ -138,9 +139,11 @@ def _result_prints(scores: Sequence[Scores], allocations: Sequence[Allocation]) 
 
 
 def _spread(scores: Scores) -> list[list[float]]:
-    """Scores on a scale from 0 to 1, so that a common factor or shift does not tell them apart."""
+    """Scores as `tap_eval.allocation.importance` tells them apart: up to a common factor, or shift if not positive."""
     rows = [score if isinstance(score, list) else [score] for score in scores]
     low, high = min(map(min, rows)), max(map(max, rows))
+    if low > 0:
+        return [[round(math.log(value / low), 9) for value in row] for row in rows]
     return [[round((value - low) / (high - low or 1.0), 9) for value in row] for row in rows]
 
 

@@ -180,7 +180,7 @@ class Limits:
 
     seconds: float = 5.0  # of wall-clock time, sleep included
     memory_bytes: int = 256 * 2**20
-    result_bytes: int = 2**20  # of the result as JSON
+    result_bytes: int = 2**23  # of the result as JSON
 
     def hit(self, failure: Failure) -> Rejection:
         """The sentence for the limit behind `failure`: TIMEOUT, MEMORY or, for the size, WRONG_SHAPE."""

@@ -67,7 +67,7 @@ def test_a_duplicate_is_told_by_its_code_its_scores_and_its_bits(bench: Bench, s
     assert isinstance(judged, Scored)
     known = Known(dict.fromkeys(judged.prints, "p000"))
     same_code = GOOD.replace("    return", "    '''Says.'''\n    return  ")
-    same_scores = "def sensitivity(layers, task):\n    return [3 / x['params'] + 1 for x in layers]\n"
+    same_scores = "def sensitivity(layers, task):\n    return [3 / x['params'] for x in layers]\n"
     same_bits = "def sensitivity(layers, task):\n    return [1.001 / (x['params'] + 0.001) for x in layers]\n"
     script = [proposal("One.", code) for code in (same_code, same_scores, same_bits)]
     attempt, asked = propose(script, bench, sandbox, known)
