@@ -35,37 +35,26 @@ _FACTOR = re.compile(
     r"exp\(-?[0-9.]+ \* depth\)|\([0-9.]+ if [a-z]+(?: (?:==|>) [a-z0-9']+)? else 1\)"
     r"|(?:channel\.)?[a-z_0-9]+(?:\*\*-?[0-9.]+)?"
 )
-_LAYERS = '''"""{thought}"""
+_PROXY = '''"""{thought}"""
 from math import exp
 
 
 def sensitivity(layers, task):
-    return [score(layer) for layer in layers]
+    return [{scorer}(layer) for layer in layers]
 
 
 def score(layer):
 {bindings}
     return {expression}
 '''
-_CHANNELS = '''"""{thought}"""
-from math import exp
-
-
-def sensitivity(layers, task):
-    return [channel_scores(layer) for layer in layers]
-
-
-def score(layer):
-{bindings}
-    return {expression}
-
+_CHANNELS = """
 
 def channel_scores(layer):
     rows = zip({columns})
     shares = [{shares} for {names} in rows]
     whole = score(layer) * len(shares) / sum(shares)
     return [whole * share for share in shares]
-'''
+"""
 _POWERS_OFFERED = 4
 _STEPS = (0.5, 0.7, 1.4, 2, -0.5)
 """what a mutation multiplies a power with"""
@@ -192,10 +181,9 @@ def code_of(sentence: str) -> tuple[str, str]:
         "expression": expression,
     }
     if not of_channels:
-        return thought, _LAYERS.format(**values)
+        return thought, _PROXY.format(**values, scorer="score")
     names = sorted({(_name(factor) or "").removeprefix(_CHANNEL) for factor in of_channels})
-    return thought, _CHANNELS.format(
-        **values,
+    return thought, _PROXY.format(**values, scorer="channel_scores") + _CHANNELS.format(
         columns=", ".join(f'layer["channels"]["{name}"]' for name in names),
         names=", ".join(names) + ("," if len(names) == 1 else ""),
         shares=" * ".join(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tap_agent import RUNS
 from tap_eval.mistake import Mistake
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ app = typer.Typer(
     measured. Start with [b]tap-agent run[/b]; [b]tap-agent doctor[/b] says what works on this machine.""",
 )
 
-RUNS = Path("runs")
 _NETWORK, _BITS, _SEARCH, _MODEL = "Network and images", "Bits and budget", "Search", "Language model and sandbox"
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]

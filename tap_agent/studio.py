@@ -11,10 +11,11 @@ import uuid
 
 from graphs.search import Search
 from graphs.state import SearchState
+from tap_agent import RUNS
 from tap_agent.folder import RunFolder
 from tap_agent.session import conclude_run
 from tap_agent.settings import Settings
-from tap_agent.workshop import RUNS, Workshop, cache_folder
+from tap_agent.workshop import Workshop, cache_folder
 
 _WORKSHOP = Workshop(Settings(), cache_folder())
 

@@ -21,9 +21,6 @@ from tap_eval.networks import load_network
 from tools.e2b import E2BSandbox
 from tools.sandbox import MontySandbox, Sandbox
 
-RUNS = Path("runs")
-"""where runs are kept, unless they are told otherwise"""
-
 
 def cache_folder() -> Path:
     """Where measurements and trained networks are kept between runs: `TAP_CACHE`, or `.cache` here."""
