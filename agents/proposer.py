@@ -18,7 +18,7 @@ from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddlewar
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from agents.models import SUBMIT, LanguageModel, ModelMistake
 from prompts import grammar, render
@@ -52,6 +52,12 @@ class Proposal(BaseModel):
     thought: str = Field(description="The reasoning behind the proxy, in plain language, a few sentences.")
     code: str = Field(description="Complete Python code that defines sensitivity(layers, task).")
 
+    @field_validator("thought", "code", mode="before")
+    @classmethod
+    def _writable(cls, text: Any) -> Any:
+        """Half a surrogate pair, which JSON can spell, could be written to no file."""
+        return text.encode(errors="replace").decode() if isinstance(text, str) else text
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -61,7 +67,8 @@ class Parent:
     proxy: Proxy
     fitness: float
     top1: Sequence[float]
-    count: int
+    counts: Sequence[int]
+    """images on which top1 was measured"""
     rho: Sequence[float]
     bits: Sequence[Sequence[float]]
     """average weight bits a layer"""
@@ -189,12 +196,12 @@ class Proposer:
                         {
                             "name": bench.name,
                             "top1": top1,
-                            "count": parent.count,
+                            "count": count,
                             "rho": rho,
                             "bits": [round(b, 1) for b in bits],
                         }
-                        for bench, top1, rho, bits in zip(
-                            self.benches, parent.top1, parent.rho, parent.bits, strict=True
+                        for bench, top1, count, rho, bits in zip(
+                            self.benches, parent.top1, parent.counts, parent.rho, parent.bits, strict=True
                         )
                     ],
                 },

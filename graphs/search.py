@@ -301,7 +301,7 @@ class Search:
             proxy=Proxy(candidate.thought, candidate.code),
             fitness=candidate.value,
             top1=candidate.top1,
-            count=len(self.benches[0].splits.search),
+            counts=[len(bench.splits.search) for bench in self.benches],
             rho=candidate.rho,
             bits=[bits.means() for bits in candidate.allocations],
         )

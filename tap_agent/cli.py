@@ -212,10 +212,12 @@ def apply(
     flags = _given(locals(), "proxy", "config", "path")
     from tap_agent import application
     from tap_agent.console import out, results_table
-    from tap_agent.folder import write
+    from tap_agent.folder import make_parent, write
     from tap_agent.settings import read_settings
     from tap_agent.workshop import Workshop, cache_folder
 
+    if path:
+        make_parent(path)
     found = application.read_proxy(Path(proxy))
     if found.config is not None and config is None and network is None:
         config = found.config

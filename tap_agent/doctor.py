@@ -64,7 +64,7 @@ def _sandbox() -> str:
 def _language_model() -> str:
     LanguageModel(EMBEDDED).check()
     key = "set" if os.environ.get("OPENAI_API_KEY") else "not set, needed for OpenAI's models alone"
-    return f"the embedded model is installed; OPENAI_API_KEY is {key}"
+    return f"the embedded model runs; OPENAI_API_KEY is {key}"
 
 
 def _images() -> str:

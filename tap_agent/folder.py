@@ -43,7 +43,7 @@ class RunFolder:
     @staticmethod
     def create(path: Path, settings: Settings) -> RunFolder:
         """A new folder at `path`; raises `RunMistake` when something is there already."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(path)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
             (Path(fresh) / "config.yaml").write_text(dump(settings))
             (Path(fresh) / "proxies").mkdir()
@@ -129,6 +129,15 @@ class RunFolder:
             last = at
         return total
 
+    def measured(self) -> int:
+        """Values that all sessions of the run had to measure, by the counter on their events."""
+        sessions = [0]
+        for event in self.events():
+            if event["event"] in ("started", "resumed"):
+                sessions.append(0)
+            sessions[-1] = max(sessions[-1], event.get("measured", 0))
+        return sum(sessions)
+
     def save(self, result: Result, best: dict[str, Any], page: str) -> None:
         """Writes the best allocation, the report, and last the result, which marks the run as finished."""
         write(self.path / "best.json", json.dumps(best, indent=1))
@@ -139,6 +148,16 @@ class RunFolder:
         """The result of a finished run."""
         path = self.path / "result.json"
         return Result.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def make_parent(path: Path) -> None:
+    """The folder that `path` goes into; raises `RunMistake` when there can be none, or it takes no files."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunMistake(f"{path} cannot be written ({error}): give another --out.") from error
 
 
 def write(path: Path, text: str) -> None:

@@ -36,6 +36,7 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
     finished: list[Result] = []
 
     def emit(event: dict[str, Any]) -> None:
+        event = {**event, "measured": workshop.ledger.measured}
         folder.record(event)
         listen(event)
 
@@ -77,8 +78,8 @@ def conclude_run(folder: RunFolder, workshop: Workshop, state: SearchState, emit
         workshop.settings.seed,
         lambda: emit({"event": "table row"}),
     )
-    emit({"event": "finished", "best": result.best, "measured": workshop.ledger.measured})
-    result = result.model_copy(update={"seconds": folder.seconds(), "measured": workshop.ledger.measured})
+    emit({"event": "finished", "best": result.best})
+    result = result.model_copy(update={"seconds": folder.seconds(), "measured": folder.measured()})
     best = result.candidate(result.best)
     provenance = {
         "run": folder.name,

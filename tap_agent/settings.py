@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -87,6 +88,16 @@ class Settings(BaseModel):
     batch: int = Field(125, ge=1)
     """images a forward pass"""
     seed: int = 0
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secret(cls, url: str | None) -> str | None:
+        """Settings are written to the run folder, so a key has no place in them."""
+        parts = urlsplit(url or "")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+            raise ValueError(f"it is written to the run's files, so give {clean}, and the key in OPENAI_API_KEY")
+        return url
 
 
 def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -47,9 +47,13 @@ class Workshop(AbstractContextManager["Workshop"]):
     @cached_property
     def benches(self) -> list[Bench]:
         """Every network with its images; raises a `Mistake` that names what does not fit."""
-        return [self._bench(network) for network in self.settings.networks]
+        benches: list[Bench] = []
+        for network in self.settings.networks:
+            same = sum(other.network == network.network for other in self.settings.networks[: len(benches)])
+            benches.append(self._bench(network, f"{network.network} ({same + 1})" if same else network.network))
+        return benches
 
-    def _bench(self, network: NetworkSettings) -> Bench:
+    def _bench(self, network: NetworkSettings, name: str) -> Bench:
         settings = self.settings
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
@@ -64,7 +68,7 @@ class Workshop(AbstractContextManager["Workshop"]):
             test=network.test,
             transform=network.transform,
         )
-        return Bench(network.network, module, splits, task, self.ledger, settings.batch)
+        return Bench(name, module, splits, task, self.ledger, settings.batch)
 
     @cached_property
     def sandbox(self) -> Sandbox:

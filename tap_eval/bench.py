@@ -69,12 +69,20 @@ class Bench:
 
     @cached_property
     def digest(self) -> str:
-        """Names the network: its structure and its weights, BatchNorm folded."""
+        """Names the network: its structure and weights, BatchNorm folded, and what its code makes of images."""
         content = hashlib.sha256(str(self.prepared.network).encode())
         for name, tensor in self.prepared.network.state_dict().items():
             content.update(name.encode())
             content.update(tensor.contiguous().numpy().tobytes())
+        content.update(" ".join(f"{value:.3g}" for value in self._outputs()).encode())
         return content.hexdigest()[:32]
+
+    @torch.inference_mode()
+    def _outputs(self) -> list[float]:
+        """Least and greatest full-precision output on each calibration image, and where they are."""
+        logits = self.prepared.network(self.splits.calibrations[0].pixels)
+        least, greatest = logits.min(1), logits.max(1)
+        return torch.cat([least.values, greatest.values, least.indices, greatest.indices]).tolist()
 
     @cached_property
     def features(self) -> list[Features]:

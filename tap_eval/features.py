@@ -99,10 +99,10 @@ def describe(prepared: Prepared, calibration: Images, inputs: Inputs) -> list[Fe
     described: list[Features] = [asdict(layer) for layer in prepared.layers]
     if inputs == "metadata":
         return described
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in prepared.layers}
     handles = [
         prepared.module(layer).register_forward_hook(
-            lambda module, args, output, name=layer.name: seen.update({name: (args[0], output)})
+            lambda module, args, output, name=layer.name: seen[name].append((args[0], output))
         )
         for layer in prepared.layers
     ]
@@ -111,16 +111,16 @@ def describe(prepared: Prepared, calibration: Images, inputs: Inputs) -> list[Fe
         handle.remove()
     for layer, features in zip(prepared.layers, described, strict=True):
         module = prepared.module(layer)
-        x, y = seen[layer.name]
         axis = 1 if isinstance(module, nn.Conv2d) else -1
         weight = module.weight.flatten(1)
-        output = y.movedim(axis, 0).flatten(1)
+        x = torch.cat([x.flatten() for x, _ in seen[layer.name]])
+        output = torch.cat([y.movedim(axis, 0).flatten(1) for _, y in seen[layer.name]], dim=1)
         channels = _prefixed("weight", _statistics(weight), _OF_WEIGHTS) | _prefixed(
             "activation", _statistics(output), _OF_ACTIVATIONS
         )
         whole = (
             _prefixed("weight", _statistics(weight.reshape(1, -1)), _OF_WEIGHTS)
-            | _prefixed("input", _statistics(x.reshape(1, -1)), _OF_ACTIVATIONS)
+            | _prefixed("input", _statistics(x[None]), _OF_ACTIVATIONS)
             | _prefixed("activation", _statistics(output.reshape(1, -1)), _OF_ACTIVATIONS)
         )
         features.update({name: values[0] for name, values in whole.items()})

@@ -76,7 +76,7 @@ class Source:
         for row in rows:
             try:
                 tensors.append(pipeline(self.read(row)))
-            except (OSError, UnidentifiedImageError, ValueError, RuntimeError) as error:
+            except (OSError, UnidentifiedImageError, ValueError, TypeError, RuntimeError) as error:
                 raise ImagesMistake(
                     f"{self.name}: row {row} cannot be decoded ({error}); remove or repair it."
                 ) from error
@@ -216,9 +216,18 @@ def _parquet(path: Path) -> Source:
         raise ImagesMistake(
             f"{path} has no column {' or '.join(sorted(missing))}; image = struct(bytes, path) and label are needed."
         )
+    image = table.schema.field("image").type
+    if not pa.types.is_struct(image) or "bytes" not in image.names or not pa.types.is_binary(image["bytes"].type):
+        raise ImagesMistake(f"{path} has an image column of {image}; struct(bytes: binary, path: string) is needed.")
+    label = table.schema.field("label").type
+    if not pa.types.is_integer(label) or table["label"].null_count:
+        what = f"{table['label'].null_count} nulls" if table["label"].null_count else str(label)
+        raise ImagesMistake(f"{path} has a label column with {what}; an integer for each image is needed.")
     labels: list[int] = table["label"].to_pylist()
     features = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get("label", {}).get("names") or [str(label) for label in range(max(labels, default=-1) + 1)]
+    if wrong := [value for value in labels if not 0 <= value < len(names)]:
+        raise ImagesMistake(f"{path} has the label {wrong[0]}; labels go from 0 to {len(names) - 1} here.")
 
     def read(row: int) -> Image.Image:
         return Image.open(io.BytesIO(table["image"][row]["bytes"].as_py())).convert("RGB")
@@ -270,8 +279,8 @@ def _fitting(read: Callable[[int], Image.Image], rows: int) -> Transform:
         return AS_THEY_ARE
     try:
         return AS_THEY_ARE if max(read(0).size) <= 64 else IMAGENET
-    except (OSError, UnidentifiedImageError) as error:
-        raise ImagesMistake(f"the first image cannot be decoded ({error}).") from error
+    except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
+        raise ImagesMistake(f"the first image cannot be decoded ({error}); remove or repair it.") from error
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,17 +1,18 @@
 """Measurements on disk, keyed by content, so that nothing is measured twice.
 
 The ledger, not a run's checkpoint, is the source of truth: a value is committed before
-`recall` returns it, and a key being measured by a live process is waited for.
+`recall` returns it. Who measures a key holds a lease on it and renews it, wherever it runs;
+others wait for the value, and take over when the lease runs out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import sqlite3
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (key TEXT PRIMARY KEY, value TEXT, owner TEXT, claimed REAL)
 """
-_LEASE_SECONDS = 3600.0
+_LEASE_SECONDS = 10.0
 
 
 def key(*parts: object) -> str:
@@ -37,7 +38,7 @@ class Ledger:
         self.path = path
         self.measured = 0
         """how many values this object had to compute"""
-        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        self._owner = uuid.uuid4().hex
         with self._database() as database:
             database.execute(_SCHEMA)
 
@@ -47,9 +48,10 @@ class Ledger:
             time.sleep(0.2)
         if value is None:
             try:
-                value = json.dumps(measure())
+                with self._renewed(key):
+                    value = json.dumps(measure())
             except BaseException:
-                self._write("DELETE FROM measurements WHERE key = ? AND value IS NULL", key)
+                self._write("DELETE FROM measurements WHERE key = ? AND owner = ? AND value IS NULL", key, self._owner)
                 raise
             self._write("UPDATE measurements SET value = ? WHERE key = ?", value, key)
             self.measured += 1
@@ -61,28 +63,35 @@ class Ledger:
         return row and row[0]
 
     def _claim(self, key: str) -> bool:
-        """Whether it is ours to measure `key`: nobody has claimed it, or the claimant is gone."""
+        """Whether it is ours to measure `key`: nobody has claimed it, or the claimant's lease has run out."""
         with self._database() as database:
             database.execute("BEGIN IMMEDIATE")
-            row = database.execute("SELECT value, owner, claimed FROM measurements WHERE key = ?", (key,)).fetchone()
-            if row and (row[0] is not None or (self._alive(row[1]) and time.time() - row[2] < _LEASE_SECONDS)):
+            row = database.execute("SELECT value, claimed FROM measurements WHERE key = ?", (key,)).fetchone()
+            if row and (row[0] is not None or time.time() - row[1] < _LEASE_SECONDS):
                 return False
             database.execute(
                 "INSERT OR REPLACE INTO measurements VALUES (?, NULL, ?, ?)", (key, self._owner, time.time())
             )
             return True
 
-    def _alive(self, owner: str) -> bool:
-        host, _, pid = owner.rpartition("/")
-        if host != socket.gethostname():
-            return True
+    @contextmanager
+    def _renewed(self, key: str) -> Iterator[None]:
+        """Keeps our lease on `key` from running out."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(_LEASE_SECONDS / 5):
+                self._write(
+                    "UPDATE measurements SET claimed = ? WHERE key = ? AND owner = ?", time.time(), key, self._owner
+                )
+
+        renewing = threading.Thread(target=renew, daemon=True)
+        renewing.start()
         try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+            yield
+        finally:
+            done.set()
+            renewing.join()
 
     def _write(self, statement: str, *values: object) -> None:
         with self._database() as database:

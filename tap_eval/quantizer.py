@@ -94,6 +94,14 @@ class Observation:
     high: float
     mean_patch: Tensor
     """mean input seen by each weight of an output channel, padding included; a filter's shape, groups stacked"""
+    count: int
+    """positions of the output that the mean is over"""
+
+    def __add__(self, other: Observation) -> Observation:
+        """What two calls of the layer showed."""
+        count = self.count + other.count
+        mean_patch = (self.mean_patch * self.count + other.mean_patch * other.count) / count
+        return Observation(min(self.low, other.low), max(self.high, other.high), mean_patch, count)
 
 
 class QuantizedLayer(nn.Module):
@@ -167,7 +175,7 @@ def observe(layer: Quantizable, x: Tensor) -> Observation:
     """The range and mean patch of `x`, a layer's input on all calibration images."""
     low, high = (float(value) for value in torch.aminmax(x))
     if isinstance(layer, nn.Linear):
-        return Observation(low, high, x.flatten(0, -2).mean(0))
+        return Observation(low, high, x.flatten(0, -2).mean(0), x.numel() // layer.in_features)
     (rows, cols), (down, right) = layer.kernel_size, layer.stride
     height, width = layer._conv_forward(x[:1], layer.weight, layer.bias).shape[-2:]
     padded = F.pad(x, layer._reversed_padding_repeated_twice)
@@ -177,20 +185,22 @@ def observe(layer: Quantizable, x: Tensor) -> Observation:
         for col in range(cols)
     ]
     means = torch.stack([tap.mean(dim=(0, 2, 3)) for tap in taps], dim=1)
-    return Observation(low, high, means.view(-1, rows, cols))
+    return Observation(low, high, means.view(-1, rows, cols), len(x) * height * width)
 
 
 @torch.no_grad()
 def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
-    """What each layer's input is on the calibration images, in the order of the layers."""
+    """What each layer's input is on the calibration images, in all calls of it, in the order of the layers."""
     seen: dict[str, Observation] = {}
 
-    def watch(layer: Layer, name: str) -> torch.utils.hooks.RemovableHandle:
-        return prepared.module(layer).register_forward_pre_hook(
-            lambda _, args: seen.update({name: observe(prepared.module(layer), args[0])})
-        )
+    def watch(layer: Layer) -> torch.utils.hooks.RemovableHandle:
+        def see(module: Quantizable, args: tuple[Tensor, ...]) -> None:
+            found = observe(module, args[0])
+            seen[layer.name] = seen[layer.name] + found if layer.name in seen else found
 
-    handles = [watch(layer, layer.name) for layer in prepared.layers]
+        return prepared.module(layer).register_forward_pre_hook(see)
+
+    handles = [watch(layer) for layer in prepared.layers]
     prepared.network(pixels)
     for handle in handles:
         handle.remove()
@@ -203,12 +213,16 @@ class QuantizedNetwork:
     def __init__(self, prepared: Prepared, seen: Sequence[Observation]) -> None:
         self.network = copy.deepcopy(prepared.network)
         self.layers: list[QuantizedLayer] = []
+        stands_for: dict[nn.Module, QuantizedLayer] = {}
         for layer, observation in zip(prepared.layers, seen, strict=True):
-            parent, _, name = layer.name.rpartition(".")
-            holder = self.network.get_submodule(parent)
-            module = QuantizedLayer(getattr(holder, name), observation)
-            setattr(holder, name, module)
-            self.layers.append(module)
+            module = self.network.get_submodule(layer.name)
+            assert isinstance(module, Quantizable)
+            stands_for[module] = QuantizedLayer(module, observation)
+            self.layers.append(stands_for[module])
+        for path, module in list(self.network.named_modules(remove_duplicate=False)):
+            if module in stands_for:  # under every name that it has
+                parent, _, name = path.rpartition(".")
+                setattr(self.network.get_submodule(parent), name, stands_for[module])
 
     def choose(self, allocation: Allocation | None) -> None:
         """Gives every layer its bits; `None` is full precision."""

@@ -25,7 +25,7 @@ def propose(
     answers = iter(script)
     with ChatServer(lambda _: next(answers)) as server:
         proposer = Proposer(LanguageModel("scripted", server.url), [bench], sandbox, **options)
-        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], 300, [0.3], [[4.0] * 10])
+        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], [300], [0.3], [[4.0] * 10])
         assignment = Assignment("mutation", (parent,), ("An old thought.",), ("error: line 2: no.",), seed=1)
         return proposer.propose(assignment, known or Known({})), server.asked
 
@@ -76,6 +76,12 @@ def test_a_duplicate_is_told_by_its_code_its_scores_and_its_bits(bench: Bench, s
     assert "the same code as p000" in said(asked[1])
     assert "the same scores as p000" in said(asked[2])
     assert "the same allocation of bits as p000" in attempt.outcome.message
+
+
+def test_text_that_no_file_could_hold_is_made_to_fit(bench: Bench, sandbox: MontySandbox) -> None:
+    attempt, _ = propose([proposal("Half a pair: \ud800.", f"# \udc00\n{GOOD}")], bench, sandbox)
+    assert isinstance(attempt.outcome, Scored)
+    assert attempt.proxy == Proxy("Half a pair: ?.", f"# ?\n{GOOD}")
 
 
 def test_an_agent_that_only_talks_or_never_ends_is_given_up(bench: Bench, sandbox: MontySandbox) -> None:

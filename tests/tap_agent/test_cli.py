@@ -114,11 +114,11 @@ def test_a_second_run_of_the_same_config_measures_nothing_again(
 def test_a_proxy_is_applied_to_its_own_run_and_to_others(
     finished: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tap("apply", str(finished), "--budget", "4bit", "--out", "bits.json") == Exit.OK
+    assert tap("apply", str(finished), "--budget", "4bit", "--out", "new/bits.json") == Exit.OK
     printed = capsys.readouterr().out
     assert re.search(r"scoring 0\.\d{4} s, allocation 0\.\d{4} s", printed)
     assert "0.0133 s and 0.0645 s" in printed
-    assert 3 < json.loads((work / "bits.json").read_text())["networks"][0]["weight_bits"] <= 4
+    assert 3 < json.loads((work / "new" / "bits.json").read_text())["networks"][0]["weight_bits"] <= 4
     best = json.loads((finished / "best.json").read_text())["provenance"]["proxy"]
     proxy = finished / "proxies" / f"{best}.py"
     assert tap("apply", str(proxy), "--network", "digits", "--test", "100", "--bits", "2,3,4,8") == Exit.OK
@@ -168,6 +168,7 @@ def test_a_killed_run_is_resumed_and_no_other_process_may_write_to_it(
     killed, whole = (RunFolder(work / name).result() for name in ("killed", "whole"))
     assert killed is not None
     assert whole is not None
+    assert killed.measured > RunFolder(work / "killed").events()[-1]["measured"]  # which is the last session's
     same = {"generations", "best", "table"}
     assert killed.model_dump(include=same) == whole.model_dump(include=same)
     assert tap("resume", "killed") == Exit.OK
@@ -221,6 +222,9 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--config", "broken.yaml"], Exit.CONFIG, "is not YAML"),
     (["--config", "two.yaml", "--network", "digits"], Exit.CONFIG, "does not say which network"),
     (["--alpha", "2"], Exit.CONFIG, "alpha = 2.0"),
+    (["--base-url", "http://me:secret@host/v1"], Exit.CONFIG, "so give http://host/v1, and the key in OPENAI_API_KEY"),
+    (["--base-url", "http://host/v1?key=secret"], Exit.CONFIG, "so give http://host/v1, and"),
+    (["--out", "garbage.pt/run"], Exit.RUN, "garbage.pt/run cannot be written"),
     (["--transform", "rezise=3"], Exit.CONFIG, "perhaps resize"),
     (["--controller", "none"], Exit.USAGE, "ratio"),
     (["--generation", "3"], Exit.USAGE, "--generations"),
@@ -231,7 +235,6 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
 def test_a_mistake_is_one_sentence_and_leaves_nothing(
     work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: Exit, sentence: str
 ) -> None:
-    monkey = sys.path
     (work / "empty").mkdir()
     (work / "garbage.pt").write_bytes(b"garbage")
     torch.save({"weight": torch.ones(2)}, work / "other.pt")
@@ -247,7 +250,6 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     if code != Exit.USAGE:
         assert len(said.strip().splitlines()) == 1
     assert {path.name for path in work.iterdir()} == before
-    assert sys.path == monkey
 
 
 def test_folders_that_are_no_runs_and_proxies_that_are_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,6 +275,9 @@ def test_several_networks_come_from_a_config(work: Path, capsys: pytest.CaptureF
     assert result is not None
     assert [network.budget for network in result.networks] == ["3bit", "4bit"]
     assert len(result.candidate(result.best).top1) == 2
+    names = [network.name for network in result.networks]
+    assert names == ["digits", "digits (2)"]
+    assert [row.network for row in result.table] == [names[0]] * 7 + [names[1]] * 7
 
 
 def test_help_explains_every_option(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,22 @@ def test_other_weights_are_another_network(network: DigitsCNN, splits: Splits, t
     assert Bench("digits", network, splits, task, ledger).digest != before
 
 
+def test_other_code_over_the_same_modules_is_another_network(splits: Splits, tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self, twice: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear, self.twice = nn.Linear(64, 10), twice
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.linear(x.flatten(1))
+            return y + y.relu() if self.twice else y
+
+    task, ledger = Task(Choices(), Budget.parse("3bit")), Ledger(tmp_path / "ledger.sqlite")
+    once, again, twice = (Bench("flat", Flat(code), splits, task, ledger) for code in (False, False, True))
+    assert once.digest == again.digest != twice.digest
+
+
 def test_a_value_is_measured_once_by_many_threads_and_not_lost_by_a_failure(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     calls: list[int] = []
@@ -81,6 +97,24 @@ def test_a_claim_of_a_process_that_has_ended_is_taken_over(tmp_path: Path) -> No
     process.start()
     process.join()
     assert Ledger(path).recall("key", lambda: 3) == 3
+
+
+def test_a_claim_is_renewed_while_its_holder_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tap_eval.ledger._LEASE_SECONDS", 0.5)
+    started = threading.Event()
+
+    def slow() -> int:
+        started.set()
+        threading.Event().wait(1.5)
+        return 7
+
+    holder = threading.Thread(target=Ledger(tmp_path / "ledger.sqlite").recall, args=("key", slow))
+    holder.start()
+    started.wait()
+    other = Ledger(tmp_path / "ledger.sqlite")
+    assert other.recall("key", lambda: 8) == 7
+    assert other.measured == 0
+    holder.join()
 
 
 def die_while_measuring(path: Path) -> None:

@@ -97,6 +97,16 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
     mixed = write_parquet(tmp_path / "mixed.parquet", [png(0), png(0, (16, 16))] * 20, [0] * 40)
     none = write_parquet(tmp_path / "none.parquet", [], [])
     (tmp_path / "text.parquet").write_text("no parquet")
+    typed = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.array([{"bytes": png(0), "path": None}] * 40, typed)
+    for name, columns in {
+        "strings": {"image": image, "label": ["cat"] * 40},
+        "nulls": {"image": image, "label": pa.array([None] * 40, pa.int64())},
+        "negative": {"image": image, "label": [-1] * 40},
+        "paths": {"image": ["a.png"] * 40, "label": [0] * 40},
+        "empty": {"image": pa.array([{"bytes": None, "path": "a"}] * 40, typed), "label": [0] * 40},
+    }.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
     cases = {
         "foo": "'foo' is no image source",
         "parquet:": "no image source",
@@ -107,6 +117,11 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
         none: "has no images",
         bad: "row 30 cannot be decoded",
         mixed: "several sizes",
+        f"parquet:{tmp_path}/strings.parquet": "label column with string",
+        f"parquet:{tmp_path}/nulls.parquet": "label column with 40 nulls",
+        f"parquet:{tmp_path}/negative.parquet": "has the label -1",
+        f"parquet:{tmp_path}/paths.parquet": "image column of string",
+        f"parquet:{tmp_path}/empty.parquet": "first image cannot be decoded",
     }
     for source, sentence in cases.items():
         with pytest.raises(ImagesMistake, match=sentence):

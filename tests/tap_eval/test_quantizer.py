@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from tap_eval.bench import Bench
+from tap_eval.features import describe
+from tap_eval.images import Images
 from tap_eval.layers import prepare
 from tap_eval.quantizer import Affine, Allocation, QuantizedNetwork, calibrate, observe, output_mean, quantize_weight
 
@@ -72,6 +74,42 @@ def test_quantization_does_not_shift_the_mean_of_a_layer_on_the_calibration_imag
     quantized = QuantizedNetwork(prepared, calibrate(prepared, x))
     quantized.layers[0].choose(2, None)
     assert torch.allclose(quantized.logits(x, 4).mean((0, 2, 3)), network(x).mean((0, 2, 3)), atol=1e-5)
+
+
+def test_a_layer_that_is_called_twice_and_has_two_names_is_one_layer() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = self.first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(10 * self.first(x)).mean((2, 3))
+
+    network = Twice()
+    x = torch.rand(4, 3, 8, 8)
+    prepared = prepare(network, x)
+    assert [layer.name for layer in prepared.layers] == ["first"]
+    (seen,) = calibrate(prepared, x)
+    with torch.no_grad():
+        middle = 10 * network.first(x)
+    both = torch.cat([x, middle])
+    assert (seen.low, seen.high) == pytest.approx((float(both.min()), float(both.max())))
+    apart = [observe(network.first, part) for part in (x, middle)]
+    assert torch.allclose(seen.mean_patch, (apart[0].mean_patch + apart[1].mean_patch) / 2, atol=1e-5)
+    (features,) = describe(prepared, Images(x, torch.zeros(4)), "statistics")
+    assert features["input_absmax"] == pytest.approx(float(both.abs().max()))
+    quantized = QuantizedNetwork(prepared, [seen])
+    quantized.choose(Allocation((2,), (8,)))
+    assert quantized.network.first is quantized.network.second is quantized.layers[0]
+    weight, bias = quantized.layers[0].quantized(2)
+    affine = Affine.covering(seen.low, seen.high, 8)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(affine.centred(x) * affine.scale, weight, bias, padding=1)
+
+    assert torch.allclose(quantized.logits(x, 4), call(10 * call(x)).mean((2, 3)), atol=1e-4)
 
 
 def test_bits_a_channel_take_each_channel_from_its_own_bits() -> None:
