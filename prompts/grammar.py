@@ -61,6 +61,8 @@ _STEPS = (0.5, 0.7, 1.4, 2, -0.5)
 _FRESH_POWERS = (-1, -0.5, 0.5, 1, 2)
 _OFFERED = 3
 _LEAST_POWER = 0.08
+_FURTHEST, _FURTHEST_BOOST = 99, 7
+"""so that no power is written with an exponent of ten, and no boost as zero"""
 _CHANNELS_SHARE = 0.75
 """of the initial expressions that divide scores among channels"""
 _CHANNELS_AGAIN = 0.3
@@ -144,7 +146,8 @@ def product(powers: Mapping[str, float]) -> str:
     """The expression with these `exponents`, to two digits; what is near zero is left out."""
     factors: list[str] = []
     for key, exact in powers.items():
-        power = round(exact, 2)
+        furthest = _FURTHEST_BOOST if key.startswith("if ") else _FURTHEST
+        power = round(min(max(exact, -furthest), furthest), 2)
         if abs(power) < _LEAST_POWER:
             continue
         if key == "exp":
@@ -203,6 +206,7 @@ def expression_of(code: str) -> str | None:
         factors = [] if of_layers[1] == "1.0" else split(of_layers[1])
         if of_channels:
             factors += [_CHANNEL + factor for factor in split(re.sub(r"max\((\w+), 1e-9\)", r"\1", of_channels[1]))]
+        exponents(" * ".join(factors))
         return " * ".join(factors) or None
     except ValueError:
         return None

@@ -14,6 +14,7 @@ from enum import StrEnum
 Score = float | list[float]
 """A layer's sensitivity: one number, or one for each of its output channels."""
 Scores = list[Score]
+_LONGEST_MESSAGE = 1000  # characters
 
 
 class Failure(StrEnum):
@@ -45,13 +46,18 @@ class Rejection:
 
     failure: Failure
     message: str
+    """on one line, cut to what a prompt and a terminal can take"""
+
+    def __post_init__(self) -> None:
+        words = " ".join(self.message[:_LONGEST_MESSAGE].split())
+        object.__setattr__(self, "message", "".join(letter for letter in words if letter.isprintable()))
 
 
-def checked_scores(value: object, channels: Sequence[int]) -> Scores | Rejection:
+def checked_scores(value: object, channels: Sequence[int], by_channel: bool) -> Scores | Rejection:
     """What `sensitivity` returned, checked.
 
     `value` must hold one entry a layer: a number, or a list of numbers, one for each of the
-    layer's output channels (`channels[i]` of them).
+    layer's output channels (`channels[i]` of them), of which the mean is kept unless `by_channel`.
     """
     if not isinstance(value, list) or len(value) != len(channels):
         got = f"{len(value)} entries" if isinstance(value, list) else type(value).__name__
@@ -77,9 +83,11 @@ def checked_scores(value: object, channels: Sequence[int]) -> Scores | Rejection
         if len(finite) < len(checked):
             return Rejection(Failure.NOT_FINITE, f"the score of layer {index} is NaN or infinite.")
         scores.append(finite if isinstance(entry, list) else finite[0])
-    everything = [number for score in scores for number in (score if isinstance(score, list) else [score])]
     if not all(math.isfinite(layer_score(score)) for score in scores):
         return Rejection(Failure.NOT_FINITE, "the mean over a layer's channels overflows.")
+    if not by_channel:
+        scores = [layer_score(score) for score in scores]
+    everything = [number for score in scores for number in (score if isinstance(score, list) else [score])]
     if len(everything) > 1 and max(everything) == min(everything):
         return Rejection(Failure.CONSTANT, f"every layer has the score {everything[0]:g}: there is nothing to rank.")
     return scores

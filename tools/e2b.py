@@ -29,7 +29,7 @@ from e2b import SandboxException, TimeoutException
 from e2b_code_interpreter import Sandbox as Machine  # pyright: ignore[reportMissingTypeStubs]
 
 from tap_eval.proxy import Failure, Rejection
-from tools.sandbox import JSON, Limits, SandboxError, one_line, plain
+from tools.sandbox import JSON, Limits, SandboxError, plain
 
 _IDLE = 600  # seconds that a machine outlives its last run
 _GRACE = 3.0  # seconds beyond the limit for an answer; client 2.11 waits twice what it is told
@@ -173,10 +173,10 @@ class E2BSandbox(AbstractContextManager["E2BSandbox"]):
                 case {"failure": "too long"}:
                     return self.limits.hit(Failure.WRONG_SHAPE)
                 case {"failure": "error" | "unparsable" | "wrong shape" as failure, "message": str(message)}:
-                    return Rejection(Failure(failure), one_line(message))
+                    return Rejection(Failure(failure), message)
                 case _:
                     return Rejection(Failure.WRONG_SHAPE, "it wrote an answer of its own.")
         except RecursionError:
             return Rejection(Failure.WRONG_SHAPE, "the result is nested too deeply.")
         except ValueError as error:
-            return Rejection(Failure.WRONG_SHAPE, one_line(str(error)))
+            return Rejection(Failure.WRONG_SHAPE, str(error))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import math
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from tap_eval.allocation import allocate, check_within
 from tap_eval.bench import Bench
@@ -20,7 +22,7 @@ from tap_eval.ledger import key
 from tap_eval.mistake import BudgetMistake
 from tap_eval.proxy import Failure, Rejection, Scores, checked_scores, layer_score
 from tap_eval.quantizer import Allocation
-from tools.sandbox import JSON, Sandbox, forbidden
+from tools.sandbox import JSON, Sandbox, forbidden, parse
 
 
 @dataclass(frozen=True)
@@ -50,32 +52,30 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
     if rejection := forbidden(code):
         return rejection
     own_allocator = "allocate" in functions(code)
-    cases: list[JSON] = [
-        {"layers": bench.features, "task": bench.described_task, "budget": _budget(bench)} for bench in benches
-    ]
-    call = "[[sensitivity(c['layers'], c['task']), None] for c in cases]"
+    secret = secrets.token_hex(16)  # names that the code cannot know: each network's inputs are its own
+    cases: dict[str, JSON] = {
+        f"_{secret}_{place}": {"layers": bench.features, "task": bench.described_task, "budget": _budget(bench)}
+        for place, bench in enumerate(benches)
+    }
+    pair = "[sensitivity({0}['layers'], {0}['task'])]"
     if own_allocator:
-        call = (
-            "[(lambda s, c: [s, allocate(s, c['layers'], c['budget'])])(sensitivity(c['layers'], c['task']), c) "
-            "for c in cases]"
-        )
+        pair = "(lambda s: [s, allocate(s, {0}['layers'], {0}['budget'])])(sensitivity({0}['layers'], {0}['task']))"
     started = time.perf_counter()
-    returned = sandbox.run(code, call, {"cases": cases})
+    returned = sandbox.run(code, f"[{', '.join(map(pair.format, cases))}]", cases)
     scoring_seconds = time.perf_counter() - started
     if isinstance(returned, Rejection):
         return returned
-    assert isinstance(returned, list)
     scores: list[Scores] = []
     allocations: list[Allocation] = []
     started = time.perf_counter()
-    for bench, pair in zip(benches, returned, strict=True):
-        assert isinstance(pair, list)
-        checked = checked_scores(pair[0], [layer.out_channels for layer in bench.layers])
+    for bench, answer in zip(benches, cast("list[list[JSON]]", returned), strict=True):
+        groups = bench.task.choices.channel_groups
+        checked = checked_scores(answer[0], [layer.out_channels for layer in bench.layers], by_channel=groups > 1)
         if isinstance(checked, Rejection):
             return checked
         scores.append(checked)
         if own_allocator:
-            chosen = _own_allocation(pair[1], bench)
+            chosen = _own_allocation(answer[1], bench)
             if isinstance(chosen, Rejection):
                 return chosen
         else:
@@ -84,7 +84,7 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
     return Scored(
         tuple([layer_score(score) for score in each] for each in scores),
         tuple(allocations),
-        (tree_print(code), *_result_prints(scores, allocations)),
+        (tree_print(code), *_result_prints(scores, allocations, own_allocator)),
         scoring_seconds,
         time.perf_counter() - started,
     )
@@ -133,9 +133,9 @@ def tree_print(code: str) -> str:
     return "tree " + key(tree(code))[:16]
 
 
-def _result_prints(scores: Sequence[Scores], allocations: Sequence[Allocation]) -> tuple[str, str]:
-    bits = [[allocation.weights, allocation.activations] for allocation in allocations]
-    return "scores " + key([_spread(each) for each in scores])[:16], "bits " + key(bits)[:16]
+def _result_prints(scores: Sequence[Scores], allocations: Sequence[Allocation], own_allocator: bool) -> tuple[str, str]:
+    bits = key([[allocation.weights, allocation.activations] for allocation in allocations])
+    return "scores " + key([_spread(each) for each in scores], bits if own_allocator else "")[:16], "bits " + bits[:16]
 
 
 def _spread(scores: Scores) -> list[list[float]]:
@@ -143,13 +143,14 @@ def _spread(scores: Scores) -> list[list[float]]:
     rows = [score if isinstance(score, list) else [score] for score in scores]
     low, high = min(map(min, rows)), max(map(max, rows))
     if low > 0:
-        return [[round(math.log(value / low), 9) for value in row] for row in rows]
-    return [[round((value - low) / (high - low or 1.0), 9) for value in row] for row in rows]
+        return [[round(math.log(value) - math.log(low), 9) for value in row] for row in rows]
+    reach = (high / 2 - low / 2) or 1.0  # halves do not overflow
+    return [[round((value / 2 - low / 2) / reach, 9) for value in row] for row in rows]
 
 
 def tree(code: str) -> str:
     """The syntax tree of `code`, which must parse, without positions and docstrings."""
-    parsed = ast.parse(code)
+    parsed = parse(code)
     for node in ast.walk(parsed):
         if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
@@ -158,7 +159,7 @@ def tree(code: str) -> str:
 
 def functions(code: str) -> set[str]:
     """Names of the top-level functions of `code`, which must parse."""
-    return {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in parse(code).body if isinstance(node, ast.FunctionDef)}
 
 
 def _budget(bench: Bench) -> JSON:

@@ -12,7 +12,8 @@ worker's environment is empty); traces (no file written, no core dump, no name l
 bounded size, depth and integers, never a pickle).
 
 Not covered: a memory-corruption bug in Monty would run as our user, under these limits but with no filter of
-system calls. The text of an exception is bounded by the memory limit alone until the host cuts it. A deadline
+system calls. The text of an exception is bounded by the memory limit alone until the host cuts it, and a result
+of many small lists takes some forty times its bytes on the host. A deadline
 is wall-clock time, so a machine under load fails slow code. Monty is not CPython to the last digit in `cbrt`,
 `erf`, `gamma` and `round(x, digits)`. macOS limits no address space, and Windows has no shell that sets
 limits: it takes the e2b sandbox. `MontySandbox.guards` says what holds on this machine.
@@ -34,6 +35,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ from tap_eval.proxy import Failure, Rejection
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 
 _LONGEST_CODE = 20_000  # characters
+_LONGEST_INTEGER = 1024  # bits of a literal, as many as a float can hold
 _DEEPEST_CODE = 100  # levels of the syntax tree
 _DEEPEST_RESULT = 32  # levels of lists and dicts
 
@@ -99,12 +102,22 @@ def published() -> str:
 - At most {_LONGEST_CODE:,} characters. What is printed is dropped."""
 
 
+def parse(code: str) -> ast.Module:
+    """The syntax tree of `code`, without the warnings that CPython prints of odd code; raises as `ast.parse` does."""
+    with _PARSING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return ast.parse(code)
+
+
+_PARSING = threading.Lock()  # the filters of warnings belong to all threads
+
+
 def forbidden(code: str) -> Rejection | None:
     """Why `code` may not be run, or None. The host parses it, and neither compiles nor runs it."""
     if len(code) > _LONGEST_CODE:
         return Rejection(Failure.UNPARSABLE, f"the code is longer than {_LONGEST_CODE:,} characters.")
     try:
-        tree = ast.parse(code)
+        tree = parse(code)
     except SyntaxError as error:
         return Rejection(Failure.UNPARSABLE, f"line {error.lineno or 1}: {error.msg}.")
     except ValueError:
@@ -138,6 +151,8 @@ def _objection(node: ast.AST) -> str | None:
             return f"`{name}` is not available; no name between double underscores is."
         case ast.Name(id=name) if hasattr(builtins, name) and name not in (*ALLOWED.builtins, "_"):
             return f"`{name}` is not available, even as a variable; builtins: {_listed(ALLOWED.builtins)}."
+        case ast.Constant(value=int(value)) if value.bit_length() > _LONGEST_INTEGER:
+            return f"an integer of {value.bit_length():,} bits is not available; write a float."
         case _:
             word = ALLOWED.absent.get(type(node))
             return f"`{word}` is not available; write functions, loops and lists." if word else None
@@ -169,11 +184,6 @@ def plain(value: object, depth: int = 0) -> JSON:
             raise ValueError(f"the result holds a {type(value).__name__}, which is not plain data.")
 
 
-def one_line(text: str) -> str:
-    """The first 500 characters of `text` that print, on one line, since prompts and terminals show it."""
-    return "".join(character for character in " ".join(text[:500].split()) if character.isprintable())
-
-
 @dataclass(frozen=True)
 class Limits:
     """What one candidate may cost, all of its layers and networks together."""
@@ -186,7 +196,7 @@ class Limits:
         """The sentence for the limit behind `failure`: TIMEOUT, MEMORY or, for the size, WRONG_SHAPE."""
         sentences = {
             Failure.TIMEOUT: f"it ran longer than {self.seconds:g} s, sleep included.",
-            Failure.MEMORY: f"it exceeded {self.memory_bytes // 2**20} MiB of memory, or the stack.",
+            Failure.MEMORY: f"it exceeded {self.memory_bytes // 2**20} MiB of memory.",
             Failure.WRONG_SHAPE: f"the result exceeds {self.result_bytes:,} bytes.",
         }
         return Rejection(failure, sentences[failure])
@@ -286,19 +296,17 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
                 worker.feed_run(f"_result = {call}", inputs=dict(inputs), print_callback=_drop)
                 failure = Failure.WRONG_SHAPE  # what fails from here on is the conversion of the result
                 fetched: object = worker.feed_run(_FETCH.format(cap=self.limits.result_bytes))
-                late = time.monotonic() - started > self.limits.seconds
             except monty.MontyError as error:
                 return self._rejection(error, failure, time.monotonic() - started)
             finally:
                 watchdog.cancel()
-        if late:
-            return self.limits.hit(Failure.TIMEOUT)
         if not isinstance(fetched, tuple):
             return self.limits.hit(Failure.WRONG_SHAPE)
         try:
-            return plain(cast("tuple[object]", fetched)[0])
+            result = plain(cast("tuple[object]", fetched)[0])
         except ValueError as error:
             return Rejection(Failure.WRONG_SHAPE, str(error))
+        return self.limits.hit(Failure.TIMEOUT) if time.monotonic() - started > self.limits.seconds else result
 
     @contextmanager
     def _worker(self) -> Generator[monty.MontySession]:
@@ -327,13 +335,17 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
         cause, crashed = error.exception(), isinstance(error, monty.MontyCrashedError)
         if isinstance(cause, TimeoutError) or (crashed and seconds > self.limits.seconds):
             return self.limits.hit(Failure.TIMEOUT)
-        if isinstance(cause, MemoryError) or crashed:
+        if isinstance(cause, MemoryError):
             return self.limits.hit(Failure.MEMORY)
+        if crashed:
+            return Rejection(
+                Failure.MEMORY, "the interpreter broke off: too much memory, too deep a recursion, or NaN in a sort."
+            )
         lines = [""]
         if isinstance(error, monty.MontyRuntimeError | monty.MontySyntaxError):
             lines += [f"line {frame.line}: " for frame in error.traceback() if frame.filename == _CODE]
         failure = Failure.UNPARSABLE if isinstance(error, monty.MontySyntaxError) else otherwise
-        return Rejection(failure, lines[-1] + one_line(str(error)))
+        return Rejection(failure, lines[-1] + str(error))
 
 
 def _kill(process: int) -> None:

@@ -48,6 +48,15 @@ def test_a_crossover_takes_means_or_the_layers_of_one_and_the_channels_of_the_ot
     assert '"channel.weight_std**0.5 * weight_l2"' in offered
 
 
+def test_edits_of_edits_never_leave_the_grammar() -> None:
+    rng = random.Random(0)
+    expression = "(0.25 if first else 1) * exp(-4 * depth) * macs"
+    for _ in range(300):
+        powers = {key: power * rng.choice((2, -2, 1.4)) for key, power in grammar.exponents(expression).items()}
+        expression = grammar.product(powers)
+        assert grammar.exponents(expression).keys() == powers.keys()
+
+
 def test_a_foreign_proxy_has_no_expression() -> None:
     assert grammar.expression_of("def sensitivity(layers, task):\n    return [1.0 for _ in layers]\n") is None
     with pytest.raises(ValueError, match="not a product"):

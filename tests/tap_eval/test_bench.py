@@ -204,10 +204,14 @@ def test_ranks_and_novelty() -> None:
     ],
 )  # fmt: skip
 def test_scores_that_are_none_die_by_their_name(value: object, failure: Failure) -> None:
-    found = checked_scores(value, [1, 2])
+    found = checked_scores(value, [1, 2], by_channel=True)
     assert isinstance(found, Rejection)
     assert found.failure is failure
 
 
 def test_scores_may_be_of_layers_or_of_channels() -> None:
-    assert checked_scores([1, [2, 3.5]], [1, 2]) == [1.0, [2.0, 3.5]]
+    assert checked_scores([1, [2, 3.5]], [1, 2], by_channel=True) == [1.0, [2.0, 3.5]]
+    assert checked_scores([1, [2, 3.5]], [1, 2], by_channel=False) == [1.0, 2.75]
+    alike = checked_scores([[1, 3], [2, 2]], [2, 2], by_channel=False)
+    assert isinstance(alike, Rejection)
+    assert alike.failure is Failure.CONSTANT

@@ -178,7 +178,7 @@ def test_a_message_names_the_line_and_is_harmless_to_a_terminal(sandbox: MontySa
     assert answer == Rejection(Failure.ERROR, "line 3: IndexError: list index out of range")
     answer = sandbox.run(r"raise ValueError('\x1b[31m\n' * 10**6)", "1", {})
     assert isinstance(answer, Rejection)
-    assert len(answer.message) < 600
+    assert len(answer.message) <= 1000
     assert answer.message.isprintable()
 
 
@@ -261,7 +261,9 @@ def test_each_run_has_a_worker_without_environment_under_the_kernels_limits(
 @LINUX
 def test_a_killed_worker_costs_one_run(sandbox: MontySandbox) -> None:
     answer = while_it_loops(sandbox, lambda worker: os.kill(int(worker.name), signal.SIGKILL))
-    assert answer == LIMITS.hit(Failure.MEMORY)
+    assert isinstance(answer, Rejection)
+    assert answer.failure is Failure.MEMORY
+    assert "broke off" in answer.message
     assert sandbox.run("", "1 + 1", {}) == 2
 
 
