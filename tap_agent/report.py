@@ -316,7 +316,7 @@ def _styled(figure: go.Figure, x: str, y: str, *, whole_x: bool = False, height:
         template="plotly_white",
         height=height,
         margin={"l": 60, "r": 20, "t": 16, "b": 50},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0},
         font={"family": "system-ui, sans-serif", "color": INK, "size": 13},
     )
     figure.update_xaxes(title_text=x)
@@ -327,4 +327,4 @@ def _styled(figure: go.Figure, x: str, y: str, *, whole_x: bool = False, height:
 
 
 def _html(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
