@@ -15,19 +15,23 @@ from typing import Literal
 
 import torch
 
-from tap_eval import quantizer
-from tap_eval.accuracy import Accuracy, count_correct, mean_kl
-from tap_eval.allocation import Budget, Choices, check_feasible
+from tap_eval import quantizer, sweep
+from tap_eval.accuracy import Accuracy, count_correct
+from tap_eval.allocation import Budget, Choices, check_feasible, uniform
 from tap_eval.features import Features, Inputs, describe, describe_task
 from tap_eval.images import Images, Splits
+from tap_eval.integer import IntegerNetwork, Unfit
 from tap_eval.layers import Layer, Prepared, prepare
 from tap_eval.ledger import Ledger, key
 from tap_eval.mistake import ImagesMistake
+from tap_eval.program import Program, record
 from tap_eval.quantizer import Allocation, QuantizedNetwork
 
 SplitName = Literal["search", "test"]
 ERROR_IMAGES = 512
 """Layer errors are measured on this many images of the search split, which is enough to rank layers."""
+_BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
+"""batches whose largest activation stays in a core's cache run fastest"""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,13 @@ class Bench:
     """One network of the benchmark set. Methods may be called from several threads."""
 
     def __init__(
-        self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125
-    ) -> None:
-        """Raises a `Mistake` when images and network do not fit, or the budget cannot be met."""
+        self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125,
+        memory: int = 2**30,
+    ) -> None:  # fmt: skip
+        """`memory` bounds the packed weights that are kept, in bytes.
+
+        Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
+        """
         self.name = name
         self.splits = splits
         self.task = task
@@ -53,8 +61,10 @@ class Bench:
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
         self._batch = batch
+        self._memory = memory
         self._lock = threading.RLock()
         self._networks: dict[int, QuantizedNetwork] = {}
+        self._integer_networks: dict[tuple[int, tuple[int, ...]], IntegerNetwork] = {}
         outputs = self.network(0).logits(splits.search.pixels[:2], 2).shape[1]
         if outputs != len(splits.classes):
             raise ImagesMistake(
@@ -105,8 +115,57 @@ class Bench:
         """The network calibrated on draw `draw`, with every (layer, bits) it has met kept."""
         if draw not in self._networks:
             seen = quantizer.calibrate(self.prepared, self.splits.calibrations[draw].pixels)
-            self._networks[draw] = QuantizedNetwork(self.prepared, seen)
+            self._networks[draw] = QuantizedNetwork(self.prepared, seen, self._integers)
         return self._networks[draw]
+
+    @cached_property
+    def _integers(self) -> list[quantizer.Integers]:
+        return [quantizer.integers_of(self.prepared.module(layer)) for layer in self.layers]
+
+    @cached_property
+    def _program(self) -> Program:
+        """The steps of the network; raises `Unfit` when they cannot be recorded."""
+        image = self.splits.calibrations[0].pixels[:1]
+        largest = max(layer.in_channels * layer.input_size**2 * layer.tokens for layer in self.layers)
+        batch = min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), _MOST_BATCH)
+        try:
+            return record(self.prepared, image.expand(batch, *image.shape[1:]).contiguous())
+        except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
+            raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
+
+    @cached_property
+    def unfit(self) -> str | None:
+        """Why allocations are measured on the simulated path, or None where integers are multiplied."""
+        top, most = max(self.task.choices.weights), max(self.task.choices.activations)
+        allocation = uniform(self.layers, top, most)
+        pixels = self.splits.calibrations[0].pixels
+        try:
+            got = self._integer_network(0, allocation).logits(pixels)
+        except Unfit as reason:
+            return str(reason)
+        network = self.network(0)
+        network.choose(allocation)
+        expected = network.logits(pixels, self._batch)
+        if not torch.allclose(got, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
+            return "the integer path gives other outputs than the simulated one"
+        return None
+
+    def _integer_network(self, draw: int, allocation: Allocation) -> IntegerNetwork:
+        """The integer network for the activation bits of `allocation`, with its weight bits chosen."""
+        place = (draw, allocation.activations)
+        if place not in self._integer_networks:
+            self._integer_networks[place] = IntegerNetwork(
+                self.network(draw), self._program, allocation.activations, self._memory
+            )
+        self._integer_networks[place].choose(allocation)
+        return self._integer_networks[place]
+
+    def _logits(self, allocation: Allocation | None, pixels: torch.Tensor, draw: int) -> torch.Tensor:
+        if allocation is not None and self.unfit is None:
+            return self._integer_network(draw, allocation).logits(pixels)
+        network = self.network(draw)
+        network.choose(allocation)
+        return network.logits(pixels, self._batch)
 
     def measure(self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0) -> Accuracy:
         """Top-1 on a split with the bits of `allocation`, or in full precision; measured once."""
@@ -116,12 +175,11 @@ class Bench:
 
         def measured() -> list[int]:
             with self._lock:
-                network = self.network(draw)
-                network.choose(allocation)
-                accuracy = count_correct(network.logits(images.pixels, self._batch), images.labels)
+                accuracy = count_correct(self._logits(allocation, images.pixels, draw), images.labels)
             return [accuracy.correct, accuracy.count]
 
-        name = key("top1", quantizer.VERSION, self.digest, images.digest, calibration, bits)
+        path = "float" if allocation is None else "integer" if self.unfit is None else "simulated"
+        name = key("top1", quantizer.VERSION, path, self.digest, images.digest, calibration, bits)
         return Accuracy(*self._ledger.recall(name, measured))
 
     @cached_property
@@ -136,15 +194,11 @@ class Bench:
 
         def measured() -> list[float]:
             with self._lock:
-                network = self.network(0)
-                network.choose(None)
-                expected = network.logits(pixels, self._batch)
-                errors: list[float] = []
-                for layer in network.layers:
-                    layer.choose(lowest, None)
-                    errors.append(mean_kl(expected, network.logits(pixels, self._batch)))
-                    layer.choose(None, None)
-            return errors
+                try:
+                    table = sweep.layer_errors(self.network(0), self._program, pixels, [lowest])
+                except Unfit:
+                    table = sweep.layer_errors_one_by_one(self.network(0), pixels, self._batch, [lowest])
+            return [error for (error,) in table]
 
         images = [self.splits.search.digest, len(pixels), self.splits.calibrations[0].digest]
         return self._ledger.recall(key("layer errors", quantizer.VERSION, self.digest, images, lowest), measured)

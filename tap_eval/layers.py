@@ -9,12 +9,16 @@ any module that runs can be prepared.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from tap_eval.attention import separate_projections
 from tap_eval.mistake import NetworkMistake
@@ -81,6 +85,7 @@ def prepare(network: nn.Module, example: Tensor) -> Prepared:
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     separate_projections(network)
+    _make_plain(network, example)
     _fold_batchnorm(network, example)
     calls = [call for call in _watch(network, example) if isinstance(call.module, Quantizable)]
     first_calls = list({call.name: call for call in reversed(calls)}.values())[::-1]
@@ -119,6 +124,71 @@ def _watch(network: nn.Module, example: Tensor) -> list[_Call]:
     return calls
 
 
+_CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_OWN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward)
+
+
+class _Products(TorchFunctionMode):
+    """Keeps the arguments of every convolution and linear product that runs under it, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[str, Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.conv2d, F.linear):
+            self.found.append(dict(zip(_CONV2D, args, strict=False)) | (kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _make_plain(network: nn.Module, example: Tensor) -> None:
+    """Replaces layers with a forward of their own by what they were seen to do: padding, then a plain layer.
+
+    Such are convolutions that pad like TensorFlow, or that standardize their weights. Raises
+    `NetworkMistake` for one that does anything else.
+    """
+    for call in _watch(network, example):
+        module = call.module
+        if not isinstance(module, Quantizable) or type(module).forward in _OWN_FORWARDS:
+            continue
+        with _Products() as products:
+            expected = module(call.input)
+        plain = _plain(module, call.input, products.found)
+        if plain is None or not torch.allclose(plain(call.input), expected, rtol=1e-4, atol=1e-5):
+            raise NetworkMistake(
+                f"{call.name} is a {type(module).__name__} with a forward of its own that is no padding and one "
+                "product: build it from nn.Conv2d or nn.Linear."
+            )
+        for path, other in list(network.named_modules(remove_duplicate=False)):
+            if other is module:
+                _replace(network, path, plain)
+
+
+def _plain(module: Quantizable, x: Tensor, products: Sequence[dict[str, Any]]) -> nn.Module | None:
+    if len(products) != 1:
+        return None
+    product = products[0]
+    if isinstance(module, nn.Linear):
+        plain: Any = nn.Linear(module.in_features, module.out_features)
+    else:
+        settings = {name: product[name] for name in _CONV2D[3:] if name in product}
+        rows, columns = module.kernel_size
+        plain = nn.Conv2d(module.in_channels, module.out_channels, (rows, columns), **settings)
+    bias = product.get("bias")
+    plain.weight = nn.Parameter(product["weight"].clone(), requires_grad=False)
+    plain.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+    padded = product["input"]
+    if padded.shape == x.shape:
+        return plain.eval()
+    down, right = (more - less for more, less in zip(padded.shape[-2:], x.shape[-2:], strict=True))
+    for top in range(down + 1):
+        for left in range(right + 1):
+            padding = nn.ZeroPad2d((left, right - left, top, down - top))
+            if torch.equal(padding(x), padded):
+                return nn.Sequential(OrderedDict(padding=padding, layer=plain)).eval()
+    return None
+
+
 def _fold_batchnorm(network: nn.Module, example: Tensor) -> None:
     """Folds each BatchNorm whose input is the output of one convolution and of no other use.
 
@@ -145,6 +215,19 @@ def _fold_batchnorm(network: nn.Module, example: Tensor) -> None:
         if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             conv.module.weight, conv.module.bias = old
             _replace(network, norm.name, bn)
+
+
+def replace_layers(network: nn.Module, layers: Sequence[Layer], make: Callable[[int, Quantizable], nn.Module]) -> None:
+    """Puts `make(index, module)` in the place of each layer, under every name that it has."""
+    made: dict[nn.Module, nn.Module] = {}
+    for layer in layers:
+        module = network.get_submodule(layer.name)
+        assert isinstance(module, Quantizable)
+        made[module] = make(layer.index, module)
+    for path, module in list(network.named_modules(remove_duplicate=False)):
+        if module in made:
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, made[module])
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:

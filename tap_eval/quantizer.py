@@ -5,23 +5,25 @@ Activations are affine integers per tensor, their range from the calibration ima
 shift that quantized weights add to a channel's mean output is taken out of the bias. Every
 (layer, bits) is quantized once and kept: choosing an allocation swaps tensors.
 
-This is the simulated path: integer values held in floats, multiplied in floating point. It
-defines what is right; a faster path has to agree with it.
+This is the simulated path: whole numbers held in floats, whose products and sums are exact
+as long as floats are, scaled afterwards in the order in which oneDNN does it. It defines what
+is right; a faster path has to agree with it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tap_eval.layers import Layer, Prepared, Quantizable
+from tap_eval.layers import Layer, Prepared, Quantizable, replace_layers
 
-VERSION = 1
+VERSION = 2
 """Part of the key of every stored measurement: raise it when a change here changes results."""
 
 
@@ -65,8 +67,21 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class QuantizedWeight:
+    """`integers` (O, ...) int8 and `scale` (O,), and a `bias` (O,) that makes up for the mean that they shift."""
+
+    integers: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def real(self) -> Tensor:
+        """The weight that the integers stand for, float32."""
+        return self.integers * self.scale.view(-1, *[1] * (self.integers.dim() - 1))
+
+
+@dataclass(frozen=True)
 class Affine:
-    """`real = scale * (integer - zero_point)` for integers in [0, 2^bits - 1]."""
+    """`real = scale * (integer - zero_point)` for integers in [0, 2^bits - 1]; `scale` is a float32."""
 
     scale: float
     zero_point: int
@@ -77,13 +92,13 @@ class Affine:
         """The range [low, high], widened to hold zero, which is exact."""
         low, high = min(low, 0.0), max(high, 0.0)
         top = 2**bits - 1
-        scale = max((high - low) / top, 1e-12)
+        scale = torch.tensor(max((high - low) / top, 1e-12), dtype=torch.float32).item()
         return Affine(scale, min(max(round(-low / scale), 0), top), bits)
 
     def centred(self, x: Tensor) -> Tensor:
         """`x` as whole numbers `integer - zero_point`, in float32."""
-        low, high = -self.zero_point, 2**self.bits - 1 - self.zero_point
-        return x.mul(1 / self.scale).round_().clamp_(low, high)
+        integers = x.mul(1 / self.scale).add_(self.zero_point).round_().clamp_(0, 2**self.bits - 1)
+        return integers.sub_(self.zero_point)
 
 
 @dataclass(frozen=True)
@@ -104,16 +119,33 @@ class Observation:
         return Observation(min(self.low, other.low), max(self.high, other.high), mean_patch, count)
 
 
+Integers = Callable[[int], tuple[Tensor, Tensor]]
+"""A layer's integers, int8, and scale at some bits; they do not depend on the calibration."""
+
+
+def integers_of(layer: Quantizable) -> Integers:
+    """Those of `layer`, each computed once and kept."""
+
+    @cache
+    def integers(bits: int) -> tuple[Tensor, Tensor]:
+        found, scale = quantize_weight(layer.weight, bits)
+        return found.to(torch.int8), scale
+
+    return integers
+
+
 class QuantizedLayer(nn.Module):
     """Stands in a network for one layer; full precision until `choose` gives it bits."""
 
-    def __init__(self, layer: Quantizable, seen: Observation) -> None:
+    def __init__(self, layer: Quantizable, seen: Observation, integers: Integers) -> None:
         super().__init__()
         self.layer = layer
         self.seen = seen
+        self._integers = integers
         self.affine: Affine | None = None
-        self._weights: dict[int, tuple[Tensor, Tensor]] = {}
+        self._weights: dict[int, QuantizedWeight] = {}
         self._now: tuple[Tensor, Tensor | None] = (layer.weight, layer.bias)
+        self._scale: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -127,38 +159,57 @@ class QuantizedLayer(nn.Module):
 
     def choose(self, weight_bits: LayerBits | None, activation_bits: int | None) -> None:
         """Sets the bits; `None` leaves the weights, or the input activations, in full precision."""
-        self.affine = (activation_bits and Affine.covering(self.seen.low, self.seen.high, activation_bits)) or None
-        if weight_bits is None:
-            weight, bias = self.layer.weight, self.layer.bias
-        elif isinstance(weight_bits, int):
-            weight, bias = self.quantized(weight_bits)
-        else:
-            weight, bias = self._mixed(weight_bits)
-        self._now = (weight * self.affine.scale if self.affine else weight, bias)
+        self.affine = (activation_bits and self.covering(activation_bits)) or None
+        self._scale = None
+        weight, bias = self.layer.weight, self.layer.bias
+        if weight_bits is not None:
+            quantized = self.quantized(weight_bits)
+            weight, bias = quantized.real(), quantized.bias
+            if self.affine:
+                weight, self._scale = quantized.integers.float(), quantized.scale
+        elif self.affine:
+            weight = weight * self.affine.scale
+        self._now = weight, bias
 
-    def quantized(self, bits: int) -> tuple[Tensor, Tensor]:
-        """The weight after quantization, and the bias that makes up for the mean it shifts."""
+    def covering(self, bits: int) -> Affine:
+        """The integers of the layer's input."""
+        return Affine.covering(self.seen.low, self.seen.high, bits)
+
+    def quantized(self, bits: LayerBits) -> QuantizedWeight:
+        """The quantized weight; of mixed bits, each output channel is that of its own, since they do not interact."""
+        if isinstance(bits, tuple):
+            return self._mixed(bits)
         if bits not in self._weights:
-            integers, scale = quantize_weight(self.layer.weight, bits)
-            weight = integers * scale.view(-1, *[1] * (integers.dim() - 1))
-            shift = output_mean(weight - self.layer.weight, self.seen.mean_patch)
+            integers, scale = self._integers(bits)
+            weight = QuantizedWeight(integers, scale, torch.zeros_like(scale))
+            shift = output_mean(weight.real() - self.layer.weight, self.seen.mean_patch)
             bias = -shift if self.layer.bias is None else self.layer.bias - shift
-            self._weights[bits] = (weight, bias)
+            self._weights[bits] = QuantizedWeight(integers, scale, bias)
         return self._weights[bits]
 
-    def _mixed(self, bits: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Each output channel from the tensors of its own bits; channels are quantized apart from each other."""
+    def _mixed(self, bits: tuple[int, ...]) -> QuantizedWeight:
         chosen = torch.tensor(bits, device=self.layer.weight.device)
-        weight, bias = (tensor.clone() for tensor in self.quantized(bits[0]))
+        first = self.quantized(bits[0])
+        mixed = QuantizedWeight(first.integers.clone(), first.scale.clone(), first.bias.clone())
         for other in set(bits) - {bits[0]}:
-            rows = chosen == other
-            weight[rows], bias[rows] = (tensor[rows] for tensor in self.quantized(other))
-        return weight, bias
+            rows, quantized = chosen == other, self.quantized(other)
+            mixed.integers[rows] = quantized.integers[rows]
+            mixed.scale[rows], mixed.bias[rows] = quantized.scale[rows], quantized.bias[rows]
+        return mixed
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._now
         if self.affine is not None:
             x = self.affine.centred(x)
+        if self._scale is None:
+            return self._product(x, weight, bias)
+        assert self.affine is not None
+        assert bias is not None
+        each = (-1, 1, 1) if isinstance(self.layer, nn.Conv2d) else (-1,)
+        y = self._product(x, weight, None)
+        return y.mul_(self.affine.scale).mul_(self._scale.view(each)).add_(bias.view(each))
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(self.layer, nn.Conv2d):
             return self.layer._conv_forward(x, weight, bias)
         return F.linear(x, weight, bias)
@@ -210,19 +261,15 @@ def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
 class QuantizedNetwork:
     """A network whose layers can be given any bits, again and again."""
 
-    def __init__(self, prepared: Prepared, seen: Sequence[Observation]) -> None:
+    def __init__(
+        self, prepared: Prepared, seen: Sequence[Observation], integers: Sequence[Integers] | None = None
+    ) -> None:
+        """`integers` are those of the layers, to be shared by networks that differ in their calibration."""
+        modules = [prepared.module(layer) for layer in prepared.layers]
+        integers = integers or [integers_of(module) for module in modules]
         self.network = copy.deepcopy(prepared.network)
-        self.layers: list[QuantizedLayer] = []
-        stands_for: dict[nn.Module, QuantizedLayer] = {}
-        for layer, observation in zip(prepared.layers, seen, strict=True):
-            module = self.network.get_submodule(layer.name)
-            assert isinstance(module, Quantizable)
-            stands_for[module] = QuantizedLayer(module, observation)
-            self.layers.append(stands_for[module])
-        for path, module in list(self.network.named_modules(remove_duplicate=False)):
-            if module in stands_for:  # under every name that it has
-                parent, _, name = path.rpartition(".")
-                setattr(self.network.get_submodule(parent), name, stands_for[module])
+        self.layers = [QuantizedLayer(*parts) for parts in zip(modules, seen, integers, strict=True)]
+        replace_layers(self.network, prepared.layers, lambda index, _: self.layers[index])
 
     def choose(self, allocation: Allocation | None) -> None:
         """Gives every layer its bits; `None` is full precision."""

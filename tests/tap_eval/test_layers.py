@@ -73,6 +73,36 @@ def test_a_convolution_that_others_read_too_keeps_its_norm() -> None:
         assert torch.allclose(prepare(network, x).network(x), network(x), atol=1e-5)
 
 
+class PaddedLikeTensorFlow(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_layer_with_a_forward_of_its_own_is_taken_for_what_it_does() -> None:
+    network = nn.Sequential(
+        PaddedLikeTensorFlow(3, 4, 3, stride=2), nn.BatchNorm2d(4), Standardized(4, 4, 3, padding=1, bias=False)
+    )
+    randomized(network)
+    x = torch.rand(2, 3, 8, 8)
+    prepared = prepare(network, x)
+    with torch.no_grad():
+        assert torch.allclose(prepared.network(x), network(x), atol=1e-5)
+    assert [layer.name for layer in prepared.layers] == ["0.layer", "2"]
+    with pytest.raises(NetworkMistake, match="0 is a Doubled with a forward of its own"):
+        prepare(nn.Sequential(Doubled(3, 4, 3)), x)
+
+
 def test_what_cannot_be_prepared_is_said() -> None:
     with pytest.raises(NetworkMistake, match="no Conv2d and no Linear"):
         prepare(nn.Flatten(), torch.rand(2, 3, 4, 4))
