@@ -86,7 +86,8 @@ class Search:
     def prepare(self, state: SearchState) -> dict[str, Any]:
         """Measures what every fitness needs: the layer errors of each network, once."""
         for bench in self.benches:
-            self.emit({"event": "preparing", "network": bench.name, "layers": len(bench.layers)})
+            unfit = {"unfit": bench.unfit} if bench.unfit else {}
+            self.emit({"event": "preparing", "network": bench.name, "layers": len(bench.layers), **unfit})
             bench.measure(None)
             assert bench.layer_errors
         return {"weights": dict(controller.initial()), "generation": 0, "population": [], "library": [], "best": None}

@@ -12,6 +12,7 @@ import torch
 from agents.models import EMBEDDED, LanguageModel
 from tap_eval.digits import load_digits_cnn
 from tap_eval.images import open_source
+from tap_eval.integer import exact
 from tap_eval.mistake import Mistake
 from tools.sandbox import MontySandbox, SandboxError
 
@@ -46,7 +47,10 @@ def _try(name: str, part: Callable[[], str]) -> Finding:
 
 def _device() -> str:
     gpu = "a GPU is there, which measuring does not use yet" if torch.cuda.is_available() else "no GPU, none needed"
-    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}; {gpu}"
+    path = (
+        "in 8-bit integers" if exact() else "on the simulated path, since this CPU's byte products overflow (no VNNI)"
+    )
+    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}, measures {path}; {gpu}"
 
 
 def _sandbox() -> str:

@@ -86,7 +86,9 @@ class Settings(BaseModel):
     beta: float = Field(0.0, ge=0)
     gamma: float = Field(0.0, ge=0)
     batch: int = Field(125, ge=1)
-    """images a forward pass"""
+    """images a forward pass in floating point; integers take batches of their own"""
+    packed_mib: int = Field(1024, ge=1)
+    """MiB of weights that are kept in the layout of the integer kernels, a network"""
     seed: int = 0
 
     @field_validator("base_url")

@@ -68,7 +68,7 @@ class Workshop(AbstractContextManager["Workshop"]):
             test=network.test,
             transform=network.transform,
         )
-        return Bench(name, module, splits, task, self.ledger, settings.batch)
+        return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20)
 
     @cached_property
     def sandbox(self) -> Sandbox:

@@ -30,8 +30,6 @@ from tap_eval.quantizer import Allocation, QuantizedNetwork
 SplitName = Literal["search", "test"]
 ERROR_IMAGES = 512
 """Layer errors are measured on this many images of the search split, which is enough to rank layers."""
-_BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
-"""batches whose largest activation stays in a core's cache run fastest"""
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,8 @@ class Bench:
     def _program(self) -> Program:
         """The steps of the network; raises `Unfit` when they cannot be recorded."""
         image = self.splits.calibrations[0].pixels[:1]
-        largest = max(layer.in_channels * layer.input_size**2 * layer.tokens for layer in self.layers)
-        batch = min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), _MOST_BATCH)
         try:
-            return record(self.prepared, image.expand(batch, *image.shape[1:]).contiguous())
+            return record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
         except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
             raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
 

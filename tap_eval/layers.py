@@ -24,6 +24,7 @@ from tap_eval.attention import separate_projections
 from tap_eval.mistake import NetworkMistake
 
 Quantizable = nn.Conv2d | nn.Linear
+_BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Prepared:
 
     network: nn.Module
     layers: tuple[Layer, ...]
+
+    @property
+    def batch(self) -> int:
+        """Images a batch that run fast: so many that the largest activation stays near a core."""
+        largest = max(layer.in_channels * layer.input_size**2 * layer.tokens for layer in self.layers)
+        return min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), _MOST_BATCH)
 
     def module(self, layer: Layer) -> Quantizable:
         """The `Conv2d` or `Linear` that `layer` describes."""
