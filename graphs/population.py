@@ -20,15 +20,15 @@ def survivors(candidates: Iterable[Candidate], size: int) -> list[str]:
 
 
 def library(candidates: Iterable[Candidate]) -> list[str]:
-    """Names of the top tenth, at least two where there are two."""
+    """Names of the top tenth, at least two where there are two, of those that were measured on all images."""
     order = ranked(candidates)
-    return [candidate.name for candidate in order[: max(2, -(-len(order) // 10))]]
+    finished = list(dict.fromkeys(candidate.name for candidate in order if not candidate.dropped))
+    return finished[: max(2, -(-len(order) // 10))]
 
 
 def best(candidates: Iterable[Candidate]) -> str | None:
-    """Name of the best of all generations."""
-    order = ranked(candidates)
-    return order[0].name if order else None
+    """Name of the best of all generations, of those that were measured on all images."""
+    return next((candidate.name for candidate in ranked(candidates) if not candidate.dropped), None)
 
 
 def feasible(population: Sequence[str]) -> list[Template]:

@@ -21,13 +21,15 @@ from langgraph.types import Send
 
 from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
+from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchState, Template
-from tap_eval.allocation import bops, uniform
 from tap_eval.bench import Bench
-from tap_eval.fitness import FitnessWeights, cost, fitness, novelty
+from tap_eval.fitness import FitnessWeights
 from tap_eval.proxy import Failure, Proxy, Rejection
-from tools.evaluation import Known, measure, tree_print
+from tools.evaluation import Known, tree_print
 
+_LATER = {"scores", "prints", "rho", "top1", "images", "dropped", "fitness"}
+"""what the event of a proposal leaves to that of its judgement, or to the result"""
 FAILURES_SHOWN = 3
 THOUGHTS_SHOWN = 6
 
@@ -40,6 +42,8 @@ class SearchSettings:
     generations: int = 5
     controller: controller.Controller = "ratio"
     fitness: FitnessWeights = FitnessWeights()
+    racing: float = 0.0
+    """see `graphs.judge.Judge`"""
     seed: int = 0
 
 
@@ -77,6 +81,10 @@ class Search:
     def proposer(self) -> Proposer:
         """The agents, opened when they are first needed: a graph can be drawn without a network."""
         return self._open_proposer()
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.benches, self.settings.fitness, self.settings.racing)
 
     @property
     def benches(self) -> Sequence[Bench]:
@@ -137,7 +145,7 @@ class Search:
         ]
 
     def offspring(self, job: Job) -> dict[str, Any]:
-        """One agent's work: a proposal, scored and measured. A failure of the candidate is a result."""
+        """One agent's work: a proposal, scored and allocated. A failure of the candidate is a result."""
         parents = [Candidate(**record) for record in job["parents"]]
         assignment = Assignment(
             template=job["template"],
@@ -162,18 +170,14 @@ class Search:
             found: dict[str, Any] = {"failure": str(attempt.outcome.failure), "message": attempt.outcome.message}
             found["prints"] = _prints(attempt)
         else:
-            measured = measure(attempt.outcome, self.benches)
             found = {
                 "scores": attempt.outcome.scores,
                 "prints": attempt.outcome.prints,
                 "allocations": [Bits.of(allocation) for allocation in attempt.outcome.allocations],
-                "rho": measured.rho,
-                "top1": measured.top1,
-                "seconds": attempt.seconds + measured.seconds,
             }
         record = Candidate(**(record.model_dump() | found))
         self.emit(
-            {"event": "proposed", **record.model_dump(mode="json", exclude={"scores", "prints", "fitness"})}
+            {"event": "proposed", **record.model_dump(mode="json", exclude=_LATER)}
             | {"tool_calls": list(attempt.tool_calls)}
         )
         return {"candidates": {record.name: record.model_dump(mode="json")}}
@@ -182,9 +186,10 @@ class Search:
         """Fitness of the generation's offspring; then the controller's weights, the library, the population."""
         everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
         names = [entry["name"] for entry in state["plan"]]
-        judged = self._judge(names, everyone)
+        judged = self._judge.judge(names, everyone, state["library"])
         everyone |= judged
         pool = [everyone[name] for name in state["population"]] + list(judged.values())
+        library = population.library([*pool, *(everyone[name] for name in state["library"])])
         keep = population.survivors(pool, self.settings.population)
         values = [candidate.fitness for candidate in judged.values() if candidate.fitness is not None]
         weights = cast("dict[Template, float]", state["weights"])
@@ -209,6 +214,8 @@ class Search:
                     "template": candidate.template,
                     "fitness": candidate.fitness,
                     "top1": candidate.top1,
+                    "images": candidate.images,
+                    "dropped": candidate.dropped,
                     "failure": candidate.failure,
                     "seconds": candidate.seconds,
                     "tokens": candidate.tokens,
@@ -219,7 +226,7 @@ class Search:
             "candidates": {name: candidate.model_dump(mode="json") for name, candidate in judged.items()},
             "weights": dict(weights),
             "population": keep,
-            "library": population.library(pool),
+            "library": library,
             "best": population.best(everyone.values()),
             "generations": [generation.model_dump(mode="json")],
         }
@@ -252,46 +259,6 @@ class Search:
         graph.add_edge("report", END)
         return graph
 
-    def _judge(self, names: Sequence[str], everyone: dict[str, Candidate]) -> dict[str, Candidate]:
-        """The named candidates with their fitness; a duplicate within the generation dies, the first lives."""
-        judged: dict[str, Candidate] = {}
-        known: dict[str, str] = {}
-        before = [candidate.scores for name, candidate in everyone.items() if name not in names and candidate.scores]
-        for name in sorted(names):
-            candidate = everyone[name]
-            if candidate.failure is None:
-                twin = next((known[fingerprint] for fingerprint in candidate.prints if fingerprint in known), None)
-                if twin:
-                    message = f"it gives the same result as {twin} of the same generation."
-                    candidate = candidate.model_copy(update={"failure": str(Failure.DUPLICATE), "message": message})
-                else:
-                    known |= dict.fromkeys(candidate.prints, name)
-                    candidate = candidate.model_copy(update={"fitness": self._fitness(candidate, before)})
-                    before.append(candidate.scores)
-            judged[name] = candidate
-        return judged
-
-    def _fitness(self, candidate: Candidate, before: Sequence[list[list[float]]]) -> float:
-        weights = self.settings.fitness
-        return fitness(
-            candidate.rho,
-            candidate.top1,
-            weights,
-            cost=self._cost(candidate) if weights.beta else 0.0,
-            novelty=novelty(candidate.scores, before) if weights.gamma else 0.0,
-        )
-
-    def _cost(self, candidate: Candidate) -> float:
-        pairs = list(zip(candidate.allocations, self.benches, strict=True))
-        return cost(
-            [bops(bench.layers, bits.allocation()) for bits, bench in pairs],
-            [
-                bops(bench.layers, uniform(bench.layers, max(choices.weights), max(choices.activations)))
-                for bench in self.benches
-                for choices in [bench.task.choices]
-            ],
-        )
-
     def _probabilities(self, state: SearchState) -> dict[Template, float]:
         feasible = population.feasible(state["population"])
         return controller.probabilities(cast("dict[Template, float]", state["weights"]), feasible)
@@ -302,7 +269,7 @@ class Search:
             proxy=Proxy(candidate.thought, candidate.code),
             fitness=candidate.value,
             top1=candidate.top1,
-            counts=[len(bench.splits.search) for bench in self.benches],
+            counts=candidate.images,
             rho=candidate.rho,
             bits=[bits.means() for bits in candidate.allocations],
         )

@@ -62,7 +62,11 @@ class Candidate(BaseModel):
     allocations: list[Bits] = []
     rho: list[float] = []
     top1: list[float] = []
-    """search accuracy, in [0, 1]"""
+    """accuracy on the search split, in [0, 1]"""
+    images: list[int] = []
+    """of the search split, on which top1 was measured"""
+    dropped: bool = False
+    """whether it was dropped from the race: `images` are not all, and its fitness is an estimate"""
     fitness: float | None = None
     """Eq. 6; None stands for minus infinity"""
     seconds: float = 0.0

@@ -142,6 +142,10 @@ def run(
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of cost.", rich_help_panel=_SEARCH)] = None,
     gamma: Annotated[float | None, typer.Option(help="Weight of novelty.", rich_help_panel=_SEARCH)] = None,
+    racing: Annotated[
+        float | None,
+        typer.Option(help="Error rate of dropping a candidate early; 0 for never.", rich_help_panel=_SEARCH),
+    ] = None,
     inputs: InputsOption = None,
     seed: SeedOption = None,
     llm: Annotated[

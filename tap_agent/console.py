@@ -135,8 +135,11 @@ def draws_text(row: Row) -> str:
 
 def summary(result: Result) -> str:
     """What happened, in a line."""
-    died = sum(candidate.failure is not None for candidate in result.candidates)
+    living = [candidate for candidate in result.candidates if candidate.failure is None]
+    whole = max((sum(candidate.images) for candidate in living), default=0) * len(living)
+    share = sum(sum(candidate.images) for candidate in living) / (whole or 1)
+    raced = f" measured on {share:.0%} of the images" if share < 1 else ""
     return (
-        f"{len(result.candidates)} proposals, {len(result.candidates) - died} distinct and alive; "
+        f"{len(result.candidates)} proposals, {len(living)} distinct and alive{raced}; "
         f"{result.measured} measurements; {result.tokens:,} tokens; {result.seconds:.0f} s"
     )

@@ -95,5 +95,6 @@ class Workshop(AbstractContextManager["Workshop"]):
             generations=settings.generations,
             controller=settings.controller,
             fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma),
+            racing=settings.racing,
             seed=settings.seed,
         )

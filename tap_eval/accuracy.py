@@ -32,11 +32,6 @@ class Accuracy:
         return f"{100 * self.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {self.count:,})"
 
 
-def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:
-    """Top-1 of `logits` (N, classes) against `labels` (N,)."""
-    return Accuracy(int((logits.argmax(1) == labels).sum()), len(labels))
-
-
 def mean_kl(reference: Tensor, logits: Tensor) -> float:
     """Mean over images of KL(reference || logits) in nats; both (N, classes), before softmax."""
     expected, got = (torch.log_softmax(values.double(), dim=1) for values in (reference, logits))

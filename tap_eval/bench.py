@@ -8,15 +8,17 @@ allocation is measured.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 
 from tap_eval import quantizer, sweep
-from tap_eval.accuracy import Accuracy, count_correct
+from tap_eval.accuracy import Accuracy
 from tap_eval.allocation import Budget, Choices, check_feasible, uniform
 from tap_eval.features import Features, Inputs, describe, describe_task
 from tap_eval.images import Images, Splits
@@ -28,6 +30,8 @@ from tap_eval.program import Program, record
 from tap_eval.quantizer import Allocation, QuantizedNetwork
 
 SplitName = Literal["search", "test"]
+STAGES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""parts of the search split on which candidates are compared, each holding the one before"""
 ERROR_IMAGES = 512
 """Layer errors are measured on this many images of the search split, which is enough to rank layers."""
 
@@ -163,20 +167,41 @@ class Bench:
         network.choose(allocation)
         return network.logits(pixels, self._batch)
 
+    @cached_property
+    def stages(self) -> list[np.ndarray]:
+        """The rows of the search split that each stage adds, in an order that does not follow the source's."""
+        rows = np.random.default_rng(0).permutation(len(self.splits.search))
+        bounds = sorted({math.ceil(share * len(rows)) for share in STAGES})
+        return [np.sort(part) for part in np.split(rows, bounds[:-1])]
+
+    def correct(self, allocation: Allocation | None, stage: int) -> np.ndarray:
+        """Which images of a stage of the search split are classified correctly, bool; measured once."""
+        return self._correct(allocation, self.splits.search, 0, self.stages[stage], f"stage {stage}")
+
     def measure(self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0) -> Accuracy:
         """Top-1 on a split with the bits of `allocation`, or in full precision; measured once."""
-        images: Images = getattr(self.splits, split)
+        if split == "search" and draw == 0:
+            correct = np.concatenate([self.correct(allocation, stage) for stage in range(len(self.stages))])
+        else:
+            images: Images = getattr(self.splits, split)
+            correct = self._correct(allocation, images, draw, np.arange(len(images)), "all")
+        return Accuracy(int(correct.sum()), len(correct))
+
+    def _correct(
+        self, allocation: Allocation | None, images: Images, draw: int, rows: np.ndarray, part: str
+    ) -> np.ndarray:
         calibration = "" if allocation is None else self.splits.calibrations[draw].digest
         bits = None if allocation is None else [allocation.weights, allocation.activations]
 
-        def measured() -> list[int]:
+        def measured() -> str:
             with self._lock:
-                accuracy = count_correct(self._logits(allocation, images.pixels, draw), images.labels)
-            return [accuracy.correct, accuracy.count]
+                logits = self._logits(allocation, images.pixels[torch.from_numpy(rows)], draw)
+            return np.packbits(logits.argmax(1).numpy() == images.labels.numpy()[rows]).tobytes().hex()
 
         path = "float" if allocation is None else "integer" if self.unfit is None else "simulated"
-        name = key("top1", quantizer.VERSION, path, self.digest, images.digest, calibration, bits)
-        return Accuracy(*self._ledger.recall(name, measured))
+        name = key("correct", quantizer.VERSION, path, self.digest, images.digest, calibration, bits, part)
+        packed = np.frombuffer(bytes.fromhex(self._ledger.recall(name, measured)), dtype=np.uint8)
+        return np.unpackbits(packed, count=len(rows)).astype(bool)
 
     @cached_property
     def layer_errors(self) -> list[float]:

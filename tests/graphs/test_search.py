@@ -15,7 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
-from graphs.state import SearchState
+from graphs.state import Candidate, SearchState
 from tap_eval.bench import Bench
 from tests.agents.scripted import Answer, ChatServer, proposal
 from tools.sandbox import MontySandbox
@@ -161,3 +161,20 @@ def test_cost_and_novelty_enter_fitness_where_they_are_asked_for(open_run: Any, 
     for name, each in state["candidates"].items():
         if each["fitness"] is not None:
             assert each["fitness"] != plain["candidates"][name]["fitness"]
+
+
+def test_a_race_drops_the_hopeless_and_never_returns_one_of_them(open_run: Any, tmp_path: Path, bench: Bench) -> None:
+    whole = len(bench.splits.search)
+    settings = SearchSettings(population=8, generations=2, controller="uniform", seed=3, racing=0.1)
+    state = open_run(settings).invoke(tmp_path / "c.sqlite")
+    alive = [each for each in state["candidates"].values() if each["failure"] is None]
+    dropped = [each for each in alive if each["dropped"]]
+    assert dropped
+    assert all(each["images"][0] < whole for each in dropped)
+    assert all(each["images"] == [whole] for each in alive if not each["dropped"])
+    best = state["candidates"][state["best"]]
+    assert not best["dropped"]
+    assert all(not state["candidates"][name]["dropped"] for name in state["library"])
+    for each in dropped:
+        full = bench.measure(Candidate(**each).allocations[0].allocation()).top1
+        assert 0.1 * each["rho"][0] + 0.9 * full <= best["fitness"]

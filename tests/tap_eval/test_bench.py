@@ -35,13 +35,21 @@ def test_an_allocation_is_measured_once_in_this_run_and_the_next(
     bits = Allocation((4,) * 9 + ((2, 4) * 5,), (8,) * 10)
     first = bench.measure(bits)
     assert bench.measure(bits) == first
-    assert ledger.measured == 1
+    assert ledger.measured == len(bench.stages)
     again, ledger = opened()
     assert again.measure(bits) == first
+    assert ledger.measured == 0
+    assert sum(again.correct(bits, stage).sum() for stage in range(len(again.stages))) == first.correct
     assert ledger.measured == 0
     again.measure(bits, "test")
     again.measure(bits, draw=1)
     assert ledger.measured == 2
+
+
+def test_stages_are_disjoint_and_make_up_the_search_split(bench: Bench) -> None:
+    rows = [row for stage in bench.stages for row in stage]
+    assert sorted(rows) == list(range(len(bench.splits.search)))
+    assert [len(stage) for stage in bench.stages] == [19, 19, 37, 75, 150]
 
 
 def test_other_weights_are_another_network(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:

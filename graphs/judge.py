@@ -1,0 +1,125 @@
+"""The judge: what a generation's candidates are worth, by Eq. 6 and a race on the search split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from graphs.state import Candidate
+from tap_eval.allocation import bops, uniform
+from tap_eval.bench import Bench
+from tap_eval.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
+from tap_eval.proxy import Failure
+from tap_eval.race import Correct, Entrant, race
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Fitness over a benchmark set."""
+
+    benches: Sequence[Bench]
+    weights: FitnessWeights
+    racing: float = 0.0
+    """error rate with which a candidate may be dropped before all images are seen; 0 measures on all"""
+
+    def judge(
+        self, names: Sequence[str], everyone: Mapping[str, Candidate], library: Sequence[str]
+    ) -> dict[str, Candidate]:
+        """The named candidates of `everyone` with their fitness.
+
+        A duplicate within the generation dies, the first lives. The others race for the places
+        in the library, from which parents are taken; its members are rivals.
+        """
+        judged = self._without_twins([everyone[name] for name in sorted(names)])
+        living = [candidate for candidate in judged.values() if candidate.failure is None]
+        before = [candidate.scores for name, candidate in everyone.items() if name not in names and candidate.scores]
+        entrants: list[Entrant] = []
+        for candidate in living:
+            entrants.append(Entrant(self._offset(candidate, before)))
+            before.append(candidate.scores)
+        rivals = [everyone[name] for name in library]
+        seconds = [0.0] * len(living)
+
+        def measure(which: Sequence[int], stage: int) -> list[Correct]:
+            found = []
+            for index in which:
+                started = time.perf_counter()
+                found.append(self._correct(living[index], stage))
+                seconds[index] += time.perf_counter() - started
+            return found
+
+        race(
+            entrants,
+            [self._finished(rival) for rival in rivals],
+            measure,
+            [[len(bench.stages[stage]) for bench in self.benches] for stage in range(self._stages)],
+            keep=max(len(library), 2),
+            error=self.racing,
+            weight=1 - self.weights.alpha,
+        )
+        for candidate, entrant, spent in zip(living, entrants, seconds, strict=True):
+            top1 = entrant.top1()
+            judged[candidate.name] = candidate.model_copy(
+                update={
+                    "rho": self._rho(candidate),
+                    "top1": top1,
+                    "images": [len(each) for each in entrant.correct()],
+                    "dropped": entrant.dropped,
+                    "fitness": entrant.offset + (1 - self.weights.alpha) * sum(top1) / len(top1),
+                    "seconds": candidate.seconds + spent,
+                }
+            )
+        return judged
+
+    @staticmethod
+    def _without_twins(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+        judged: dict[str, Candidate] = {}
+        known: dict[str, str] = {}
+        for candidate in candidates:
+            twin = next((known[fingerprint] for fingerprint in candidate.prints if fingerprint in known), None)
+            if twin and candidate.failure is None:
+                message = f"it gives the same result as {twin} of the same generation."
+                candidate = candidate.model_copy(update={"failure": str(Failure.DUPLICATE), "message": message})
+            elif candidate.failure is None:
+                known |= dict.fromkeys(candidate.prints, candidate.name)
+            judged[candidate.name] = candidate
+        return judged
+
+    @property
+    def _stages(self) -> int:
+        return min(len(bench.stages) for bench in self.benches)
+
+    def _finished(self, candidate: Candidate) -> Entrant:
+        """A candidate that has run all stages; what they showed is recalled."""
+        correct = [self._correct(candidate, stage) for stage in range(self._stages)]
+        return Entrant(candidate.value - (1 - self.weights.alpha) * sum(candidate.top1) / len(candidate.top1), correct)
+
+    def _correct(self, candidate: Candidate, stage: int) -> Correct:
+        pairs = zip(self.benches, candidate.allocations, strict=True)
+        return [bench.correct(bits.allocation(), stage) for bench, bits in pairs]
+
+    def _rho(self, candidate: Candidate) -> list[float]:
+        pairs = zip(candidate.scores, self.benches, strict=True)
+        return [rank_correlation(scores, bench.layer_errors) for scores, bench in pairs]
+
+    def _offset(self, candidate: Candidate, before: Sequence[list[list[float]]]) -> float:
+        """The candidate's fitness without its accuracy."""
+        return fitness(
+            self._rho(candidate),
+            [0.0] * len(self.benches),
+            self.weights,
+            cost=self._cost(candidate) if self.weights.beta else 0.0,
+            novelty=novelty(candidate.scores, before) if self.weights.gamma else 0.0,
+        )
+
+    def _cost(self, candidate: Candidate) -> float:
+        pairs = list(zip(candidate.allocations, self.benches, strict=True))
+        return cost(
+            [bops(bench.layers, bits.allocation()) for bits, bench in pairs],
+            [
+                bops(bench.layers, uniform(bench.layers, max(choices.weights), max(choices.activations)))
+                for bench in self.benches
+                for choices in [bench.task.choices]
+            ],
+        )
