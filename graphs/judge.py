@@ -42,12 +42,14 @@ class Judge:
         seconds = [0.0] * len(living)
 
         def measure(which: Sequence[int], stage: int) -> list[Correct]:
-            found = []
+            started = time.perf_counter()
+            networks = [
+                bench.correct_all([living[index].allocations[place].allocation() for index in which], stage)
+                for place, bench in enumerate(self.benches)
+            ]
             for index in which:
-                started = time.perf_counter()
-                found.append(self._correct(living[index], stage))
-                seconds[index] += time.perf_counter() - started
-            return found
+                seconds[index] += (time.perf_counter() - started) / len(which)
+            return [list(of_one) for of_one in zip(*networks, strict=True)]
 
         race(
             entrants,
@@ -92,12 +94,9 @@ class Judge:
 
     def _finished(self, candidate: Candidate) -> Entrant:
         """A candidate that has run all stages; what they showed is recalled."""
-        correct = [self._correct(candidate, stage) for stage in range(self._stages)]
+        pairs = list(zip(self.benches, candidate.allocations, strict=True))
+        correct = [[bench.correct(bits.allocation(), stage) for bench, bits in pairs] for stage in range(self._stages)]
         return Entrant(candidate.value - (1 - self.weights.alpha) * sum(candidate.top1) / len(candidate.top1), correct)
-
-    def _correct(self, candidate: Candidate, stage: int) -> Correct:
-        pairs = zip(self.benches, candidate.allocations, strict=True)
-        return [bench.correct(bits.allocation(), stage) for bench, bits in pairs]
 
     def _rho(self, candidate: Candidate) -> list[float]:
         pairs = zip(candidate.scores, self.benches, strict=True)

@@ -94,10 +94,10 @@ class Search:
     def prepare(self, state: SearchState) -> dict[str, Any]:
         """Measures what every fitness needs: the layer errors of each network, once."""
         for bench in self.benches:
-            unfit = {"unfit": bench.unfit} if bench.unfit else {}
-            self.emit({"event": "preparing", "network": bench.name, "layers": len(bench.layers), **unfit})
+            self.emit({"event": "preparing", "network": bench.name, "layers": len(bench.layers)})
             bench.measure(None)
             assert bench.layer_errors
+            self.emit({"event": "prepared", "network": bench.name, "notes": bench.notes})
         return {"weights": dict(controller.initial()), "generation": 0, "population": [], "library": [], "best": None}
 
     def seed(self, state: SearchState) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Exit(IntEnum):
     RUN = 11
     PROXY = 12
     """a proxy that cannot be applied, or a search that found none"""
+    EXECUTOR = 13
     INTERRUPTED = 130
 
 
@@ -155,6 +156,13 @@ def run(
         str | None, typer.Option(help="Of any OpenAI-compatible server.", rich_help_panel=_MODEL)
     ] = None,
     sandbox: SandboxOption = None,
+    executor: Annotated[
+        Literal["local", "ray"] | None,
+        typer.Option(help="Where allocations are measured.", rich_help_panel=_SEARCH),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, host:port or auto.", rich_help_panel=_SEARCH)
+    ] = None,
     path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
 ) -> None:
     """Search a proxy for a network, and report what it achieves.

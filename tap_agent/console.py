@@ -48,9 +48,10 @@ class Display(AbstractContextManager["Display"]):
         """Shows what `event` says."""
         match event["event"]:
             case "preparing":
-                if reason := event.get("unfit"):
-                    self._progress.console.print(f"{event['network']} is measured without integers: {reason}")
                 self._describe(f"measuring the layer errors of {event['network']}")
+            case "prepared":
+                for note in event["notes"]:
+                    self._progress.console.print(note)
             case "proposed":
                 self._seen.add(event["name"])
                 died = f" died: {event['failure']}" if event["failure"] else ""

@@ -14,8 +14,9 @@ from tap_eval import quantizer
 from tap_eval.accuracy import Accuracy
 from tap_eval.allocation import bops, weight_size
 from tap_eval.baselines import baselines
-from tap_eval.bench import Bench, SplitName
+from tap_eval.bench import Bench
 from tap_eval.layers import Layer
+from tap_eval.measurer import SplitName
 from tap_eval.quantizer import Allocation
 
 

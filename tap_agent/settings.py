@@ -89,8 +89,12 @@ class Settings(BaseModel):
     """images a forward pass in floating point; integers take batches of their own"""
     packed_mib: int = Field(1024, ge=1)
     """MiB of weights that are kept in the layout of the integer kernels, a network"""
-    racing: float = Field(0.02, ge=0, lt=0.5)
+    racing: float = Field(0.0, ge=0, lt=0.5)
     """error rate with which a candidate is dropped before it has seen all images; 0 measures every one on all"""
+    executor: Literal["local", "ray"] = "local"
+    """where allocations are measured"""
+    address: str | None = None
+    """of a Ray cluster, host:port or auto; without one, ray starts here"""
     seed: int = 0
 
     @field_validator("base_url")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,11 @@ from graphs.search import SearchSettings
 from tap_agent.settings import NetworkSettings, Settings
 from tap_eval.allocation import Budget, Choices
 from tap_eval.bench import Bench, Task
+from tap_eval.cluster import RayExecutor
 from tap_eval.fitness import FitnessWeights
 from tap_eval.images import open_source, split
 from tap_eval.ledger import Ledger
+from tap_eval.measurer import Measurer, Measures
 from tap_eval.networks import load_network
 from tools.e2b import E2BSandbox
 from tools.sandbox import MontySandbox, Sandbox
@@ -68,7 +71,14 @@ class Workshop(AbstractContextManager["Workshop"]):
             test=network.test,
             transform=network.transform,
         )
-        return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20)
+        return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20, self._spread)
+
+    @cached_property
+    def _spread(self) -> Callable[[Measurer], Measures]:
+        """Brings a network to where it is measured; raises `ExecutorMistake`."""
+        if self.settings.executor == "local":
+            return lambda measurer: measurer
+        return self._held.enter_context(RayExecutor(self.settings.address)).spread
 
     @cached_property
     def sandbox(self) -> Sandbox:

@@ -8,28 +8,27 @@ allocation is measured.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 
-from tap_eval import quantizer, sweep
+from tap_eval import quantizer
 from tap_eval.accuracy import Accuracy
 from tap_eval.allocation import Budget, Choices, check_feasible, uniform
 from tap_eval.features import Features, Inputs, describe, describe_task
-from tap_eval.images import Images, Splits
-from tap_eval.integer import IntegerNetwork, Unfit
+from tap_eval.images import Splits
 from tap_eval.layers import Layer, Prepared, prepare
 from tap_eval.ledger import Ledger, key
+from tap_eval.measurer import Job, Measurer, Measures, SplitName
 from tap_eval.mistake import ImagesMistake
-from tap_eval.program import Program, record
-from tap_eval.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantizer import Allocation
 
-SplitName = Literal["search", "test"]
 STAGES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """parts of the search split on which candidates are compared, each holding the one before"""
 ERROR_IMAGES = 512
@@ -50,9 +49,9 @@ class Bench:
 
     def __init__(
         self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125,
-        memory: int = 2**30,
+        memory: int = 2**30, spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
     ) -> None:  # fmt: skip
-        """`memory` bounds the packed weights that are kept, in bytes.
+        """`memory` bounds the packed weights that are kept, in bytes; `spread` brings measuring to other machines.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
@@ -62,17 +61,14 @@ class Bench:
         self.prepared: Prepared = prepare(network, splits.search.pixels[:2])
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
-        self._batch = batch
-        self._memory = memory
-        self._lock = threading.RLock()
-        self._networks: dict[int, QuantizedNetwork] = {}
-        self._integer_networks: dict[tuple[int, tuple[int, ...]], IntegerNetwork] = {}
-        outputs = self.network(0).logits(splits.search.pixels[:2], 2).shape[1]
+        outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):
             raise ImagesMistake(
                 f"{splits.name} has {len(splits.classes)} classes, {name} tells {outputs} apart: "
                 "give images of the network's task."
             )
+        highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
+        self._measures = spread(Measurer(self.prepared, splits, highest, batch, memory))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -86,15 +82,17 @@ class Bench:
         for name, tensor in self.prepared.network.state_dict().items():
             content.update(name.encode())
             content.update(tensor.contiguous().numpy().tobytes())
-        content.update(" ".join(f"{value:.3g}" for value in self._outputs()).encode())
+        outputs = self._outputs()
+        least, greatest = outputs.min(1), outputs.max(1)
+        rounded = [f"{value:.3g}" for value in torch.cat([least.values, greatest.values]).tolist()]
+        content.update(json.dumps([rounded, least.indices.tolist(), greatest.indices.tolist()]).encode())
         return content.hexdigest()[:32]
 
     @torch.inference_mode()
-    def _outputs(self) -> list[float]:
-        """Least and greatest full-precision output on each calibration image, and where they are."""
-        logits = self.prepared.network(self.splits.calibrations[0].pixels)
-        least, greatest = logits.min(1), logits.max(1)
-        return torch.cat([least.values, greatest.values, least.indices, greatest.indices]).tolist()
+    def _outputs(self) -> torch.Tensor:
+        """(N, classes), of the calibration images in full precision."""
+        logits: torch.Tensor = self.prepared.network(self.splits.calibrations[0].pixels)
+        return logits
 
     @cached_property
     def features(self) -> list[Features]:
@@ -113,59 +111,16 @@ class Bench:
             self.task.budget,
         )
 
-    def network(self, draw: int) -> QuantizedNetwork:
-        """The network calibrated on draw `draw`, with every (layer, bits) it has met kept."""
-        if draw not in self._networks:
-            seen = quantizer.calibrate(self.prepared, self.splits.calibrations[draw].pixels)
-            self._networks[draw] = QuantizedNetwork(self.prepared, seen, self._integers)
-        return self._networks[draw]
-
-    @cached_property
-    def _integers(self) -> list[quantizer.Integers]:
-        return [quantizer.integers_of(self.prepared.module(layer)) for layer in self.layers]
-
-    @cached_property
-    def _program(self) -> Program:
-        """The steps of the network; raises `Unfit` when they cannot be recorded."""
-        image = self.splits.calibrations[0].pixels[:1]
-        try:
-            return record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
-        except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
-            raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
-
-    @cached_property
+    @property
     def unfit(self) -> str | None:
         """Why allocations are measured on the simulated path, or None where integers are multiplied."""
-        top, most = max(self.task.choices.weights), max(self.task.choices.activations)
-        allocation = uniform(self.layers, top, most)
-        pixels = self.splits.calibrations[0].pixels
-        try:
-            got = self._integer_network(0, allocation).logits(pixels)
-        except Unfit as reason:
-            return str(reason)
-        network = self.network(0)
-        network.choose(allocation)
-        expected = network.logits(pixels, self._batch)
-        if not torch.allclose(got, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
-            return "the integer path gives other outputs than the simulated one"
-        return None
+        return self._measures.unfit
 
-    def _integer_network(self, draw: int, allocation: Allocation) -> IntegerNetwork:
-        """The integer network for the activation bits of `allocation`, with its weight bits chosen."""
-        place = (draw, allocation.activations)
-        if place not in self._integer_networks:
-            self._integer_networks[place] = IntegerNetwork(
-                self.network(draw), self._program, allocation.activations, self._memory
-            )
-        self._integer_networks[place].choose(allocation)
-        return self._integer_networks[place]
-
-    def _logits(self, allocation: Allocation | None, pixels: torch.Tensor, draw: int) -> torch.Tensor:
-        if allocation is not None and self.unfit is None:
-            return self._integer_network(draw, allocation).logits(pixels)
-        network = self.network(draw)
-        network.choose(allocation)
-        return network.logits(pixels, self._batch)
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: images that were skipped, and how measuring differs from what is usual."""
+        skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
+        return [*skipped, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
@@ -176,32 +131,30 @@ class Bench:
 
     def correct(self, allocation: Allocation | None, stage: int) -> np.ndarray:
         """Which images of a stage of the search split are classified correctly, bool; measured once."""
-        return self._correct(allocation, self.splits.search, 0, self.stages[stage], f"stage {stage}")
+        return self._correct(Job(allocation, "search", 0, self.stages[stage]), f"stage {stage}")
+
+    def correct_all(self, allocations: Sequence[Allocation], stage: int) -> list[np.ndarray]:
+        """`correct` for each allocation, as many side by side as there are workers."""
+        with ThreadPoolExecutor(self._measures.workers) as threads:
+            return list(threads.map(lambda allocation: self.correct(allocation, stage), allocations))
 
     def measure(self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0) -> Accuracy:
         """Top-1 on a split with the bits of `allocation`, or in full precision; measured once."""
         if split == "search" and draw == 0:
             correct = np.concatenate([self.correct(allocation, stage) for stage in range(len(self.stages))])
         else:
-            images: Images = getattr(self.splits, split)
-            correct = self._correct(allocation, images, draw, np.arange(len(images)), "all")
+            rows = np.arange(len(getattr(self.splits, split)))
+            correct = self._correct(Job(allocation, split, draw, rows), "all")
         return Accuracy(int(correct.sum()), len(correct))
 
-    def _correct(
-        self, allocation: Allocation | None, images: Images, draw: int, rows: np.ndarray, part: str
-    ) -> np.ndarray:
-        calibration = "" if allocation is None else self.splits.calibrations[draw].digest
+    def _correct(self, job: Job, part: str) -> np.ndarray:
+        allocation, images = job.allocation, getattr(self.splits, job.split)
+        calibration = "" if allocation is None else self.splits.calibrations[job.draw].digest
         bits = None if allocation is None else [allocation.weights, allocation.activations]
-
-        def measured() -> str:
-            with self._lock:
-                logits = self._logits(allocation, images.pixels[torch.from_numpy(rows)], draw)
-            return np.packbits(logits.argmax(1).numpy() == images.labels.numpy()[rows]).tobytes().hex()
-
-        path = "float" if allocation is None else "integer" if self.unfit is None else "simulated"
+        path = "float" if allocation is None else "simulated" if self.unfit else "integer"
         name = key("correct", quantizer.VERSION, path, self.digest, images.digest, calibration, bits, part)
-        packed = np.frombuffer(bytes.fromhex(self._ledger.recall(name, measured)), dtype=np.uint8)
-        return np.unpackbits(packed, count=len(rows)).astype(bool)
+        text = self._ledger.recall(name, lambda: np.packbits(self._measures.correct(job)).tobytes().hex())
+        return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
 
     @cached_property
     def layer_errors(self) -> list[float]:
@@ -210,16 +163,7 @@ class Bench:
         Everything else stays in full precision; on the first `ERROR_IMAGES` images of the
         search split, without labels. Measured once a network, bits and draw.
         """
-        lowest = min(self.task.choices.weights)
-        pixels = self.splits.search.pixels[:ERROR_IMAGES]
-
-        def measured() -> list[float]:
-            with self._lock:
-                try:
-                    table = sweep.layer_errors(self.network(0), self._program, pixels, [lowest])
-                except Unfit:
-                    table = sweep.layer_errors_one_by_one(self.network(0), pixels, self._batch, [lowest])
-            return [error for (error,) in table]
-
-        images = [self.splits.search.digest, len(pixels), self.splits.calibrations[0].digest]
-        return self._ledger.recall(key("layer errors", quantizer.VERSION, self.digest, images, lowest), measured)
+        lowest, count = min(self.task.choices.weights), min(ERROR_IMAGES, len(self.splits.search))
+        images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
+        name = key("layer errors", quantizer.VERSION, self.digest, images, lowest)
+        return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))

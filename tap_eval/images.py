@@ -28,6 +28,7 @@ from torchvision.transforms import v2
 from tap_eval.mistake import ImagesMistake
 
 SOURCES = "digits, parquet:FILE, imagefolder:DIR or cifar10:DIR"
+_MOST_UNREADABLE = 0.01
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -70,23 +71,27 @@ class Source:
     pool: range | None = None
 
     def decode(self, rows: Sequence[int], transform: Transform | None) -> Images:
-        """The images of `rows`; raises `ImagesMistake` naming the first that cannot be decoded."""
+        """The images of `rows` without those that cannot be decoded; raises `ImagesMistake` when those are many."""
         pipeline = (transform or self.transform).pipeline()
-        tensors: list[Tensor] = []
+        tensors: dict[int, Tensor] = {}
+        failed: list[str] = []
         for row in rows:
             try:
-                tensors.append(pipeline(self.read(row)))
+                tensors[row] = pipeline(self.read(row))
             except (OSError, UnidentifiedImageError, ValueError, TypeError, RuntimeError) as error:
-                raise ImagesMistake(
-                    f"{self.name}: row {row} cannot be decoded ({error}); remove or repair it."
-                ) from error
-        shapes = {tuple(tensor.shape) for tensor in tensors}
+                failed.append(f"row {row}: {error}")
+        note = (
+            f"{self.name}: {len(failed)} of {len(rows):,} images cannot be decoded, first {failed[0]}" if failed else ""
+        )
+        if len(failed) > _MOST_UNREADABLE * len(rows):
+            raise ImagesMistake(f"{note}; remove or repair them, fewer than one in a hundred would be skipped.")
+        shapes = {tuple(tensor.shape) for tensor in tensors.values()}
         if len(shapes) > 1:
             raise ImagesMistake(
                 f"{self.name} has images of several sizes, {min(shapes)} and {max(shapes)} among them: "
                 "bring them to one with --transform, as in 'resize=256,crop=224'."
             )
-        return Images(torch.stack(tensors), torch.tensor([self.labels[row] for row in rows]))
+        return Images(torch.stack(list(tensors.values())), torch.tensor([self.labels[row] for row in tensors]), note)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Images:
 
     pixels: Tensor
     labels: Tensor
+    note: str = ""
+    """what was skipped, in a sentence"""
 
     def __len__(self) -> int:
         return len(self.labels)

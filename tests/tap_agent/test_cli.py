@@ -214,6 +214,7 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--llm", "gpt-x"], Exit.MODEL, "set OPENAI_API_KEY"),
     (["--llm", "x", "--base-url", "http://127.0.0.1:9/v1"], Exit.MODEL, "http://127.0.0.1:9/v1 does not answer"),
     (["--llm", "x", "--base-url", "nonsense"], Exit.MODEL, "nonsense does not answer"),
+    (["--executor", "ray", "--address", "127.0.0.1:9"], Exit.EXECUTOR, "127.0.0.1:9 does not answer"),
     (["--sandbox", "e2b"], Exit.SANDBOX, "E2B_API_KEY is not set"),
     (["--sandbox", "none"], Exit.CONFIG, "sandbox = 'none'"),
     (["--config", "absent.yaml"], Exit.CONFIG, "absent.yaml cannot be read"),

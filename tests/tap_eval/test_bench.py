@@ -46,6 +46,23 @@ def test_an_allocation_is_measured_once_in_this_run_and_the_next(
     assert ledger.measured == 2
 
 
+def test_a_batch_that_does_not_fit_the_memory_is_halved(splits: Splits, tmp_path: Path) -> None:
+    class Hungry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 40:
+                raise torch.OutOfMemoryError("out of memory")
+            return self.layer(x.flatten(1))
+
+    task = Task(Choices(), Budget.parse("3bit"))
+    bench = Bench("hungry", Hungry(), splits, task, Ledger(tmp_path / "ledger.sqlite"), batch=128)
+    assert bench.measure(None).count == len(splits.search)
+    assert "in batches of 32, since 128 images did not fit the memory" in bench.notes[-1]
+
+
 def test_stages_are_disjoint_and_make_up_the_search_split(bench: Bench) -> None:
     rows = [row for stage in bench.stages for row in stage]
     assert sorted(rows) == list(range(len(bench.splits.search)))

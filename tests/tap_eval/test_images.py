@@ -115,7 +115,7 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
         f"imagefolder:{tmp_path}/empty": "no images in class folders",
         f"cifar10:{tmp_path}": "has no CIFAR-10 batches",
         none: "has no images",
-        bad: "row 30 cannot be decoded",
+        bad: "1 of 14 images cannot be decoded, first row 30",
         mixed: "several sizes",
         f"parquet:{tmp_path}/strings.parquet": "label column with string",
         f"parquet:{tmp_path}/nulls.parquet": "label column with 40 nulls",
@@ -130,6 +130,16 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
         split(open_source(parquet), calibration=None, seed=0, count=8, search=90, test=20)
     with pytest.raises(ImagesMistake, match="calibrate on images of the same task"):
         split(open_source(parquet), calibration=digits(), seed=0)
+
+
+def test_a_few_images_that_cannot_be_decoded_are_skipped_and_named(tmp_path: Path) -> None:
+    images = [png(index % 256) for index in range(400)]
+    images[7] = b"no image"
+    source = open_source(write_parquet(tmp_path / "some.parquet", images, [index % 2 for index in range(400)]))
+    splits = split(source, calibration=None, seed=0, count=8, search=150, test=150)
+    assert (len(splits.search), len(splits.test)) == (149, 150)
+    assert "1 of 150 images cannot be decoded, first row 7" in splits.search.note
+    assert splits.search.labels.tolist() == [index % 2 for index in range(150) if index != 7]
 
 
 def test_cifar10_is_read_from_its_batches(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from tap_eval.allocation import uniform
 from tap_eval.bench import Bench
 from tap_eval.features import describe
 from tap_eval.images import Images
 from tap_eval.layers import prepare
+from tap_eval.measurer import Measurer
 from tap_eval.quantizer import Affine, Allocation, QuantizedNetwork, calibrate, observe, output_mean, quantize_weight
 
 
@@ -128,7 +130,8 @@ def test_bits_a_channel_take_each_channel_from_its_own_bits() -> None:
 
 
 def test_an_allocation_leaves_no_trace_on_the_next(bench: Bench) -> None:
-    quantized = bench.network(0)
+    measurer = Measurer(bench.prepared, bench.splits, uniform(bench.layers, 8), 125, 2**20)
+    quantized = measurer.network(0)
     pixels = bench.splits.search.pixels
     first, second = Allocation((2,) * 10, (8,) * 10), Allocation((4,) * 10, (8,) * 10)
     quantized.choose(first)
