@@ -1,0 +1,43 @@
+"""Every benchmark runs, on a size that tells nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tap_eval import integer
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--count", "40", "--rounds", "1"]
+COMMANDS = {
+    "passes": (
+        ["passes.py", "digits", "--images", "digits", *SMALL, "--allocations", "1", "--sweep", "20"],
+        "integers",
+    ),
+    "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
+    "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),
+    "seeds": (
+        ["seeds.py", "tiny.yaml", "--seeds", "1", "--out", "seeds"],
+        "| 0 |",
+    ),
+}
+
+
+@pytest.mark.skipif(not integer.exact(), reason="the benchmarks need integers, which this CPU multiplies inexactly")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_runs(name: str, tmp_path: Path, cache: Path) -> None:
+    arguments, expected = COMMANDS[name]
+    (tmp_path / "tiny.yaml").write_text(
+        "networks: [{network: digits, search: 60, test: 60}]\npopulation: 2\ngenerations: 0\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]],
+        cwd=tmp_path, env={**os.environ, "TAP_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
