@@ -21,7 +21,7 @@ from torch import nn
 from torchvision import models
 
 from tap_eval.allocation import Budget, Choices, allocate
-from tap_eval.integer import IntegerNetwork
+from tap_eval.integer import IntegerNetwork, KeptWeights
 from tap_eval.layers import prepare
 from tap_eval.program import record
 from tap_eval.quantizer import QuantizedNetwork, calibrate
@@ -44,7 +44,7 @@ class Ready:
         self.quantized = QuantizedNetwork(self.prepared, calibrate(self.prepared, images))
         batch = self.prepared.batch
         self.program = record(self.prepared, images[:1].expand(batch, *images.shape[1:]).contiguous())
-        self.network = IntegerNetwork(self.quantized, self.program, (8,) * len(self.layers), memory=2**31)
+        self.network = IntegerNetwork(self.quantized, self.program, (8,) * len(self.layers), KeptWeights(2**31))
 
     def allocation(self, seed: int, bits: Sequence[int] = BITS, budget: str = "4bit") -> Callable[[], object]:
         """Allocates from random scores, and chooses the bits."""

@@ -24,7 +24,7 @@ import torch
 
 from tap_agent.workshop import cache_folder
 from tap_eval.images import open_source
-from tap_eval.integer import IntegerNetwork
+from tap_eval.integer import IntegerNetwork, KeptWeights
 from tap_eval.layers import Layer, prepare
 from tap_eval.networks import load_network
 from tap_eval.program import record
@@ -56,7 +56,7 @@ def main() -> None:
     simulated = QuantizedNetwork(prepared, calibrate(prepared, pixels[-16:]))
     batch = chosen.integer_batch or prepared.batch
     program = record(prepared, pixels[:1].expand(batch, *pixels.shape[1:]).contiguous())
-    integers = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), memory=2**31)
+    integers = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), KeptWeights(2**31))
     rng = random.Random(0)
     allocations = [_drawn(prepared.layers, rng) for _ in range(chosen.allocations)]
 

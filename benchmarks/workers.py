@@ -45,7 +45,7 @@ def main() -> None:
     rng, rows = random.Random(0), np.arange(len(splits.search))
     eights = (8,) * len(prepared.layers)
     drawn = [Allocation(tuple(rng.choice(BITS) for _ in eights), eights) for _ in range(chosen.jobs)]
-    jobs = [Job(allocation, "search", 0, rows) for allocation in drawn]
+    jobs = [Job(allocation, "search", 0, rows, integers=not local.unfit) for allocation in drawn]
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with RayExecutor() as executor:
         spread = executor.spread(local)
@@ -61,7 +61,7 @@ def main() -> None:
         for _ in range(chosen.rounds):
             for workers, found in seconds.items():
                 found.append(together(workers))
-        empty = [Job(None, "search", 0, rows[:1])] * 50
+        empty = [Job(None, "search", 0, rows[:1], integers=False)] * 50
         started = time.perf_counter()
         for job in empty:
             spread.correct(job)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from graphs.state import Candidate
 from tap_eval.allocation import bops, uniform
-from tap_eval.bench import Bench
+from tap_eval.bench import STAGES, Bench
 from tap_eval.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
 from tap_eval.proxy import Failure
-from tap_eval.race import Correct, Entrant, race
+from tap_eval.race import Correct, Entrant, race, top1
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Judge:
     """error rate with which a candidate may be dropped before all images are seen; 0 measures on all"""
 
     def judge(
-        self, names: Sequence[str], everyone: Mapping[str, Candidate], library: Sequence[str]
+        self, names: Sequence[str], everyone: Mapping[str, Candidate], library: Sequence[str], keep: int
     ) -> dict[str, Candidate]:
         """The named candidates of `everyone` with their fitness.
 
         A duplicate within the generation dies, the first lives. The others race for the places
-        in the library, from which parents are taken; its members are rivals.
+        in the coming library, which has `keep`; the members of this one are rivals.
         """
         judged = self._without_twins([everyone[name] for name in sorted(names)])
         living = [candidate for candidate in judged.values() if candidate.failure is None]
@@ -38,7 +38,7 @@ class Judge:
         for candidate in living:
             entrants.append(Entrant(self._offset(candidate, before)))
             before.append(candidate.scores)
-        rivals = [everyone[name] for name in library]
+        rivals = [self._finished(everyone[name]) for name in library]
         seconds = [0.0] * len(living)
 
         def measure(which: Sequence[int], stage: int) -> list[Correct]:
@@ -53,22 +53,23 @@ class Judge:
 
         race(
             entrants,
-            [self._finished(rival) for rival in rivals],
+            rivals,
             measure,
-            [[len(bench.stages[stage]) for bench in self.benches] for stage in range(self._stages)],
-            keep=max(len(library), 2),
+            [[len(bench.stages[stage]) for bench in self.benches] for stage in range(len(STAGES))],
+            keep=keep,
             error=self.racing,
             weight=1 - self.weights.alpha,
         )
+        finished = [*rivals, *(entrant for entrant in entrants if not entrant.dropped)]
         for candidate, entrant, spent in zip(living, entrants, seconds, strict=True):
-            top1 = entrant.top1()
+            accuracies = top1(entrant, finished)
             judged[candidate.name] = candidate.model_copy(
                 update={
                     "rho": self._rho(candidate),
-                    "top1": top1,
+                    "top1": accuracies,
                     "images": [len(each) for each in entrant.correct()],
                     "dropped": entrant.dropped,
-                    "fitness": entrant.offset + (1 - self.weights.alpha) * sum(top1) / len(top1),
+                    "fitness": entrant.offset + (1 - self.weights.alpha) * sum(accuracies) / len(accuracies),
                     "seconds": candidate.seconds + spent,
                 }
             )
@@ -88,14 +89,10 @@ class Judge:
             judged[candidate.name] = candidate
         return judged
 
-    @property
-    def _stages(self) -> int:
-        return min(len(bench.stages) for bench in self.benches)
-
     def _finished(self, candidate: Candidate) -> Entrant:
         """A candidate that has run all stages; what they showed is recalled."""
         pairs = list(zip(self.benches, candidate.allocations, strict=True))
-        correct = [[bench.correct(bits.allocation(), stage) for bench, bits in pairs] for stage in range(self._stages)]
+        correct = [[bench.correct(bits.allocation(), stage) for bench, bits in pairs] for stage in range(len(STAGES))]
         return Entrant(candidate.value - (1 - self.weights.alpha) * sum(candidate.top1) / len(candidate.top1), correct)
 
     def _rho(self, candidate: Candidate) -> list[float]:

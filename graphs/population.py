@@ -23,7 +23,12 @@ def library(candidates: Iterable[Candidate]) -> list[str]:
     """Names of the top tenth, at least two where there are two, of those that were measured on all images."""
     order = ranked(candidates)
     finished = list(dict.fromkeys(candidate.name for candidate in order if not candidate.dropped))
-    return finished[: max(2, -(-len(order) // 10))]
+    return finished[: library_size(len(order))]
+
+
+def library_size(candidates: int) -> int:
+    """Places in the library for the best of so many."""
+    return max(2, -(-candidates // 10))
 
 
 def best(candidates: Iterable[Candidate]) -> str | None:

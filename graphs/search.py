@@ -186,12 +186,14 @@ class Search:
         """Fitness of the generation's offspring; then the controller's weights, the library, the population."""
         everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
         names = [entry["name"] for entry in state["plan"]]
-        judged = self._judge.judge(names, everyone, state["library"])
+        places = population.library_size(len(state["population"]) + len(names))
+        judged = self._judge.judge(names, everyone, state["library"], places)
         everyone |= judged
         pool = [everyone[name] for name in state["population"]] + list(judged.values())
         library = population.library([*pool, *(everyone[name] for name in state["library"])])
         keep = population.survivors(pool, self.settings.population)
         values = [candidate.fitness for candidate in judged.values() if candidate.fitness is not None]
+        finished = [candidate.value for candidate in judged.values() if not candidate.dropped and not candidate.failure]
         weights = cast("dict[Template, float]", state["weights"])
         if state["generation"] > 0:
             update = controller.UPDATES[self.settings.controller]
@@ -201,7 +203,7 @@ class Search:
             probabilities=self._probabilities(state),
             offspring=cast("dict[Template, int]", dict(Counter(candidate.template for candidate in judged.values()))),
             failures=dict(Counter(candidate.failure for candidate in judged.values() if candidate.failure)),
-            best=max(values, default=None),
+            best=max(finished, default=None),
             mean=sum(values) / len(values) if values else None,
             population=keep,
         )

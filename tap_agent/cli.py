@@ -113,6 +113,12 @@ InputsOption = Annotated[
     typer.Option(help="What a proxy may see: statistics of layers too, or metadata alone.", rich_help_panel=_SEARCH),
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_SEARCH)]
+ExecutorOption = Annotated[
+    Literal["local", "ray"] | None, typer.Option(help="Where allocations are measured.", rich_help_panel=_SEARCH)
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster, host:port or auto.", rich_help_panel=_SEARCH)
+]
 SandboxOption = Annotated[str | None, typer.Option(help="Where proxies run: monty or e2b.", rich_help_panel=_MODEL)]
 
 
@@ -156,13 +162,8 @@ def run(
         str | None, typer.Option(help="Of any OpenAI-compatible server.", rich_help_panel=_MODEL)
     ] = None,
     sandbox: SandboxOption = None,
-    executor: Annotated[
-        Literal["local", "ray"] | None,
-        typer.Option(help="Where allocations are measured.", rich_help_panel=_SEARCH),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, host:port or auto.", rich_help_panel=_SEARCH)
-    ] = None,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
 ) -> None:
     """Search a proxy for a network, and report what it achieves.
@@ -183,7 +184,11 @@ def run(
 
 
 @app.command()
-def resume(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
+) -> None:
     """Continue a run from its last checkpoint; one that has ended is shown."""
     from tap_agent.workshop import Workshop, cache_folder
 
@@ -191,7 +196,8 @@ def resume(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> N
     if (result := folder.result()) is not None:
         _show(folder, result)
         return
-    with Workshop(folder.settings(), cache_folder()) as workshop:
+    elsewhere = {name: value for name, value in (("executor", executor), ("address", address)) if value}
+    with Workshop(folder.settings().model_copy(update=elsewhere), cache_folder()) as workshop:
         _check(workshop)
         _search(folder, workshop)
 
@@ -215,6 +221,8 @@ def apply(
     inputs: InputsOption = None,
     seed: SeedOption = None,
     sandbox: SandboxOption = None,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="File for the allocation, as in best.json.")] = None,
 ) -> None:
     """Use a proxy that was found before on any network, without a search.
@@ -239,6 +247,9 @@ def apply(
             workshop.proposer()
         with out.status("scoring, allocating, quantizing and measuring") as status:
             applied = application.apply(found, workshop, lambda label: status.update(f"measuring {label}"))
+    for bench in workshop.benches:
+        for note in bench.notes:
+            out.print(note)
     out.print(results_table(applied.rows))
     out.print(
         f"scoring {applied.scoring_seconds:.4f} s, allocation {applied.allocation_seconds:.4f} s for "

@@ -124,14 +124,17 @@ class Bench:
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
-        """The rows of the search split that each stage adds, in an order that does not follow the source's."""
+        """The rows of the search split that each stage adds, in an order that does not follow the source's.
+
+        One part for each of `STAGES`, some of them empty where there are few images.
+        """
         rows = np.random.default_rng(0).permutation(len(self.splits.search))
-        bounds = sorted({math.ceil(share * len(rows)) for share in STAGES})
+        bounds = [math.ceil(share * len(rows)) for share in STAGES]
         return [np.sort(part) for part in np.split(rows, bounds[:-1])]
 
     def correct(self, allocation: Allocation | None, stage: int) -> np.ndarray:
         """Which images of a stage of the search split are classified correctly, bool; measured once."""
-        return self._correct(Job(allocation, "search", 0, self.stages[stage]), f"stage {stage}")
+        return self._correct(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}")
 
     def correct_all(self, allocations: Sequence[Allocation], stage: int) -> list[np.ndarray]:
         """`correct` for each allocation, as many side by side as there are workers."""
@@ -144,14 +147,19 @@ class Bench:
             correct = np.concatenate([self.correct(allocation, stage) for stage in range(len(self.stages))])
         else:
             rows = np.arange(len(getattr(self.splits, split)))
-            correct = self._correct(Job(allocation, split, draw, rows), "all")
+            correct = self._correct(self._job(allocation, split, draw, rows), "all")
         return Accuracy(int(correct.sum()), len(correct))
+
+    def _job(self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray) -> Job:
+        return Job(allocation, split, draw, rows, integers=allocation is not None and not self.unfit)
 
     def _correct(self, job: Job, part: str) -> np.ndarray:
         allocation, images = job.allocation, getattr(self.splits, job.split)
         calibration = "" if allocation is None else self.splits.calibrations[job.draw].digest
         bits = None if allocation is None else [allocation.weights, allocation.activations]
-        path = "float" if allocation is None else "simulated" if self.unfit else "integer"
+        if not len(job.rows):
+            return np.zeros(0, dtype=bool)
+        path = "float" if allocation is None else "integer" if job.integers else "simulated"
         name = key("correct", quantizer.VERSION, path, self.digest, images.digest, calibration, bits, part)
         text = self._ledger.recall(name, lambda: np.packbits(self._measures.correct(job)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import socket
+import threading
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 _CONNECTING_SECONDS = 5.0
+_STARTING_SECONDS = 60.0
 
 
 class ExecutorMistake(Mistake):
@@ -53,10 +55,15 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         actor: Any = ray.remote(num_cpus=1)(_Worker)
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         actors = [actor.remote() for _ in range(int(resources["CPU"]))]
-        self._living = len(actors)
+        self._counting = threading.Lock()
         self._idle: queue.Queue[Any] = queue.Queue()
-        for each in actors:
-            self._idle.put(each)
+        answered = {actor.ping.remote(): actor for actor in actors}  # a busy cluster may have no room for some
+        ready, _ = ray.wait(list(answered), num_returns=len(answered), timeout=_STARTING_SECONDS)
+        for ping in ready:
+            self._idle.put(answered[ping])
+        self._living = len(ready)
+        if not ready:
+            raise ExecutorMistake("the Ray cluster has no free CPU for a worker: free one, or take --executor local.")
 
     @property
     def workers(self) -> int:
@@ -80,8 +87,12 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             try:
                 found: np.ndarray = self._ray.get(actor.correct.remote([reference], job))
             except self._ray.exceptions.RayActorError:
-                self._living -= 1
+                with self._counting:
+                    self._living -= 1
                 continue
+            except BaseException:
+                self._idle.put(actor)
+                raise
             self._idle.put(actor)
             return found
         raise ExecutorMistake("every worker of the Ray cluster has gone: start it again, then resume the run.")
@@ -127,6 +138,9 @@ class _Worker:
 
         torch.set_num_threads(1)
         self._measurers: dict[str, Measurer] = {}
+
+    def ping(self) -> None:
+        """Answers when the actor runs."""
 
     def correct(self, reference: list[ObjectRef[Measurer]], job: Job) -> np.ndarray:
         """The reference is in a list, which Ray hands over as it is: a network is fetched once an actor."""

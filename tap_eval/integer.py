@@ -33,11 +33,11 @@ def exact() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     x, weight = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), 127, dtype=torch.int8)
-    packed = _ONEDNN.qlinear_prepack(weight, None)
     scale, zero = torch.ones(8), torch.zeros(8, dtype=torch.int32)
     try:
+        packed = _ONEDNN.qlinear_prepack(weight, None)
         y = _ONEDNN.qlinear_pointwise(x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # a build of PyTorch without these operators
         return False
     return bool((y == 64 * 255 * 127).all())
 
@@ -75,10 +75,11 @@ class Packed:
 class IntegerLayer:
     """One layer, called with the bytes of its input."""
 
-    def __init__(self, layer: QuantizedLayer, affine: Affine, input_shape: torch.Size) -> None:
+    def __init__(self, layer: QuantizedLayer, affine: Affine, input_shape: torch.Size | None) -> None:
+        """`input_shape` is None for a layer whose output the logits do not need."""
         self.quantized = layer
         self.affine = affine
-        self._shape = list(input_shape)
+        self.input_shape = input_shape
         self.packed: Packed | None = None
 
     def pack(self, bits: LayerBits) -> Packed:
@@ -90,7 +91,7 @@ class IntegerLayer:
         else:
             weight = _ONEDNN.qconv_prepack(
                 quantized.integers, quantized.scale, self.affine.scale, self.affine.zero_point,
-                layer.stride, layer.padding, layer.dilation, layer.groups, self._shape,
+                layer.stride, layer.padding, layer.dilation, layer.groups, self.input_shape,
             )  # fmt: skip
         return Packed(weight, quantized.scale, zero, quantized.bias)
 
@@ -110,6 +111,28 @@ class IntegerLayer:
         )  # fmt: skip
 
 
+class KeptWeights:
+    """Packed weights, at most `memory` bytes of them beside those in use; what was used longest ago goes first."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._kept: OrderedDict[tuple[QuantizedLayer, Affine, LayerBits], Packed] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(packed.size for packed in self._kept.values())
+
+    def recall(self, layer: IntegerLayer, bits: LayerBits) -> Packed:
+        """The weight of `layer` at `bits`, packed now if it is not there."""
+        key = (layer.quantized, layer.affine, bits)
+        packed = self._kept.pop(key, None) or layer.pack(bits)
+        self._kept[key] = packed
+        while len(self._kept) > 1 and self.size > self._memory:
+            self._kept.popitem(last=False)
+        return packed
+
+
 def fits(layer: QuantizedLayer) -> bool:
     """Whether oneDNN has this layer: convolutions padded with zeros by a number, and linear layers."""
     module = layer.layer
@@ -119,38 +142,27 @@ def fits(layer: QuantizedLayer) -> bool:
 class IntegerNetwork:
     """A quantized network whose layers run in integers, for allocations with these activation bits."""
 
-    def __init__(self, network: QuantizedNetwork, program: Program, activations: Sequence[int], memory: int) -> None:
-        """`memory` bounds the packed weights that are kept, in bytes. Raises `Unfit`."""
+    def __init__(
+        self, network: QuantizedNetwork, program: Program, activations: Sequence[int], kept: KeptWeights
+    ) -> None:
+        """`kept` holds packed weights, of this network and of others. Raises `Unfit`."""
         if not exact():
             raise Unfit("this CPU adds products of bytes in 16 bits, which overflow")
         if not all(map(fits, network.layers)):
             raise Unfit("a convolution is padded with something else than zeros")
         shapes = program.input_shapes()
         self.layers = [
-            IntegerLayer(layer, layer.covering(bits), shapes[index])
+            IntegerLayer(layer, layer.covering(bits), shapes.get(index))
             for index, (layer, bits) in enumerate(zip(network.layers, activations, strict=True))
         ]
         self.program = _rewritten(program, self.layers)
-        self._kept: OrderedDict[tuple[int, LayerBits], Packed] = OrderedDict()
-        self._memory = memory
+        self._kept = kept
 
     def choose(self, allocation: Allocation) -> None:
         """Gives every layer its bits."""
-        for index, (layer, bits) in enumerate(zip(self.layers, allocation.weights, strict=True)):
-            layer.packed = self._pack(index, layer, bits)
-
-    @property
-    def kept(self) -> list[Packed]:
-        """The packed weights in memory."""
-        return list(self._kept.values())
-
-    def _pack(self, index: int, layer: IntegerLayer, bits: LayerBits) -> Packed:
-        key = (index, bits)
-        packed = self._kept.pop(key, None) or layer.pack(bits)
-        self._kept[key] = packed
-        while sum(each.size for each in self.kept) > self._memory and len(self._kept) > 1:
-            self._kept.popitem(last=False)
-        return packed
+        for layer, bits in zip(self.layers, allocation.weights, strict=True):
+            if layer.input_shape is not None:
+                layer.packed = self._kept.recall(layer, bits)
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
@@ -208,7 +220,8 @@ def _activation(step: Step) -> tuple[str, tuple[float, ...]] | None:
     if step.function is _ATEN.relu.default:
         return "relu", ()
     if step.function is _ATEN.hardtanh.default:
-        return "hardtanh", tuple(float(limit) for limit in (*step.args[1:], -1.0, 1.0)[:2])
+        given = step.args[1:]  # without those that are the defaults
+        return "hardtanh", tuple(float(limit) for limit in (*given, *(-1.0, 1.0)[len(given) :]))
     return None
 
 

@@ -95,15 +95,16 @@ def prepare(network: nn.Module, example: Tensor) -> Prepared:
     _make_plain(network, example)
     _fold_batchnorm(network, example)
     calls = [call for call in _watch(network, example) if isinstance(call.module, Quantizable)]
-    first_calls = list({call.name: call for call in reversed(calls)}.values())[::-1]
+    first_calls: dict[str, _Call] = {}
+    for call in calls:
+        first_calls.setdefault(call.name, call)
     if not first_calls:
         raise NetworkMistake(
             f"{type(network).__name__} ran no Conv2d and no Linear layer: give a network with at least one."
         )
-    counts = {call.name: sum(other.name == call.name for other in calls) for call in first_calls}
     layers = tuple(
-        _describe(call, index, len(first_calls), counts[call.name], len(example))
-        for index, call in enumerate(first_calls)
+        _describe([call for call in calls if call.name == name], index, len(first_calls), len(example))
+        for index, name in enumerate(first_calls)
     )
     return Prepared(network, layers)
 
@@ -242,7 +243,9 @@ def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
-def _describe(call: _Call, index: int, count: int, uses: int, batch: int) -> Layer:
+def _describe(calls: Sequence[_Call], index: int, count: int, batch: int) -> Layer:
+    """The layer of these calls, in one pass over `batch` images; sizes are those of the first."""
+    call = calls[0]
     module, x, y = call.module, call.input, call.output
     shared: dict[str, Any] = {
         "name": call.name,
@@ -266,10 +269,12 @@ def _describe(call: _Call, index: int, count: int, uses: int, batch: int) -> Lay
             output_size=y.shape[-1],
             tokens=1,
             params=module.weight.numel(),
-            macs=uses * module.weight.numel() * y.shape[-2] * y.shape[-1],
+            macs=sum(module.weight.numel() * each.output.shape[-2] * each.output.shape[-1] for each in calls),
         )
     assert isinstance(module, nn.Linear)
-    tokens = x.numel() // module.in_features // batch
+    tokens = [
+        each.input.numel() // module.in_features // (1 if len(each.input) % batch else batch) for each in calls
+    ]  # some read a table that is the same for all images
     attention = "attn" in call.name or "attention" in call.name
     return Layer(
         **shared,
@@ -281,7 +286,7 @@ def _describe(call: _Call, index: int, count: int, uses: int, batch: int) -> Lay
         groups=1,
         input_size=1,
         output_size=1,
-        tokens=tokens,
+        tokens=tokens[0],
         params=module.weight.numel(),
-        macs=uses * module.weight.numel() * tokens,
+        macs=module.weight.numel() * sum(tokens),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -12,12 +13,14 @@ import torch
 
 from tap_eval import quantizer, sweep
 from tap_eval.images import Images, Splits
-from tap_eval.integer import IntegerNetwork, Unfit
+from tap_eval.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.layers import Prepared
-from tap_eval.program import Program, record
+from tap_eval.program import Program, bind, record
 from tap_eval.quantizer import Allocation, QuantizedNetwork
 
 SplitName = Literal["search", "test"]
+_NETWORKS_KEPT = 4
+"""rewritten for as many draws or activation bits; the weights in use are theirs"""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Job:
     draw: int
     """of the calibration images"""
     rows: np.ndarray
+    integers: bool
+    """multiplied as such, or else simulated"""
 
 
 class Measures(Protocol):
@@ -72,7 +77,8 @@ class Measurer:
         self._memory = memory
         self._lock = threading.RLock()
         self._networks: dict[int, QuantizedNetwork] = {}
-        self._integer_networks: dict[tuple[int, tuple[int, ...]], IntegerNetwork] = {}
+        self._integer_networks: OrderedDict[tuple[int, tuple[int, ...]], IntegerNetwork] = OrderedDict()
+        self._kept = KeptWeights(memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process makes everything else anew."""
@@ -94,9 +100,16 @@ class Measurer:
         """The steps of the network; raises `Unfit` when they cannot be recorded."""
         image = self._splits.calibrations[0].pixels[:1]
         try:
-            return record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
+            program = record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
         except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
             raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
+        bound = bind(program, [self.prepared.module(layer) for layer in self.prepared.layers])
+        images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
+        with torch.inference_mode():
+            got, expected = bound.run(bound.begin(images)), self.prepared.network(images)
+        if not _close(got, expected):
+            raise Unfit("its steps, as they were recorded, give other outputs than the network")
+        return program
 
     @cached_property
     def unfit(self) -> str | None:
@@ -107,8 +120,10 @@ class Measurer:
                 got = self._integer_network(0, self._highest).logits(pixels)
             except Unfit as reason:
                 return str(reason)
+            except RuntimeError as error:  # an operator that this build or this CPU does not have
+                return f"integers cannot be multiplied here ({error})"
             expected = self._simulated(self._highest, pixels, 0)
-        if not torch.allclose(got, expected, rtol=0, atol=1e-3 * float(expected.abs().max())):
+        if not _close(got, expected):
             return "the integer path gives other outputs than the simulated one"
         return None
 
@@ -123,9 +138,12 @@ class Measurer:
     def correct(self, job: Job) -> np.ndarray:
         """See `Measures.correct`."""
         images: Images = getattr(self._splits, job.split)
-        pixels = images.pixels[torch.from_numpy(job.rows)]
+        whole = len(job.rows) == len(images)
+        pixels = images.pixels if whole else images.pixels[torch.from_numpy(job.rows)]
+        if job.integers and self.unfit:
+            raise RuntimeError(f"this worker cannot measure as the others do: {self.unfit}")
         with self._lock:
-            if job.allocation is not None and self.unfit is None:
+            if job.allocation is not None and job.integers:
                 logits = self._integer_network(job.draw, job.allocation).logits(pixels)
             else:
                 logits = self._simulated(job.allocation, pixels, job.draw)
@@ -149,7 +167,7 @@ class Measurer:
             try:
                 return network.logits(pixels, self._batch)
             except RuntimeError as error:
-                memory = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+                memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
                 if not memory or self._batch == 1:
                     raise
                 self._batch //= 2
@@ -157,8 +175,15 @@ class Measurer:
     def _integer_network(self, draw: int, allocation: Allocation) -> IntegerNetwork:
         """The integer network for the activation bits of `allocation`, with its weight bits chosen."""
         place = (draw, allocation.activations)
-        if place not in self._integer_networks:
-            network = IntegerNetwork(self.network(draw), self._program, allocation.activations, self._memory)
-            self._integer_networks[place] = network
-        self._integer_networks[place].choose(allocation)
-        return self._integer_networks[place]
+        network = self._integer_networks.pop(place, None) or IntegerNetwork(
+            self.network(draw), self._program, allocation.activations, self._kept
+        )
+        self._integer_networks[place] = network
+        if len(self._integer_networks) > _NETWORKS_KEPT:
+            self._integer_networks.popitem(last=False)
+        network.choose(allocation)
+        return network
+
+
+def _close(got: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(got, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))

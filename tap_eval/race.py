@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
+_LEAST_IMAGES, _LEAST_DIFFERENCES = 100, 8
 Correct = list[np.ndarray]
 """Which images were classified correctly, bool, one array a network."""
 
@@ -50,16 +51,18 @@ def race(
 
     `rivals` have run all stages. `measure(which, stage)` is given the indices of entrants.
     `sizes` are the images of each stage, one number a network. An entrant is dropped when
-    `keep` others are better, each with an error of `error`; `weight` is that of accuracy in
+    `keep` others are better; `error` bounds the probability of dropping one that belongs to the
+    best `keep`, over all stages and comparisons (Bonferroni). `weight` is that of accuracy in
     fitness. With an error of 0 nobody is dropped.
     """
-    certain = float(norm.isf(error))
+    comparisons = (len(sizes) - 1) * max(len(entrants) + len(rivals) - keep, 1)
+    certain = float(norm.isf(error / comparisons))
     for stage in range(len(sizes)):
         running = [index for index, entrant in enumerate(entrants) if not entrant.dropped]
         for index, correct in zip(running, measure(running, stage), strict=True):
             entrants[index].seen.append(correct)
         seen, total = np.sum(sizes[: stage + 1], axis=0), np.sum(sizes, axis=0)
-        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep:
+        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or sum(seen) < _LEAST_IMAGES:
             continue
         field_ = [*rivals, *(entrants[index] for index in running)]
         beaten = [
@@ -70,6 +73,19 @@ def race(
             entrants[index].dropped = bool(better >= keep)
 
 
+def top1(entrant: Entrant, finished: Sequence[Entrant]) -> list[float]:
+    """Accuracy on all images, one a network: measured, or for the dropped estimated from the images seen.
+
+    The estimate takes out how much easier or harder those images were for the finished.
+    """
+    seen = entrant.top1()
+    if not entrant.dropped or not finished:
+        return seen
+    part = np.mean([[each.mean() for each in other.correct(len(entrant.seen))] for other in finished], axis=0)
+    whole = np.mean([other.top1() for other in finished], axis=0)
+    return [min(max(float(value), 0.0), 1.0) for value in np.array(seen) + whole - part]
+
+
 def _lead(other: Entrant, entrant: Entrant, stages: int, seen: np.ndarray, total: np.ndarray, weight: float) -> float:
     """How far `other` is ahead in fitness, in standard errors; the mean over networks is one of independent means."""
     if other is entrant:
@@ -78,6 +94,8 @@ def _lead(other: Entrant, entrant: Entrant, stages: int, seen: np.ndarray, total
         better.astype(float) - worse
         for better, worse in zip(other.correct(stages), entrant.correct(stages), strict=True)
     ]
+    if sum(np.count_nonzero(each) for each in differences) < _LEAST_DIFFERENCES:
+        return -math.inf  # the normal approximation would be bold
     lead = other.offset - entrant.offset + weight * float(np.mean([each.mean() for each in differences]))
     variances = [
         max(each.var(), 1 / len(each)) / len(each) * (1 - some / all_)

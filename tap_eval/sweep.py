@@ -37,7 +37,7 @@ def layer_errors(network: QuantizedNetwork, program: Program, pixels: Tensor, bi
             step.run(known)
         expected.append(known[bound.logits][: len(part)])
     reference = torch.cat(expected)
-    return [[mean_kl(reference, torch.cat(parts)) for parts in row] for row in found]
+    return [[mean_kl(reference, torch.cat(parts)) if parts else 0.0 for parts in row] for row in found]
 
 
 def layer_errors_one_by_one(

@@ -14,7 +14,7 @@ from tap_eval import integer
 from tap_eval.allocation import Budget, Choices, uniform
 from tap_eval.bench import Bench, Task
 from tap_eval.images import Splits
-from tap_eval.integer import IntegerNetwork, Unfit
+from tap_eval.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.layers import Prepared, prepare
 from tap_eval.ledger import Ledger
 from tap_eval.program import bind, record
@@ -27,7 +27,7 @@ NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies
 
 
 class Odd(nn.Module):
-    """Padding, a value with two readers, channels cut and joined, a layer called twice, an average kept."""
+    """Padding, a value with two readers, a layer called often, others cut off or never read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,12 +35,15 @@ class Odd(nn.Module):
         self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU6(inplace=True)
         self.deep, self.wide = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, padding=2, dilation=2)
         self.twice = nn.Conv2d(16, 16, 1)
+        self.unused, self.small = nn.Conv2d(3, 2, 1), nn.Hardtanh(0, 1)
         self.head = nn.Linear(16 * 16, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.unused(x)
         x = self.act(self.norm(self.stem(x)))
         x = torch.cat([self.deep(x), self.wide(x).relu() - x], 1)
-        x = x + self.twice(self.twice(x).relu_())
+        x = x + self.twice(self.small(self.twice(x).relu_()))
+        x = self.small(self.twice(x)) - nn.functional.hardtanh(self.twice(x), -2, 1)
         return self.head(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
 
 
@@ -86,7 +89,7 @@ def test_integers_give_what_the_simulated_path_gives(
     program = record(prepared, pixels[:16])
     for seed in range(3):
         allocation = drawn(prepared, random.Random(seed), activations)
-        fast = IntegerNetwork(simulated, program, allocation.activations, memory=2**30)
+        fast = IntegerNetwork(simulated, program, allocation.activations, KeptWeights(2**30))
         fast.choose(allocation)
         simulated.choose(allocation)
         expected, got = simulated.logits(pixels, 41), fast.logits(pixels)
@@ -118,13 +121,13 @@ def test_one_sweep_gives_the_layer_errors_of_one_pass_a_layer(
 def test_packed_weights_are_kept_within_their_bound(case: tuple[Prepared, QuantizedNetwork, torch.Tensor]) -> None:
     prepared, simulated, pixels = case
     largest = max(layer.params for layer in prepared.layers)
-    program, most = record(prepared, pixels[:16]), 2 * largest
-    tight = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), memory=most)
-    loose = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), memory=2**30)
+    program, few = record(prepared, pixels[:16]), KeptWeights(2 * largest)
+    tight = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), few)
+    loose = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), KeptWeights(2**30))
     for seed in range(3):
         for network in (tight, loose):
             network.choose(drawn(prepared, random.Random(seed)))
-        assert sum(packed.size for packed in tight.kept) <= most
+        assert few.size <= 2 * largest
         assert torch.equal(tight.logits(pixels), loose.logits(pixels))
 
 
@@ -171,4 +174,4 @@ def test_padded_convolutions_keep_their_own_padding() -> None:
     prepared = prepare(network, pixels)
     simulated = QuantizedNetwork(prepared, calibrate(prepared, pixels))
     with pytest.raises(Unfit, match="padded with something else"):
-        IntegerNetwork(simulated, record(prepared, pixels), (8,), memory=2**30)
+        IntegerNetwork(simulated, record(prepared, pixels), (8,), KeptWeights(2**30))

@@ -73,6 +73,20 @@ def test_a_convolution_that_others_read_too_keeps_its_norm() -> None:
         assert torch.allclose(prepare(network, x).network(x), network(x), atol=1e-5)
 
 
+def test_a_layer_called_on_two_sizes_costs_what_both_calls_cost_and_stands_where_it_runs_first() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.shared(nn.functional.avg_pool2d(self.other(self.shared(x)), 2))
+
+    shared, other = prepare(Pyramid(), torch.rand(2, 3, 16, 16)).layers
+    assert (shared.name, shared.first, other.last) == ("shared", True, True)
+    assert shared.macs == 3 * 3 * 9 * (16 * 16 + 8 * 8)
+
+
 class PaddedLikeTensorFlow(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
