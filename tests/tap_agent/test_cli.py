@@ -182,7 +182,7 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(work: Path) -> None:
     while not (work / "stopped" / "events.jsonl").exists():
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=240)  # the proposals in hand are finished first
     assert running.returncode == Exit.INTERRUPTED
     assert "continue with: tap-agent resume stopped" in said
     assert "Traceback" not in said
