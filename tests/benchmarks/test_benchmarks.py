@@ -34,10 +34,17 @@ def test_a_benchmark_runs(name: str, tmp_path: Path, cache: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "networks: [{network: digits, search: 60, test: 60}]\npopulation: 2\ngenerations: 0\n"
     )
+    assert expected in run(arguments, tmp_path, cache)
+    if name == "seeds":
+        assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "seeds/evolution-0"], tmp_path, cache)
+
+
+def run(arguments: list[str], folder: Path, cache: Path) -> str:
+    """What the benchmark prints."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]],
-        cwd=tmp_path, env={**os.environ, "TAP_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+        cwd=folder, env={**os.environ, "TAP_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert expected in done.stdout
+    return done.stdout

@@ -1,0 +1,78 @@
+"""What a race would have saved in runs that measured every candidate in full, and whether it keeps the best.
+
+    python benchmarks/race.py runs/seeds/evolution-*
+
+The proposals of each run are raced again, generation by generation, with what the ledger holds
+of them (what it lacks is measured). A search that races proposes other candidates later on,
+since its controller sees estimates for the dropped; that is not replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphs.population import library_size
+from graphs.state import Candidate
+from tap_agent.folder import RunFolder
+from tap_agent.workshop import Workshop, cache_folder
+from tap_eval.bench import STAGES, Bench
+from tap_eval.fitness import FitnessWeights, fitness
+from tap_eval.race import Correct, Entrant, race
+
+ERRORS = (0.02, 0.05, 0.1, 0.2)
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    folders = [RunFolder(path) for path in parser.parse_args().runs]
+    found: dict[float, list[tuple[bool, float]]] = {error: [] for error in ERRORS}
+    for folder in folders:
+        with Workshop(folder.settings(), cache_folder()) as workshop:
+            for error in ERRORS:
+                found[error].append(_replay(folder, workshop.benches, workshop.search_settings().fitness, error))
+    print("| error rate | same best proxy | share of the image passes | from, to |\n|---|---|---|---|")
+    for error, results in found.items():
+        shares = [share for _, share in results]
+        same = sum(kept for kept, _ in results)
+        print(
+            f"| {error} | {same} of {len(results)} | {statistics.mean(shares):.3f} "
+            f"| {min(shares):.2f}, {max(shares):.2f} |"
+        )
+
+
+def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, error: float) -> tuple[bool, float]:
+    """Whether the best of the run wins, and the share of the image passes."""
+    result = folder.result()
+    if result is None:
+        raise SystemExit(f"{folder.path} has not ended.")
+    finished: dict[str, tuple[float, Entrant]] = {}
+    seen = everything = population = 0
+    for generation in sorted({candidate.generation for candidate in result.candidates}):
+        living = [each for each in result.candidates if each.generation == generation and each.failure is None]
+        entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights, cost=0.0, novelty=0.0)) for each in living]
+
+        def measure(which: Sequence[int], stage: int, living: Sequence[Candidate] = tuple(living)) -> list[Correct]:
+            pairs = [list(zip(benches, living[index].allocations, strict=True)) for index in which]
+            return [[bench.correct(bits.allocation(), stage) for bench, bits in each] for each in pairs]
+
+        keep = library_size(population + len(living))
+        rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[:keep]
+        sizes = [[len(bench.stages[stage]) for bench in benches] for stage in range(len(STAGES))]
+        race(entrants, [rival for _, rival in rivals], measure, sizes, keep, error, 1 - weights.alpha)
+        population = min(population + len(living), folder.settings().population)
+        for candidate, entrant in zip(living, entrants, strict=True):
+            seen += sum(len(correct) for correct in entrant.correct())
+            everything += sum(len(bench.splits.search) for bench in benches)
+            if not entrant.dropped:
+                finished[candidate.name] = (candidate.value, entrant)
+    best = max(finished, key=lambda name: (finished[name][0], name))
+    return best == result.best, seen / everything
+
+
+if __name__ == "__main__":
+    main()
