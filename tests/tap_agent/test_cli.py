@@ -178,6 +178,7 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(work: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "tap_agent", "run", *SMALL, "--generations", "9", "--out", "stopped"],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
     )  # fmt: skip
     while not (work / "stopped" / "events.jsonl").exists():
         time.sleep(0.1)
