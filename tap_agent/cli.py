@@ -9,11 +9,42 @@ import datetime
 import sys
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tap_agent import RUNS
+from tap_agent.flags import (
+    ActivationBitsOption,
+    AddressOption,
+    AlphaOption,
+    BaseURLOption,
+    BetaOption,
+    BitsOption,
+    BudgetOption,
+    CalibrationOption,
+    ConfigOption,
+    ControllerOption,
+    DrawsOption,
+    ExecutorOption,
+    GammaOption,
+    GenerationsOption,
+    GroupsOption,
+    ImagesOption,
+    InputsOption,
+    LLMOption,
+    NetworkOption,
+    PinEndsOption,
+    PopulationOption,
+    RacingOption,
+    SandboxOption,
+    SearchRowsOption,
+    SeedOption,
+    TestRowsOption,
+    TransformOption,
+    WeightsOption,
+    given,
+)
 from tap_eval.mistake import Mistake
 
 if TYPE_CHECKING:
@@ -57,70 +88,6 @@ app = typer.Typer(
     measured. Start with [b]tap-agent run[/b]; [b]tap-agent doctor[/b] says what works on this machine.""",
 )
 
-_NETWORK, _BITS, _SEARCH, _MODEL = "Network and images", "Bits and budget", "Search", "Language model and sandbox"
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]
-NetworkOption = Annotated[
-    str | None,
-    typer.Option(
-        help="digits, cifar_resnet20/32/44/56, a torchvision classifier, or package.module:factory.",
-        rich_help_panel=_NETWORK,
-    ),
-]
-WeightsOption = Annotated[Path | None, typer.Option(help="State dict of the network.", rich_help_panel=_NETWORK)]
-ImagesOption = Annotated[
-    str | None,
-    typer.Option(help="digits, parquet:FILE, imagefolder:DIR or cifar10:DIR.", rich_help_panel=_NETWORK),
-]
-CalibrationOption = Annotated[
-    str | None,
-    typer.Option(help="Image source of the calibration images, if not --images.", rich_help_panel=_NETWORK),
-]
-SearchRowsOption = Annotated[
-    int | None, typer.Option("--search", help="Images to measure candidates on: the first.", rich_help_panel=_NETWORK)
-]
-TestRowsOption = Annotated[
-    int | None, typer.Option("--test", help="Images to report the result on: the last.", rich_help_panel=_NETWORK)
-]
-TransformOption = Annotated[
-    str | None,
-    typer.Option(help="In place of the image source's own, as resize=256,crop=224.", rich_help_panel=_NETWORK),
-]
-BudgetOption = Annotated[
-    str | None,
-    typer.Option(help="3bit (on average), 87% (smaller), 0.1MB, or 1.2GBOPs.", rich_help_panel=_BITS),
-]
-BitsOption = Annotated[str | None, typer.Option(help="Bits that weights may take, as 2,4,8.", rich_help_panel=_BITS)]
-ActivationBitsOption = Annotated[
-    str | None, typer.Option(help="Bits that activations may take, as 8 or 4,8.", rich_help_panel=_BITS)
-]
-GroupsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--channel-groups", help="Groups of output channels a layer, each with bits of its own.", rich_help_panel=_BITS
-    ),
-]
-DrawsOption = Annotated[
-    int | None,
-    typer.Option("--draws", help="Draws of calibration images in the final table.", rich_help_panel=_NETWORK),
-]
-PinEndsOption = Annotated[
-    bool | None,
-    typer.Option("--pin-ends/--no-pin-ends", help="Hold the first and last layer at most bits.", rich_help_panel=_BITS),
-]
-InputsOption = Annotated[
-    Literal["statistics", "metadata"] | None,
-    typer.Option(help="What a proxy may see: statistics of layers too, or metadata alone.", rich_help_panel=_SEARCH),
-]
-SeedOption = Annotated[int | None, typer.Option(help="Seed of every random draw.", rich_help_panel=_SEARCH)]
-ExecutorOption = Annotated[
-    Literal["local", "ray"] | None, typer.Option(help="Where allocations are measured.", rich_help_panel=_SEARCH)
-]
-AddressOption = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster, host:port or auto.", rich_help_panel=_SEARCH)
-]
-SandboxOption = Annotated[str | None, typer.Option(help="Where proxies run: monty or e2b.", rich_help_panel=_MODEL)]
-
 
 @app.command()
 def run(
@@ -138,29 +105,17 @@ def run(
     activation_bits: ActivationBitsOption = None,
     channel_groups: GroupsOption = None,
     pin_ends: PinEndsOption = None,
-    generations: Annotated[int | None, typer.Option(help="After the initial one.", rich_help_panel=_SEARCH)] = None,
-    population: Annotated[int | None, typer.Option(help="Offspring a generation.", rich_help_panel=_SEARCH)] = None,
-    controller: Annotated[
-        Literal["ratio", "dpo", "uniform"] | None,
-        typer.Option(help="How template weights are learned.", rich_help_panel=_SEARCH),
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Share of the rank correlation in fitness.", rich_help_panel=_SEARCH)
-    ] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight of cost.", rich_help_panel=_SEARCH)] = None,
-    gamma: Annotated[float | None, typer.Option(help="Weight of novelty.", rich_help_panel=_SEARCH)] = None,
-    racing: Annotated[
-        float | None,
-        typer.Option(help="Error rate of dropping a candidate early; 0 for never.", rich_help_panel=_SEARCH),
-    ] = None,
+    generations: GenerationsOption = None,
+    population: PopulationOption = None,
+    controller: ControllerOption = None,
+    alpha: AlphaOption = None,
+    beta: BetaOption = None,
+    gamma: GammaOption = None,
+    racing: RacingOption = None,
     inputs: InputsOption = None,
     seed: SeedOption = None,
-    llm: Annotated[
-        str | None, typer.Option(help="embedded, or the name of a model at --base-url.", rich_help_panel=_MODEL)
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Of any OpenAI-compatible server.", rich_help_panel=_MODEL)
-    ] = None,
+    llm: LLMOption = None,
+    base_url: BaseURLOption = None,
     sandbox: SandboxOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
@@ -171,7 +126,7 @@ def run(
     Without flags: the embedded language model, a small CNN for handwritten digits, 3 bits on average. Images come in
     three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
     """
-    flags = _given(locals(), "config", "path")
+    flags = given(locals(), "config", "path")
     from tap_agent.folder import RunFolder
     from tap_agent.settings import read_settings
     from tap_agent.workshop import Workshop, cache_folder
@@ -229,7 +184,7 @@ def apply(
 
     Given a run and neither --network nor --config, the run's own network, images and settings are taken.
     """
-    flags = _given(locals(), "proxy", "config", "path")
+    flags = given(locals(), "proxy", "config", "path")
     from tap_agent import application
     from tap_agent.console import out, results_table
     from tap_agent.folder import make_parent, write
@@ -309,20 +264,6 @@ def run_app() -> None:
         typer.secho("error: ", fg="red", nl=False, err=True)
         typer.echo(str(mistake), err=True)
         sys.exit(Exit[mistake.kind.upper()])
-
-
-def _given(values: dict[str, Any], *without: str) -> dict[str, Any]:
-    """The flags of a command as settings."""
-    from tap_agent.settings import parse_bits, parse_transform
-
-    flags = {name: value for name, value in values.items() if name not in without}
-    for name, field in (("search_rows", "search"), ("test_rows", "test"), ("draws", "calibration_draws")):
-        if name in flags:
-            flags[field] = flags.pop(name)
-    for name, parse in (("bits", parse_bits), ("activation_bits", parse_bits), ("transform", parse_transform)):
-        if flags.get(name):
-            flags[name] = parse(flags[name])
-    return flags
 
 
 def _folder(path: Path) -> RunFolder:

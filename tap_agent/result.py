@@ -106,10 +106,8 @@ def final_table(
     """
 
     def row(label: str, kind: Literal["proxy", "baseline"], note: str, allocations: Sequence[Allocation]) -> Row:
-        draws = [
-            statistics.mean(bench.measure(bits, "test", draw).top1 for bits in allocations)
-            for draw in range(len(bench.splits.calibrations))
-        ]
+        every = range(len(bench.splits.calibrations))
+        draws = bench.measure_all(allocations, "test", every).mean(1).tolist()
 
         def measured(on: SplitName) -> MeasuredTop1:
             return _mean([bench.measure(bits, on) for bits in allocations])

@@ -89,6 +89,8 @@ class Settings(BaseModel):
     """images a forward pass in floating point; integers take batches of their own"""
     packed_mib: int = Field(1024, ge=1)
     """MiB of weights that are kept in the layout of the integer kernels, a network"""
+    images_mib: int = Field(2048, ge=0)
+    """MiB of decoded images that are kept in memory, a split; more are kept in a file"""
     racing: float = Field(0.0, ge=0, lt=0.5)
     """error rate with which a candidate is dropped before it has seen all images; 0 measures every one on all"""
     executor: Literal["local", "ray"] = "local"

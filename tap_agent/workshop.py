@@ -17,7 +17,7 @@ from tap_eval.allocation import Budget, Choices
 from tap_eval.bench import Bench, Task
 from tap_eval.cluster import RayExecutor
 from tap_eval.fitness import FitnessWeights
-from tap_eval.images import open_source, split
+from tap_eval.images import open_source, room_in, split
 from tap_eval.ledger import Ledger
 from tap_eval.measurer import Measurer, Measures
 from tap_eval.networks import load_network
@@ -70,6 +70,7 @@ class Workshop(AbstractContextManager["Workshop"]):
             search=network.search,
             test=network.test,
             transform=network.transform,
+            room=room_in(self.cache, settings.images_mib * 2**20),
         )
         return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20, self._spread)
 

@@ -8,12 +8,14 @@ allocation is measured.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ from tap_eval.ledger import Ledger, key
 from tap_eval.measurer import Job, Measurer, Measures, SplitName
 from tap_eval.mistake import ImagesMistake
 from tap_eval.quantizer import Allocation
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 STAGES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """parts of the search split on which candidates are compared, each holding the one before"""
@@ -58,7 +63,7 @@ class Bench:
         self.name = name
         self.splits = splits
         self.task = task
-        self.prepared: Prepared = prepare(network, splits.search.pixels[:2])
+        self.prepared: Prepared = prepare(network, splits.search.only(np.arange(min(2, len(splits.search)))).pixels)
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
         outputs = self._outputs().shape[1]
@@ -138,17 +143,27 @@ class Bench:
 
     def correct_all(self, allocations: Sequence[Allocation], stage: int) -> list[np.ndarray]:
         """`correct` for each allocation, as many side by side as there are workers."""
-        with ThreadPoolExecutor(self._measures.workers) as threads:
-            return list(threads.map(lambda allocation: self.correct(allocation, stage), allocations))
+        return self._side_by_side(lambda allocation: self.correct(allocation, stage), allocations)
 
     def measure(self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0) -> Accuracy:
         """Top-1 on a split with the bits of `allocation`, or in full precision; measured once."""
         if split == "search" and draw == 0:
-            correct = np.concatenate([self.correct(allocation, stage) for stage in range(len(self.stages))])
+            parts = self._side_by_side(lambda stage: self.correct(allocation, stage), range(len(self.stages)))
+            correct = np.concatenate(parts)
         else:
             rows = np.arange(len(getattr(self.splits, split)))
             correct = self._correct(self._job(allocation, split, draw, rows), "all")
         return Accuracy(int(correct.sum()), len(correct))
+
+    def measure_all(self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int]) -> np.ndarray:
+        """Top-1 (draws, allocations) on a split, as many side by side as there are workers."""
+        pairs = list(itertools.product(draws, allocations))
+        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0]).top1, pairs)
+        return np.array(found).reshape(len(draws), len(allocations))
+
+    def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
+        with ThreadPoolExecutor(self._measures.workers) as threads:
+            return list(threads.map(measure, jobs))
 
     def _job(self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray) -> Job:
         return Job(allocation, split, draw, rows, integers=allocation is not None and not self.unfit)

@@ -74,6 +74,7 @@ def _train(network: DigitsCNN, seed: int = 0, epochs: int = 60, batch: int = 64)
     source = digits()
     assert source.pool is not None
     images = source.decode(source.pool, None)
+    everything = images.pixels
     with torch.random.fork_rng(), _one_thread():
         torch.manual_seed(seed)
         for module in network.modules():
@@ -87,7 +88,7 @@ def _train(network: DigitsCNN, seed: int = 0, epochs: int = 60, batch: int = 64)
         for _ in range(epochs):
             for rows in torch.randperm(len(images)).split(batch):
                 down, right = torch.randint(0, 3, (2,)).tolist()
-                pixels = F.pad(images.pixels[rows], (1, 1, 1, 1), value=-1.0)[..., down : down + 8, right : right + 8]
+                pixels = F.pad(everything[rows], (1, 1, 1, 1), value=-1.0)[..., down : down + 8, right : right + 8]
                 loss = F.cross_entropy(network(pixels), images.labels[rows])
                 optimizer.zero_grad()
                 loss.backward()

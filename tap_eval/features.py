@@ -84,7 +84,7 @@ def describe_task(
     task: Features = {
         "dataset": source.split(":")[0],
         "classes": classes,
-        "image_size": images.pixels.shape[-1],
+        "image_size": images.size,
         "layers": len(layers),
         "params": sum(layer.params for layer in layers),
         "macs": sum(layer.macs for layer in layers),

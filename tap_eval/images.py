@@ -8,13 +8,18 @@ source of their own, or else from the rows between the two.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import io
+import itertools
 import json
+import math
 import random
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,15 +49,21 @@ class Transform(BaseModel):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def pipeline(self) -> Callable[[Image.Image], Tensor]:
-        """PIL image to (C, H, W) float32."""
+    def cut(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image to (C, H, W) uint8."""
         steps: list[Any] = []
         if self.resize:
             steps.append(v2.Resize(self.resize, v2.InterpolationMode(self.interpolation), antialias=True))
         if self.crop:
             steps.append(v2.CenterCrop(self.crop))
-        steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
-        return v2.Compose(steps)
+        return v2.Compose([*steps, v2.PILToTensor()])
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 to float32."""
+        normalized: Tensor = v2.functional.normalize(
+            v2.functional.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std)
+        )
+        return normalized
 
 
 AS_THEY_ARE = Transform()
@@ -70,48 +81,113 @@ class Source:
     transform: Transform
     pool: range | None = None
 
-    def decode(self, rows: Sequence[int], transform: Transform | None) -> Images:
+    def decode(self, rows: Sequence[int], transform: Transform | None, room: Room = np.empty) -> Images:
         """The images of `rows` without those that cannot be decoded; raises `ImagesMistake` when those are many."""
-        pipeline = (transform or self.transform).pipeline()
-        tensors: dict[int, Tensor] = {}
+        transform = transform or self.transform
+        cut = transform.cut()
+        pixels = np.empty((0, 1, 1, 1), dtype=np.uint8)
+        decoded: list[int] = []
         failed: list[str] = []
         for row in rows:
             try:
-                tensors[row] = pipeline(self.read(row))
+                image = cut(self.read(row)).numpy()
             except (OSError, UnidentifiedImageError, ValueError, TypeError, RuntimeError) as error:
                 failed.append(f"row {row}: {error}")
+                continue
+            if not decoded:
+                pixels = room((len(rows), *image.shape), np.dtype(np.uint8))
+            if image.shape != pixels.shape[1:]:
+                raise ImagesMistake(
+                    f"{self.name} has images of several sizes, {pixels.shape[1:]} and {image.shape} among them: "
+                    "bring them to one with --transform, as in 'resize=256,crop=224'."
+                )
+            pixels[len(decoded)] = image
+            decoded.append(row)
         note = (
             f"{self.name}: {len(failed)} of {len(rows):,} images cannot be decoded, first {failed[0]}" if failed else ""
         )
         if len(failed) > _MOST_UNREADABLE * len(rows):
             raise ImagesMistake(f"{note}; remove or repair them, fewer than one in a hundred would be skipped.")
-        shapes = {tuple(tensor.shape) for tensor in tensors.values()}
-        if len(shapes) > 1:
-            raise ImagesMistake(
-                f"{self.name} has images of several sizes, {min(shapes)} and {max(shapes)} among them: "
-                "bring them to one with --transform, as in 'resize=256,crop=224'."
-            )
-        return Images(torch.stack(list(tensors.values())), torch.tensor([self.labels[row] for row in tensors]), note)
+        labels = torch.tensor([self.labels[row] for row in decoded])
+        return Images(pixels[: len(decoded)], labels, transform, note)
 
 
 @dataclass(frozen=True)
 class Images:
-    """`pixels` (N, C, H, W) float32, normalized; `labels` (N,) int64."""
+    """Images as bytes, in memory or in a file, that become tensors batch by batch."""
 
-    pixels: Tensor
+    stored: np.ndarray
+    """(M, C, H, W) uint8"""
     labels: Tensor
+    """(N,) int64"""
+    transform: Transform
+    """whose `normalize` makes tensors of them"""
     note: str = ""
     """what was skipped, in a sentence"""
+    rows: np.ndarray | None = None
+    """which N of the M these are, or None for all"""
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def size(self) -> int:
+        """Width in pixels."""
+        return int(self.stored.shape[-1])
+
+    @property
+    def pixels(self) -> Tensor:
+        """All of them, (N, C, H, W) float32, normalized."""
+        (pixels,) = self.split(len(self))
+        return pixels
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """The pixels, `size` images at a time, as `Tensor.split` gives them."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            chosen = self.stored[: len(self)][part] if self.rows is None else self.stored[self.rows[part]]
+            yield self.transform.normalize(torch.from_numpy(chosen.copy()))
+
+    def only(self, rows: np.ndarray) -> Images:
+        """Those of `rows`, without a copy of the pixels."""
+        return replace(
+            self, labels=self.labels[torch.from_numpy(rows)], rows=rows if self.rows is None else self.rows[rows]
+        )
+
     @cached_property
     def digest(self) -> str:
         """Names the content, labels included."""
-        content = hashlib.sha256(self.pixels.contiguous().numpy().tobytes())
+        content = hashlib.sha256()
+        for part in self.split(1000):
+            content.update(part.contiguous().numpy().tobytes())
         content.update(self.labels.numpy().tobytes())
         return content.hexdigest()[:32]
+
+
+Room = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]
+"""Makes an array of a shape and a type, to be filled."""
+
+
+def room_in(folder: Path, memory: int) -> Room:
+    """Arrays in memory, or those that would take more than `memory` bytes in files without a name in `folder`.
+
+    The files go with the arrays. Raises `ImagesMistake` when the disk is too small.
+    """
+
+    def room(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+        size = math.prod(shape) * kind.itemsize
+        if size <= memory:
+            return np.empty(shape, kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        if size > (free := shutil.disk_usage(folder).free):
+            raise ImagesMistake(
+                f"{folder} has {free / 2**20:,.0f} MiB free, the decoded images take {size / 2**20:,.0f}: "
+                "free some, point TAP_CACHE at another disk, or give smaller --search and --test."
+            )
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return np.memmap(file, kind, "w+", shape=shape).view(np.ndarray)
+
+    return room
 
 
 @dataclass(frozen=True)
@@ -135,23 +211,24 @@ def split(
     search: int | None = None,
     test: int | None = None,
     transform: Transform | None = None,
+    room: Room = np.empty,
 ) -> Splits:
     """The first `search` rows, the last `test` rows, and `draws` draws of `count` calibration images.
 
-    Unset sizes take what is left after a pool for calibration, at most 2,500 each. Raises
-    `ImagesMistake` when the source is too small or the calibration source has other classes.
+    Unset sizes take what is left after a pool for calibration, at most 2,500 each. `room` holds
+    the two splits. Raises `ImagesMistake` when the source is too small or the calibration source has other classes.
     """
     if calibration and calibration.name == source.name:
         calibration = None
     total = len(source.labels)
     start = source.pool.stop if source.pool else 0
     reserve = 0 if calibration or source.pool else max(count, min(count * draws, total // 4))
-    room = total - start - reserve
-    search = min(2500, room // 2) if search is None else search
-    test = min(2500, room - search) if test is None else test
-    if search < 1 or test < 1 or search + test > room:
+    spare = total - start - reserve
+    search = min(2500, spare // 2) if search is None else search
+    test = min(2500, spare - search) if test is None else test
+    if search < 1 or test < 1 or search + test > spare:
         raise ImagesMistake(
-            f"{source.name} has {total:,} images, {max(room, 0):,} of them free for search and test: "
+            f"{source.name} has {total:,} images, {max(spare, 0):,} of them free for search and test: "
             f"{search:,} + {test:,} were asked for; give smaller --search and --test."
         )
     if calibration and calibration.classes != source.classes:
@@ -173,8 +250,8 @@ def split(
             drawn_from.decode(sorted(random.Random(f"{seed}/{draw}").sample(pool, count)), transform)
             for draw in range(draws)
         ),
-        source.decode(range(start, start + search), transform),
-        source.decode(range(total - test, total), transform),
+        source.decode(range(start, start + search), transform, room),
+        source.decode(range(total - test, total), transform, room),
     )
 
 
@@ -216,30 +293,41 @@ def _parquet(path: Path) -> Source:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path, memory_map=True)
+        names = set(file.schema_arrow.names)
+        table = file.read(columns=[*names & {"label"}])
     except (OSError, pa.ArrowException) as error:
         raise ImagesMistake(f"{path} cannot be read as Parquet ({error}); give an existing .parquet file.") from error
-    if missing := {"image", "label"} - set(table.schema.names):
+    if missing := {"image", "label"} - names:
         raise ImagesMistake(
             f"{path} has no column {' or '.join(sorted(missing))}; image = struct(bytes, path) and label are needed."
         )
-    image = table.schema.field("image").type
+    image = file.schema_arrow.field("image").type
     if not pa.types.is_struct(image) or "bytes" not in image.names or not pa.types.is_binary(image["bytes"].type):
         raise ImagesMistake(f"{path} has an image column of {image}; struct(bytes: binary, path: string) is needed.")
-    label = table.schema.field("label").type
+    label = file.schema_arrow.field("label").type
     if not pa.types.is_integer(label) or table["label"].null_count:
         what = f"{table['label'].null_count} nulls" if table["label"].null_count else str(label)
         raise ImagesMistake(f"{path} has a label column with {what}; an integer for each image is needed.")
     labels: list[int] = table["label"].to_pylist()
-    features = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get("label", {}).get("names") or [str(label) for label in range(max(labels, default=-1) + 1)]
-    if wrong := [value for value in labels if not 0 <= value < len(names)]:
-        raise ImagesMistake(f"{path} has the label {wrong[0]}; labels go from 0 to {len(names) - 1} here.")
+    features = (
+        json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    )
+    classes = features.get("label", {}).get("names") or [str(label) for label in range(max(labels, default=-1) + 1)]
+    if wrong := [value for value in labels if not 0 <= value < len(classes)]:
+        raise ImagesMistake(f"{path} has the label {wrong[0]}; labels go from 0 to {len(classes) - 1} here.")
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    starts = [0, *itertools.accumulate(counts)]
+
+    @lru_cache(1)
+    def images(group: int) -> Any:
+        return file.read_row_group(group, columns=["image"])["image"]
 
     def read(row: int) -> Image.Image:
-        return Image.open(io.BytesIO(table["image"][row]["bytes"].as_py())).convert("RGB")
+        group = bisect.bisect_right(starts, row) - 1
+        return Image.open(io.BytesIO(images(group)[row - starts[group]]["bytes"].as_py())).convert("RGB")
 
-    return Source(f"parquet:{path.name}", tuple(names), labels, read, _fitting(read, len(labels)))
+    return Source(f"parquet:{path.name}", tuple(classes), labels, read, _fitting(read, len(labels)))
 
 
 def _imagefolder(path: Path) -> Source:

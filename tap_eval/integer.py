@@ -17,6 +17,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, fx, nn
 
+from tap_eval.images import Images
 from tap_eval.program import Program, Step, Value, free
 from tap_eval.quantizer import Affine, Allocation, LayerBits, QuantizedLayer, QuantizedNetwork
 
@@ -165,7 +166,7 @@ class IntegerNetwork:
                 layer.packed = self._kept.recall(layer, bits)
 
     @torch.inference_mode()
-    def logits(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor | Images) -> Tensor:
         """(N, C, H, W) float32 to (N, classes)."""
         parts = pixels.split(self.program.batch)
         return torch.cat(

@@ -21,6 +21,8 @@ from tap_eval.quantizer import Allocation, QuantizedNetwork
 SplitName = Literal["search", "test"]
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
+_AT_ONCE = 5000
+"""images whose logits are held together"""
 
 
 @dataclass(frozen=True)
@@ -138,21 +140,22 @@ class Measurer:
     def correct(self, job: Job) -> np.ndarray:
         """See `Measures.correct`."""
         images: Images = getattr(self._splits, job.split)
-        whole = len(job.rows) == len(images)
-        pixels = images.pixels if whole else images.pixels[torch.from_numpy(job.rows)]
         if job.integers and self.unfit:
             raise RuntimeError(f"this worker cannot measure as the others do: {self.unfit}")
+        correct = np.zeros(len(job.rows), dtype=bool)
         with self._lock:
-            if job.allocation is not None and job.integers:
-                logits = self._integer_network(job.draw, job.allocation).logits(pixels)
-            else:
-                logits = self._simulated(job.allocation, pixels, job.draw)
-        found: np.ndarray = logits.argmax(1).numpy() == images.labels.numpy()[job.rows]
-        return found
+            for start in range(0, len(job.rows), _AT_ONCE):
+                part = images.only(job.rows[start : start + _AT_ONCE])
+                if job.allocation is not None and job.integers:
+                    logits = self._integer_network(job.draw, job.allocation).logits(part)
+                else:
+                    logits = self._simulated(job.allocation, part, job.draw)
+                correct[start : start + len(part)] = (logits.argmax(1) == part.labels).numpy()
+        return correct
 
     def layer_errors(self, bits: int, count: int) -> list[float]:
         """See `Measures.layer_errors`."""
-        pixels = self._splits.search.pixels[:count]
+        pixels = self._splits.search.only(np.arange(count))
         with self._lock:
             try:
                 table = sweep.layer_errors(self.network(0), self._program, pixels, [bits])
@@ -160,7 +163,7 @@ class Measurer:
                 table = sweep.layer_errors_one_by_one(self.network(0), pixels, self._batch, [bits])
         return [error for (error,) in table]
 
-    def _simulated(self, allocation: Allocation | None, pixels: torch.Tensor, draw: int) -> torch.Tensor:
+    def _simulated(self, allocation: Allocation | None, pixels: torch.Tensor | Images, draw: int) -> torch.Tensor:
         network = self.network(draw)
         network.choose(allocation)
         while True:

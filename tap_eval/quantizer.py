@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tap_eval.images import Images
 from tap_eval.layers import Layer, Prepared, Quantizable, replace_layers
 
 VERSION = 2
@@ -280,6 +281,6 @@ class QuantizedNetwork:
                 layer.choose(allocation.weights[index], allocation.activations[index])
 
     @torch.inference_mode()
-    def logits(self, pixels: Tensor, batch: int) -> Tensor:
+    def logits(self, pixels: Tensor | Images, batch: int) -> Tensor:
         """(N, C, H, W) float32 to (N, classes), in batches of `batch`."""
         return torch.cat([self.network(part) for part in pixels.split(batch)])

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from tap_eval.accuracy import mean_kl
+from tap_eval.images import Images
 from tap_eval.program import Program, bind
 from tap_eval.quantizer import QuantizedNetwork
 
 
 @torch.inference_mode()
-def layer_errors(network: QuantizedNetwork, program: Program, pixels: Tensor, bits: Sequence[int]) -> list[list[float]]:
+def layer_errors(
+    network: QuantizedNetwork, program: Program, pixels: Tensor | Images, bits: Sequence[int]
+) -> list[list[float]]:
     """Mean KL divergence (nats) of the output, one row a layer, one number for each of `bits`, on `pixels` (N, ...).
 
     Everything but the one layer's weights is in full precision.
@@ -41,7 +44,7 @@ def layer_errors(network: QuantizedNetwork, program: Program, pixels: Tensor, bi
 
 
 def layer_errors_one_by_one(
-    network: QuantizedNetwork, pixels: Tensor, batch: int, bits: Sequence[int]
+    network: QuantizedNetwork, pixels: Tensor | Images, batch: int, bits: Sequence[int]
 ) -> list[list[float]]:
     """The same, each variant run from the start: for networks of which there is no program."""
     network.choose(None)

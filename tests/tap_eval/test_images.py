@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tap_eval.images import Splits, Transform, digits, open_source, split
+from tap_eval.images import Splits, Transform, digits, open_source, room_in, split
 from tap_eval.mistake import ImagesMistake
 
 
@@ -79,6 +79,28 @@ def test_a_transform_replaces_the_sources_own(parquet: str) -> None:
     splits = split(open_source(parquet), calibration=None, seed=0, count=8, transform=transform)
     assert splits.search.pixels.shape[-2:] == (16, 16)
     assert open_source(parquet).transform == Transform()
+
+
+def test_images_in_a_file_are_the_images_in_memory_and_leave_nothing_behind(parquet: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    here = split(open_source(parquet), calibration=None, seed=0, count=8)
+    there = split(open_source(parquet), calibration=None, seed=0, count=8, room=room_in(folder, memory=1000))
+    assert there.search.digest == here.search.digest
+    rows = np.array([1, 4, 5])
+    some = there.search.only(rows).only(np.array([2, 0]))
+    assert (some.pixels == here.search.pixels[[5, 1]]).all()
+    assert some.labels.tolist() == here.search.labels[[5, 1]].tolist()
+    assert [len(part) for part in here.search.split(20)] == [20, 20, len(here.search) - 40]
+    assert not list(folder.iterdir())
+    with pytest.raises(ImagesMistake, match="MiB free, the decoded images take"):
+        room_in(folder, memory=0)((10**9, 3, 224, 224), np.dtype(np.uint8))
+
+
+def test_parquet_is_read_a_row_group_at_a_time(parquet: str, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(parquet.removeprefix("parquet:")), tmp_path / "grouped.parquet", row_group_size=7)
+    grouped, whole = (open_source(spec) for spec in (f"parquet:{tmp_path / 'grouped.parquet'}", parquet))
+    rows = [99, 0, 6, 7, 50]
+    assert grouped.decode(rows, None).digest == whole.decode(rows, None).digest
 
 
 def test_image_folders_are_shuffled_over_classes(tmp_path: Path) -> None:
