@@ -33,8 +33,11 @@ FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
 
 
-class _Failures(AgentMiddleware[Any, Any, Any]):
+class Failures(AgentMiddleware[Any, Any, Any]):
     """Names the language model as what failed, whatever its client makes of a bad answer or of none."""
+
+    def __init__(self, next_step: str) -> None:
+        self._next_step = next_step
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         try:
@@ -42,7 +45,7 @@ class _Failures(AgentMiddleware[Any, Any, Any]):
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelMistake(
-                f"the language model failed ({type(error).__name__}: {reason}): see to it, then resume the run."
+                f"the language model failed ({type(error).__name__}: {reason}): see to it, then {self._next_step}."
             ) from error
 
 
@@ -153,7 +156,7 @@ class Proposer:
             self.model.chat(seed, sentences),
             tools=list(toolbox),
             system_prompt=self._system(),
-            middleware=[limit, _Failures()],
+            middleware=[limit, Failures("resume the run")],
             response_format=ToolStrategy(Proposal),
         )
 

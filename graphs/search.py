@@ -197,7 +197,7 @@ class Search:
         weights = cast("dict[Template, float]", state["weights"])
         if state["generation"] > 0:
             update = controller.UPDATES[self.settings.controller]
-            weights = update(weights, [(candidate.template, candidate.value) for candidate in judged.values()])
+            weights = update(weights, [(entry["template"], judged[entry["name"]].value) for entry in state["plan"]])
         generation = Generation(
             index=state["generation"],
             probabilities=self._probabilities(state),

@@ -46,9 +46,10 @@ class Candidate(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     name: str
-    """p000, p001, ... in the order of proposal"""
+    """p000, p001, ... in the order of proposal; c000, ... in that of conversations"""
     generation: int
-    template: Template
+    template: Template | Literal["refinement"]
+    """who made it: an agent of the search, or a person in a conversation"""
     parents: list[str]
     thought: str
     code: str

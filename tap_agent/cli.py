@@ -215,6 +215,36 @@ def apply(
         out.print(f"allocation: {path}")
 
 
+@app.command()
+def chat(
+    run: Annotated[Path | None, typer.Argument(help="Folder of a finished run; by default the latest.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="Name of a proxy of it; by default the best.")] = None,
+    llm: LLMOption = None,
+    base_url: BaseURLOption = None,
+) -> None:
+    """Refine a proxy by talking about it; what is accepted becomes a child in the run's family tree.
+
+    Measuring and accepting ask first. The conversation is kept in the run and goes on where it was.
+    """
+    from tap_agent import chat
+    from tap_agent.console import out
+    from tap_agent.conversation import Conversation, finished
+    from tap_agent.folder import RunMistake, runs
+    from tap_agent.settings import read_settings
+    from tap_agent.workshop import Workshop, cache_folder
+
+    ended = [folder for folder in runs(RUNS) if folder.result()] if run is None else [_folder(run)]
+    if not ended:
+        raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
+    result = finished(ended[0])
+    settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
+    with Workshop(settings, cache_folder()) as workshop:
+        _check(workshop)
+        with Conversation(ended[0], proxy or result.best, workshop) as conversation:
+            out.print(f"[dim]{ended[0].path}[/dim]")
+            chat.talk(conversation)
+
+
 @app.command("report")
 def make_report(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
     """Write the report of a finished run again, and print its table."""

@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "checkpoints.sqlite"
 
     @property
+    def conversations(self) -> Path:
+        """The SQLite database of the refinement graph's checkpoints, a thread a proxy."""
+        return self.path / "conversations.sqlite"
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.path / "report.html"
@@ -104,7 +109,7 @@ class RunFolder:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
                 file.write(b"\n")  # after a line that a crash cut short
             file.write(json.dumps(stamped).encode() + b"\n")
-        if event["event"] == "proposed" and not event["failure"]:
+        if event["event"] in ("proposed", "refined") and not event["failure"]:
             proxy = Proxy(event["thought"], event["code"])
             write(self.path / "proxies" / f"{event['name']}.py", as_file(proxy))
 
@@ -141,6 +146,11 @@ class RunFolder:
     def save(self, result: Result, best: dict[str, Any], page: str) -> None:
         """Writes the best allocation, the report, and last the result, which marks the run as finished."""
         write(self.path / "best.json", json.dumps(best, indent=1))
+        write(self.report, page)
+        write(self.path / "result.json", result.model_dump_json(indent=1))
+
+    def extend(self, result: Result, page: str) -> None:
+        """Writes a result to which a conversation has added, and its report."""
         write(self.report, page)
         write(self.path / "result.json", result.model_dump_json(indent=1))
 

@@ -18,7 +18,7 @@ from tap_agent.console import draws_text, summary, top1_text
 from tap_agent.result import NetworkRecord, Result, Row
 from tap_eval.proxy import Failure
 
-COLORS = {"initialization": "#4c78a8", "mutation": "#f58518", "crossover": "#54a24b"}
+COLORS = {"initialization": "#4c78a8", "mutation": "#f58518", "crossover": "#54a24b", "refinement": "#b279a2"}
 ACCENT, GREY, INK = "#c2185b", "#9aa5b1", "#1f2933"
 KINDS = {"conv": "#4c78a8", "depthwise": "#72b7b2", "linear": "#b279a2", "attention": "#eeca3b"}
 
@@ -160,7 +160,7 @@ def accuracy(result: Result, index: int, rows: Sequence[Row]) -> go.Figure:
     figure = go.Figure()
     quantized = [row for row in rows if row.kind != "full precision"]
     layers = result.networks[index].layers
-    living = [each for each in result.candidates if each.fitness is not None]
+    living = [each for each in (*result.candidates, *result.refinements) if each.fitness is not None]
     figure.add_scatter(
         x=[_kib(each, index, [layer.params for layer in layers]) for each in living],
         y=[100 * each.top1[index] for each in living],
@@ -256,8 +256,8 @@ def allocation(network: NetworkRecord, best: Candidate, index: int) -> go.Figure
 
 
 def family(result: Result) -> go.Figure:
-    """The ancestors of the best proxy, generation by generation."""
-    members = _ancestors(result)
+    """The ancestors of the best proxy and of what conversations made, generation by generation."""
+    members = _ancestors(result, [result.best, *(each.name for each in result.refinements)])
     columns: dict[int, list[Candidate]] = {}
     for member in members:
         columns.setdefault(member.generation, []).append(member)
@@ -273,8 +273,10 @@ def family(result: Result) -> go.Figure:
             ends["x"] += [place[parent][0], place[member.name][0], None]
             ends["y"] += [place[parent][1], place[member.name][1], None]
     figure.add_scatter(**ends, mode="lines", line={"color": GREY, "width": 1.5}, hoverinfo="skip", showlegend=False)
-    for template in TEMPLATES:
+    for template in COLORS:
         shown = [member for member in members if member.template == template]
+        if not shown:
+            continue
         figure.add_scatter(
             x=[place[member.name][0] for member in shown],
             y=[place[member.name][1] for member in shown],
@@ -295,10 +297,10 @@ def family(result: Result) -> go.Figure:
     return figure
 
 
-def _ancestors(result: Result) -> list[Candidate]:
-    """The best proxy and everyone it descends from, in the order of proposal."""
+def _ancestors(result: Result, names: Sequence[str]) -> list[Candidate]:
+    """The named proxies and everyone they descend from, by name."""
     found: dict[str, Candidate] = {}
-    waiting = [result.best]
+    waiting = list(names)
     while waiting:
         member = result.candidate(waiting.pop())
         if member.name not in found:

@@ -86,12 +86,15 @@ class Result(_Record):
     networks: list[NetworkRecord]
     generations: list[Generation]
     candidates: list[Candidate]
+    refinements: list[Candidate] = []
+    """what conversations made of them, after the search"""
     best: str
+    """of the search"""
     table: list[Row]
 
     def candidate(self, name: str) -> Candidate:
         """The candidate called `name`."""
-        return next(candidate for candidate in self.candidates if candidate.name == name)
+        return next(candidate for candidate in (*self.candidates, *self.refinements) if candidate.name == name)
 
 
 Advance = Callable[[], None]

@@ -53,10 +53,11 @@ class Workshop(AbstractContextManager["Workshop"]):
         benches: list[Bench] = []
         for network in self.settings.networks:
             same = sum(other.network == network.network for other in self.settings.networks[: len(benches)])
-            benches.append(self._bench(network, f"{network.network} ({same + 1})" if same else network.network))
+            benches.append(self.bench(network, f"{network.network} ({same + 1})" if same else network.network))
         return benches
 
-    def _bench(self, network: NetworkSettings, name: str) -> Bench:
+    def bench(self, network: NetworkSettings, name: str) -> Bench:
+        """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
         settings = self.settings
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)

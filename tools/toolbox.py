@@ -43,6 +43,21 @@ def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> li
     return [run_code, measure_code]
 
 
+def layer_table(bench: Bench, scored: Scored, place: int, before: Scored | None = None) -> str:
+    """Markdown, a line a layer of the network at `place`: score and bits, beside those of `before`."""
+    heads = ["#", "layer", "kind", "weights", "score", "bits", *(["score before", "bits before"] if before else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for layer in bench.layers:
+        cells = [str(layer.index), layer.name, layer.kind, f"{layer.params:,}"]
+        for each in (scored, before):
+            if each:
+                bits = each.allocations[place].weights[layer.index]
+                mean = bits if isinstance(bits, int) else sum(bits) / len(bits)
+                cells += [f"{each.scores[place][layer.index]:.4g}", f"{mean:.3g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _refusal(rejection: Rejection) -> str:
     return f"{rejection.failure}: {rejection.message}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ def proposal(thought: str, code: str) -> Answer:
     return tool_call("Proposal", thought=thought, code=code)
 
 
-def tool_call(name: str, **arguments: object) -> Answer:
+def tool_call(name: str, /, **arguments: object) -> Answer:
     function = {"name": name, "arguments": json.dumps(arguments)}
     return {
         "role": "assistant",
@@ -63,7 +64,33 @@ class _Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
-        self._answer(200, body | {"usage": usage})
+        if request.get("stream"):
+            self._stream(message)
+        else:
+            self._answer(200, body | {"usage": usage})
+
+    def _stream(self, message: Answer) -> None:
+        """The answer word by word, as server-sent events; a `broken` one ends in the middle."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        words = re.findall(r"\S+\s*", message.get("content") or "")
+        deltas: list[Answer] = [{"role": "assistant", "content": word} for word in words]
+        calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", []))]
+        deltas += [{"role": "assistant", "content": None, "tool_calls": calls}] if calls else []
+        for delta in deltas:
+            self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        if not message.get("broken"):
+            finish = "tool_calls" if calls else "stop"
+            self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+            self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def _event(self, content: dict[str, Any]) -> None:
+        body = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "scripted", **content}
+        self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())
+        self.wfile.flush()
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

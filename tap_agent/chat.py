@@ -1,0 +1,98 @@
+"""The conversation in the terminal: it reads lines, shows the answer as it comes, and asks for consent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+from rich.live import Live
+from rich.markdown import Markdown
+
+from graphs.refinement import HELP
+from tap_agent.console import out
+from tap_agent.conversation import Conversation, Part
+from tap_eval.mistake import Mistake
+
+WORDS = """\
+edit          the code in your editor; what you save is the next version
+use FILE      the code in a file as the next version
+again         the rest of an answer that was cut off
+quit          leave; the conversation goes on where it was
+"""
+
+
+def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None:
+    """Goes on until the person leaves: by `quit`, or by ending the input."""
+    version = conversation.version
+    out.print(f"[bold]{version.name or 'a draft'}[/bold]: {version.thought}", highlight=False)
+    out.print("[dim]help lists the commands; quit leaves.[/dim]")
+    if conversation.unanswered:
+        out.print("[dim]The last message was not answered; again goes on.[/dim]")
+    while True:
+        try:
+            _settle(conversation, read)
+            said = read("> ").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            out.print()
+            return
+        if said == "quit":
+            return
+        if said:
+            _show(_turn(conversation, said))
+
+
+def _turn(conversation: Conversation, said: str) -> Iterator[Part]:
+    """What is said in answer to one line."""
+    match said:
+        case "again" if conversation.unanswered:
+            return conversation.again()
+        case "again":
+            return iter([Part("words", "There is nothing to go on with.")])
+        case "help":
+            return iter([Part("words", f"```\n{WORDS}{HELP}\n```")])
+        case _ if said.startswith("use ") and (path := Path(said.removeprefix("use ").strip())).is_file():
+            return conversation.say(f"use\n```python\n{path.read_text()}\n```")
+        case "edit":
+            code = click.edit(conversation.version.code, extension=".py")
+            return conversation.say(f"use\n```python\n{code}\n```") if code else iter([Part("words", "Unchanged.")])
+        case _:
+            return conversation.say(said)
+
+
+def _settle(conversation: Conversation, read: Callable[[str], str]) -> None:
+    """Asks what the graph has stopped for, until it has not."""
+    while questions := conversation.questions:
+        answers = {each.identity: read(f"{each.text} [yes, no, a number] ").strip() or "no" for each in questions}
+        _show(conversation.answer(answers))
+
+
+def _show(answer: Iterator[Part]) -> None:
+    """Prints an answer as it comes; a failure of the model, or Ctrl-C, leaves the conversation as it was."""
+    try:
+        for kind, parts in itertools.groupby(answer, lambda part: part.kind):
+            if kind == "words":
+                _print_words(part.text for part in parts)
+                continue
+            for part in parts:
+                text = part.text if kind == "call" else (part.text.splitlines() or [""])[0]
+                out.print(f"{'→' if kind == 'call' else '←'} {text}", style="dim", highlight=False, markup=False)
+    except Mistake as mistake:
+        out.print(str(mistake), style="red", highlight=False, markup=False)
+    except KeyboardInterrupt:
+        out.print("stopped; again goes on.", style="dim")
+
+
+def _print_words(texts: Iterator[str]) -> None:
+    """Markdown that grows in a terminal, and plain text elsewhere."""
+    said = ""
+    if not out.is_terminal:
+        out.print("".join(texts), highlight=False, markup=False)
+        return
+    with Live(console=out, vertical_overflow="visible") as live:
+        for text in texts:
+            said += text
+            live.update(Markdown(said))

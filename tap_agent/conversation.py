@@ -1,0 +1,174 @@
+"""One conversation about a proxy of a finished run, kept in the run's folder, a thread a proxy."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import Command
+
+from agents.refinement import Surroundings, Version, current
+from graphs.judge import Judge
+from graphs.refinement import Refinement, Run, start
+from graphs.state import Candidate
+from tap_agent import report
+from tap_agent.folder import RunFolder, RunMistake
+from tap_agent.result import Result
+from tap_agent.settings import NetworkSettings
+from tap_agent.workshop import Workshop
+from tap_eval.bench import Bench
+from tap_eval.mistake import Mistake
+
+
+class NameMistake(Mistake):
+    """A proxy that the run does not have, or a name that several have."""
+
+    kind = "proxy"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of what is being said: words of the answer, the name of a tool that is called, or what it gave."""
+
+    kind: Literal["words", "call", "result"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the graph has stopped to ask."""
+
+    identity: str
+    text: str
+
+
+class Conversation(AbstractContextManager["Conversation"]):
+    """Sends what the person says, and gives back the answer while it comes; goes on where it was."""
+
+    def __init__(self, folder: RunFolder, proxy: str, workshop: Workshop) -> None:
+        """`proxy` is the name of a living candidate; raises `NameMistake`."""
+        self._start = start(pick(finished(folder), proxy))
+        self._held = ExitStack()
+        saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
+        self._graph = refinement(folder, workshop).graph().compile(checkpointer=saver)
+        name = self._start["versions"][0]["name"]
+        thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
+        self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    @property
+    def messages(self) -> list[BaseMessage]:
+        """What has been said so far."""
+        found: list[BaseMessage] = self._state.get("messages", [])
+        return found
+
+    @property
+    def version(self) -> Version:
+        """The proxy as it stands."""
+        return current(self._state or self._start)
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the last message was cut off: by an interruption or by a failure."""
+        return bool(self._graph.get_state(self._config).next) and not self.questions
+
+    @property
+    def questions(self) -> list[Question]:
+        """What the graph waits for."""
+        found = self._graph.get_state(self._config).interrupts
+        return [Question(each.id, str(each.value["question"])) for each in found]
+
+    def say(self, text: str) -> Iterator[Part]:
+        """The answer to a message."""
+        first = {} if self._state else self._start
+        return self._stream({**first, "messages": [{"role": "user", "content": text}]})
+
+    def answer(self, answers: Mapping[str, str]) -> Iterator[Part]:
+        """What follows from the person's answers, by the identity of the question."""
+        return self._stream(Command(resume=dict(answers)))
+
+    def again(self) -> Iterator[Part]:
+        """The rest of an answer that was cut off."""
+        return self._stream(None)
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        return self._graph.get_state(self._config).values
+
+    def _stream(self, given: Any) -> Iterator[Part]:
+        said: Iterator[Any] = self._graph.stream(
+            given, self._config, stream_mode="messages", subgraphs=True, durability="sync"
+        )
+        for _, (message, _) in said:
+            if isinstance(message, ToolMessage):
+                yield Part("result", str(message.text))
+            elif isinstance(message, AIMessage):
+                calls = message.tool_call_chunks if isinstance(message, AIMessageChunk) else message.tool_calls
+                yield from (Part("call", str(call["name"])) for call in calls if call["name"])
+                if message.text:
+                    yield Part("words", str(message.text))
+
+
+def refinement(folder: RunFolder, workshop: Workshop) -> Refinement:
+    """The refinement graph over the networks and proxies of a run."""
+
+    def candidates() -> dict[str, Candidate]:
+        result = finished(folder)
+        return {each.name: each for each in (*result.candidates, *result.refinements)}
+
+    def adopt(child: Candidate) -> None:
+        with folder.held():
+            result = finished(folder)
+            result = result.model_copy(update={"refinements": [*result.refinements, child]})
+            folder.record({"event": "refined", **child.model_dump(mode="json", exclude={"scores", "prints"})})
+            folder.extend(result, report.render(result))
+
+    def elsewhere(network: str, images: str, weights: str | None) -> Bench:
+        settings = NetworkSettings.model_validate({"network": network, "images": images, "weights": weights})
+        return workshop.bench(settings, network)
+
+    def surroundings() -> Surroundings:
+        return Surroundings(
+            workshop.benches,
+            workshop.sandbox,
+            lambda: {name: each.code for name, each in candidates().items() if each.failure is None},
+            elsewhere,
+        )
+
+    return Refinement(
+        surroundings,
+        lambda: None if workshop.model.small else workshop.model.chat(time.time_ns(), None),
+        lambda: Judge(workshop.benches, workshop.search_settings().fitness),
+        Run(candidates, adopt),
+    )
+
+
+def finished(folder: RunFolder) -> Result:
+    """The result of a run; raises `RunMistake` when it has none yet."""
+    result = folder.result()
+    if result is None:
+        raise RunMistake(f"{folder.path} has not ended: continue it with `tap-agent resume {folder.path}`.")
+    return result
+
+
+def pick(result: Result, name: str) -> Candidate:
+    """The living candidate of that name, or in whose name alone it is; raises `NameMistake`."""
+    living = [each for each in (*result.candidates, *result.refinements) if each.failure is None]
+    found = [each for each in living if each.name == name] or [each for each in living if name in each.name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(each.name for each in found)
+        raise NameMistake(f"'{name}' is ambiguous: it may be {names}; give one of them.")
+    raise NameMistake(
+        f"{result.run} has no living proxy '{name}': there are {', '.join(each.name for each in living)}."
+    )

@@ -1,0 +1,247 @@
+"""Conversations about a proxy of a real run: commands without a model, and an agent that must ask."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tap_agent import chat
+from tap_agent.cli import Exit
+from tap_agent.conversation import Conversation, Part
+from tap_agent.folder import RunFolder
+from tap_agent.settings import Settings
+from tap_agent.workshop import Workshop
+from tests.agents.scripted import Answer, ChatServer, tool_call
+from tests.tap_agent.test_cli import SMALL, tap
+
+BY_STD = 'def sensitivity(layers, task):\n    return [layer["weight_std"] ** 2 for layer in layers]\n'
+BY_SIZE = 'def sensitivity(layers, task):\n    return [1.0 / layer["params"] for layer in layers]\n'
+LAYERS = "blocks.1.0.0"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A small run on the embedded model that has ended."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAP_CACHE", str(cache))
+        assert tap("run", *SMALL, "--draws", "1", "--out", str(folder)) == Exit.OK
+    return folder
+
+
+@pytest.fixture
+def run(ended: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A copy of that run, to talk about."""
+    monkeypatch.setenv("TAP_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "160")
+    shutil.copytree(ended, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def talk(run: RunFolder, cache: Path) -> Callable[..., Any]:
+    """Opens the conversation about the best proxy, again and again, with the model at a URL."""
+    best = run.result()
+    assert best
+
+    def opened(url: str | None = None) -> Any:
+        changed: dict[str, Any] = {"llm": "scripted", "base_url": url} if url else {}
+        settings = Settings.model_validate(run.settings().model_dump() | changed)
+        return Talk(run, best.best, Workshop(settings, cache))
+
+    return opened
+
+
+class Talk:
+    """A conversation whose workshop is closed with it."""
+
+    def __init__(self, folder: RunFolder, proxy: str, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self.conversation = Conversation(folder, proxy, workshop)
+
+    def __enter__(self) -> Conversation:
+        return self.conversation
+
+    def __exit__(self, *_: object) -> None:
+        self.conversation.__exit__()
+        self.workshop.__exit__()
+
+
+def words(parts: Iterator[Part]) -> str:
+    return "".join(part.text for part in parts if part.kind == "words")
+
+
+def said(request: dict[str, Any]) -> str:
+    """The person's last message."""
+    return str([message for message in request["messages"] if message["role"] == "user"][-1]["content"])
+
+
+def results(request: dict[str, Any]) -> list[str]:
+    """What tools gave since the person's last message."""
+    found: list[str] = []
+    for message in request["messages"]:
+        found = [] if message["role"] == "user" else found
+        if message["role"] == "tool":
+            found.append(str(message["content"]))
+    return found
+
+
+def text(content: str) -> Answer:
+    return {"role": "assistant", "content": content}
+
+
+def agent(request: dict[str, Any]) -> Answer:
+    """Does in tools what the person asks for, and tells what came of it."""
+    calls: dict[str, list[Answer]] = {
+        "why": [tool_call("show_features", layer=LAYERS)],
+        "change": [tool_call("run_code", code=BY_STD), tool_call("propose", thought="By spread.", code=BY_STD)],
+        "break": [tool_call("propose", thought="Broken.", code="def sensitivity(layers, task):\n    return 1 / 0\n")],
+        "measure": [tool_call("measure")],
+        "keep": [tool_call("accept")],
+        "elsewhere": [tool_call("try_network", network="digits", images="digits", weights=None)],
+        "nowhere": [tool_call("try_network", network="no_such_net", images="digits", weights=None)],
+        "compare": [tool_call("compare", name="p000")],
+    }
+    done = results(request)
+    todo = calls[said(request).split()[0]][len(done) :]
+    return todo[0] if todo else text(f"So: {done[-1]}")
+
+
+def test_without_a_model_the_commands_work(run: RunFolder, talk: Callable[..., Any]) -> None:
+    with talk() as conversation:
+        began = conversation.version
+        assert "cannot read a question" in words(conversation.say("why is layer 3 so low?"))
+        assert LAYERS in words(conversation.say("show"))
+        assert '"kind": "depthwise"' in words(conversation.say(f"show {LAYERS}"))
+        assert "nothing to undo" in words(conversation.say("undo"))
+        assert "error: " in words(conversation.say("use\ndef sensitivity(layers, task):\n    return 1 / 0"))
+        assert "weight_std" in words(conversation.say(f"use\n```python\n{BY_STD}```"))
+        assert "+    return" in words(conversation.say("diff"))
+        assert "search images" in words(conversation.say("measure"))
+        assert "Kept as c000, a child of" in words(conversation.say("accept"))
+        assert "Nothing has changed" in words(conversation.say("accept"))
+        assert conversation.version.name == "c000"
+        assert "c000 stays in the run" in words(conversation.say("undo"))
+        assert conversation.version == began
+    result = run.result()
+    assert result
+    (child,) = result.refinements
+    assert (child.parents, child.code, child.template) == ([began.name], BY_STD, "refinement")
+    assert child.fitness is not None
+    assert (run.path / "proxies" / "c000.py").read_text().endswith(BY_STD)
+    assert "c000" in run.report.read_text()
+    assert run.events()[-1]["event"] == "refined"
+
+
+def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
+    run: RunFolder, talk: Callable[..., Any]
+) -> None:
+    with ChatServer(agent) as server, talk(server.url) as conversation:
+        parts = list(conversation.say("why is it so low?"))
+        assert [part.text for part in parts if part.kind == "call"] == ["show_features"]
+        assert len([part for part in parts if part.kind == "words"]) > 5  # it streams
+        assert '"kind": "depthwise"' in words(iter(parts))
+        system = server.asked[0]["messages"][0]["content"]
+        assert conversation.version.code.strip() in system
+
+        assert "score before" in words(conversation.say("change it"))
+        assert conversation.version.code == BY_STD
+        assert "error" in words(conversation.say("break it"))
+        assert conversation.version.code == BY_STD
+
+        list(conversation.say("measure it"))
+        (question,) = conversation.questions
+        assert "200 images" in question.text
+        assert "does not allow" in words(conversation.answer({question.identity: "no"}))
+        list(conversation.say("measure it"))
+        (question,) = conversation.questions
+        assert "search images" in words(conversation.answer({question.identity: "2"}))
+        assert "search images" in words(conversation.say("measure it again"))  # the second of the two allowed
+        assert not conversation.questions
+        list(conversation.say("elsewhere"))
+        (question,) = conversation.questions
+        assert "search images" in words(conversation.answer({question.identity: "yes"}))
+        list(conversation.say("nowhere"))
+        (question,) = conversation.questions
+        assert "no_such_net" in words(conversation.answer({question.identity: "yes"}))
+        assert "rank correlation of the scores" in words(conversation.say("compare it"))
+
+        list(conversation.say("keep it"))
+        (question,) = conversation.questions
+        assert not run.result().refinements  # type: ignore[union-attr]
+        assert "kept as c000" in words(conversation.answer({question.identity: "yes"}))
+        assert conversation.version.name == "c000"
+    assert [each.name for each in run.result().refinements] == ["c000"]  # type: ignore[union-attr]
+
+
+def test_a_conversation_goes_on_in_another_process_and_after_a_broken_connection(talk: Callable[..., Any]) -> None:
+    broken = [True]
+
+    def once_broken(request: dict[str, Any]) -> Answer:
+        if said(request).startswith("measure") or not broken:
+            return agent(request)
+        broken.clear()
+        return {"role": "assistant", "content": None, "broken": True}
+
+    with ChatServer(once_broken) as server:
+        with talk(server.url) as conversation:
+            list(conversation.say("measure it"))
+            assert conversation.questions
+        with talk(server.url) as conversation:  # as after a kill: the question is still there
+            (question,) = conversation.questions
+            assert "search images" in words(conversation.answer({question.identity: "yes"}))
+            assert len(conversation.messages) == 4
+        with talk(server.url) as conversation:
+            with pytest.raises(Exception, match="the language model failed"):
+                list(conversation.say("change it"))
+            assert conversation.unanswered
+        with talk(server.url) as conversation:
+            assert conversation.unanswered
+            assert "score before" in words(conversation.again())
+            assert conversation.version.code == BY_STD
+            assert [message.type for message in conversation.messages].count("human") == 2
+
+
+def test_the_terminal_asks_and_shows(
+    run: RunFolder, talk: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(BY_SIZE)
+    lines = iter(["change it", "measure it", "yes", "again", f"use {tmp_path / 'mine.py'}", "diff", "quit"])
+    asked: list[str] = []
+
+    def read(prompt: str) -> str:
+        asked.append(prompt)
+        return next(lines)
+
+    with ChatServer(agent) as server, talk(server.url) as conversation:
+        chat.talk(conversation, read)
+        assert conversation.version.code == BY_SIZE
+    shown = capsys.readouterr().out
+    assert "→ run_code" in shown
+    assert "search images" in shown
+    assert '+    return [1.0 / layer["params"]' in shown
+    assert [prompt for prompt in asked if prompt.startswith("Measure")]
+
+
+def test_proxies_are_named_without_doubt(run: RunFolder, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert tap("chat", str(run.path), "--proxy", "0") == Exit.PROXY
+    assert "is ambiguous: it may be p0" in capsys.readouterr().err
+    assert tap("chat", str(run.path), "--proxy", "nobody") == Exit.PROXY
+    assert "no living proxy 'nobody': there are p0" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "elsewhere")
+        assert tap("chat") == Exit.RUN
+    assert "no run in runs has ended" in capsys.readouterr().err
+
+
+def test_state_is_plain_json_but_for_the_messages(talk: Callable[..., Any]) -> None:
+    with talk() as conversation:
+        list(conversation.say(f"use\n{BY_SIZE}"))
+        state = {name: value for name, value in conversation._state.items() if name != "messages"}
+        assert json.loads(json.dumps(state)) == state
