@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -66,6 +66,7 @@ class Bench:
         self.prepared: Prepared = prepare(network, splits.search.only(np.arange(min(2, len(splits.search)))).pixels)
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
+        self._batch = batch
         outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):
             raise ImagesMistake(
@@ -137,38 +138,51 @@ class Bench:
         bounds = [math.ceil(share * len(rows)) for share in STAGES]
         return [np.sort(part) for part in np.split(rows, bounds[:-1])]
 
-    def correct(self, allocation: Allocation | None, stage: int) -> np.ndarray:
-        """Which images of a stage of the search split are classified correctly, bool; measured once."""
-        return self._correct(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}")
+    def correct(self, allocation: Allocation | None, stage: int, beside: int = 1) -> np.ndarray:
+        """Which images of a stage of the search split are classified correctly, bool; measured once.
+
+        `beside` is the number of such calls that run side by side, this one included.
+        """
+        return self._correct(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}", beside)
 
     def correct_all(self, allocations: Sequence[Allocation], stage: int) -> list[np.ndarray]:
         """`correct` for each allocation, as many side by side as there are workers."""
-        return self._side_by_side(lambda allocation: self.correct(allocation, stage), allocations)
+        count = len(allocations)
+        return self._side_by_side(lambda allocation: self.correct(allocation, stage, count), allocations)
 
-    def measure(self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0) -> Accuracy:
-        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once."""
+    def measure(
+        self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0, beside: int = 1
+    ) -> Accuracy:
+        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once. `beside` as above."""
         if split == "search" and draw == 0:
-            parts = self._side_by_side(lambda stage: self.correct(allocation, stage), range(len(self.stages)))
-            correct = np.concatenate(parts)
+            correct = np.concatenate([self.correct(allocation, stage, beside) for stage in range(len(self.stages))])
         else:
             rows = np.arange(len(getattr(self.splits, split)))
-            correct = self._correct(self._job(allocation, split, draw, rows), "all")
+            correct = self._correct(self._job(allocation, split, draw, rows), "all", beside)
         return Accuracy(int(correct.sum()), len(correct))
 
     def measure_all(self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int]) -> np.ndarray:
         """Top-1 (draws, allocations) on a split, as many side by side as there are workers."""
         pairs = list(itertools.product(draws, allocations))
-        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0]).top1, pairs)
+        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0], len(pairs)).top1, pairs)
         return np.array(found).reshape(len(draws), len(allocations))
 
     def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
+        """As many at a time as there are workers; those that jobs leave idle share the images of a job."""
         with ThreadPoolExecutor(self._measures.workers) as threads:
             return list(threads.map(measure, jobs))
 
     def _job(self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray) -> Job:
         return Job(allocation, split, draw, rows, integers=allocation is not None and not self.unfit)
 
-    def _correct(self, job: Job, part: str) -> np.ndarray:
+    def _shared(self, job: Job, beside: int) -> np.ndarray:
+        """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
+        batches = [job.rows[start : start + self._batch] for start in range(0, len(job.rows), self._batch)]
+        pieces = np.array_split(np.arange(len(batches)), min(max(self._measures.workers // beside, 1), len(batches)))
+        jobs = [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in pieces]
+        return np.concatenate(self._side_by_side(self._measures.correct, jobs))
+
+    def _correct(self, job: Job, part: str, beside: int) -> np.ndarray:
         allocation, images = job.allocation, getattr(self.splits, job.split)
         calibration = "" if allocation is None else self.splits.calibrations[job.draw].digest
         bits = None if allocation is None else [allocation.weights, allocation.activations]
@@ -176,7 +190,7 @@ class Bench:
             return np.zeros(0, dtype=bool)
         path = "float" if allocation is None else "integer" if job.integers else "simulated"
         name = key("correct", quantizer.VERSION, path, self.digest, images.digest, calibration, bits, part)
-        text = self._ledger.recall(name, lambda: np.packbits(self._measures.correct(job)).tobytes().hex())
+        text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
 
     @cached_property

@@ -49,6 +49,8 @@ def test_a_cluster_measures_what_this_process_measures_and_a_killed_node_costs_n
             spread=executor.spread,
         )  # fmt: skip
         assert (spread.correct_all(allocations[:4], last)[0] == expected[0]).all()
+        (alone,) = spread.correct_all(allocations[4:5], last)  # its images are shared by both
+        assert (alone == expected[4]).all()
         found: list[Any] = []
         working = threading.Thread(target=lambda: found.extend(spread.correct_all(allocations, last)))
         working.start()
