@@ -7,8 +7,11 @@ number of measurements that the person allows, this one included.
 
 from __future__ import annotations
 
+import contextvars
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -57,6 +60,32 @@ class RefinementState(AgentState[Any]):
     """a `Version` each; the first is the proxy that the conversation began with, the last is the current one"""
     allowance: Annotated[int, _latest]
     """measurements that the person has allowed in advance"""
+
+
+class Stopped(Exception):
+    """The person did not wait for the answer."""
+
+
+class _Stoppable(AgentMiddleware[Any, Any, Any]):
+    """Lets go of a model that is being waited for, once `stop` is set; what it still says is not heard."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(handler(request))
+            except Exception as error:  # noqa: BLE001 it is raised where the answer is waited for
+                answer.set_exception(error)
+
+        threading.Thread(target=contextvars.copy_context().run, args=[ask], daemon=True).start()
+        while not wait([answer], timeout=0.1).done:
+            if self._stop.is_set():
+                raise Stopped
+        return answer.result()
 
 
 @dataclass(frozen=True)
@@ -242,8 +271,10 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
     return [run_code, show_layers, show_features, compare, propose, measure_it, accept_it, try_network]
 
 
-def make_agent(model: BaseChatModel, surroundings: Surroundings, accept: Callable[[Version, str], Version]) -> Any:
-    """The agent as a graph over `RefinementState`."""
+def make_agent(
+    model: BaseChatModel, surroundings: Surroundings, accept: Callable[[Version, str], Version], stop: threading.Event
+) -> Any:
+    """The agent as a graph over `RefinementState`; raises `Stopped` soon after `stop` is set."""
     inputs = surroundings.benches[0].task.inputs
 
     @dynamic_prompt
@@ -264,6 +295,7 @@ def make_agent(model: BaseChatModel, surroundings: Surroundings, accept: Callabl
     middleware: list[AgentMiddleware[Any, Any, Any]] = [
         system,
         ModelCallLimitMiddleware(run_limit=MODEL_CALLS, exit_behavior="end"),
+        _Stoppable(stop),
         Failures("say `again`"),
     ]
     return create_agent(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,8 @@ class Refinement:
         self._open_model = open_model
         self._open_judge = judge
         self._run = run
+        self.stop = threading.Event()
+        """set while nobody waits for the agent's answer"""
 
     @cached_property
     def surroundings(self) -> Surroundings:
@@ -72,7 +75,7 @@ class Refinement:
     @cached_property
     def _agent(self) -> Any:
         model = self._open_model()
-        return model and make_agent(model, self.surroundings, self.accept)
+        return model and make_agent(model, self.surroundings, self.accept, self.stop)
 
     def route(self, state: RefinementState) -> Literal["command", "agent"]:
         """Whether the person's last message is a command."""

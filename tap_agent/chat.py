@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import readline  # noqa: F401  # gives input() a history
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 
@@ -15,6 +18,7 @@ from tap_agent.console import out
 from tap_agent.conversation import Conversation, Part
 from tap_eval.mistake import Mistake
 
+_WRAPPING = Console()
 WORDS = """\
 edit          the code in your editor; what you save is the next version
 use FILE      the code in a file as the next version
@@ -25,6 +29,19 @@ quit          leave; the conversation goes on where it was
 
 def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None:
     """Goes on until the person leaves: by `quit`, or by ending the input."""
+
+    def interrupt(*_: object) -> None:
+        conversation.stop()  # else the graph would wait for the model before Ctrl-C is heard
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        _talk(conversation, read)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _talk(conversation: Conversation, read: Callable[[str], str]) -> None:
     version = conversation.version
     out.print(f"[bold]{version.name or 'a draft'}[/bold]: {version.thought}", highlight=False)
     out.print("[dim]help lists the commands; quit leaves.[/dim]")
@@ -92,7 +109,7 @@ def _print_words(texts: Iterator[str]) -> None:
     if not out.is_terminal:
         out.print("".join(texts), highlight=False, markup=False)
         return
-    with Live(console=out, vertical_overflow="visible") as live:
+    with Live(console=_WRAPPING, vertical_overflow="visible") as live:
         for text in texts:
             said += text
             live.update(Markdown(said))

@@ -57,7 +57,8 @@ class Conversation(AbstractContextManager["Conversation"]):
         self._start = start(pick(finished(folder), proxy))
         self._held = ExitStack()
         saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._graph = refinement(folder, workshop).graph().compile(checkpointer=saver)
+        self._refinement = refinement(folder, workshop)
+        self._graph = self._refinement.graph().compile(checkpointer=saver)
         name = self._start["versions"][0]["name"]
         thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
         self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
@@ -100,11 +101,16 @@ class Conversation(AbstractContextManager["Conversation"]):
         """The rest of an answer that was cut off."""
         return self._stream(None)
 
+    def stop(self) -> None:
+        """Lets go of an answer that another thread, or this one, is waiting for; that raises `Stopped`."""
+        self._refinement.stop.set()
+
     @property
     def _state(self) -> dict[str, Any]:
         return self._graph.get_state(self._config).values
 
     def _stream(self, given: Any) -> Iterator[Part]:
+        self._refinement.stop.clear()
         said: Iterator[Any] = self._graph.stream(
             given, self._config, stream_mode="messages", subgraphs=True, durability="sync"
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.refinement import Stopped
 from tap_agent import chat
 from tap_agent.cli import Exit
 from tap_agent.conversation import Conversation, Part
@@ -205,6 +207,25 @@ def test_a_conversation_goes_on_in_another_process_and_after_a_broken_connection
             assert "score before" in words(conversation.again())
             assert conversation.version.code == BY_STD
             assert [message.type for message in conversation.messages].count("human") == 2
+
+
+def test_a_person_need_not_wait_for_the_model(talk: Callable[..., Any]) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def slow(request: dict[str, Any]) -> Answer:
+        if not released.is_set():
+            asked.set()
+            released.wait(30)
+        return text("At last.")
+
+    with ChatServer(slow) as server, talk(server.url) as conversation:
+        threading.Thread(target=lambda: (asked.wait(30), conversation.stop())).start()
+        with pytest.raises(Stopped):
+            list(conversation.say("why?"))
+        assert conversation.unanswered
+        assert not released.is_set()
+        released.set()
+        assert words(conversation.again()) == "At last."
 
 
 def test_the_terminal_asks_and_shows(
