@@ -96,8 +96,8 @@ class Surroundings:
     sandbox: Sandbox
     proxies: Callable[[], Mapping[str, str]]
     """code of the run's living proxies, by name"""
-    elsewhere: Callable[[str, str, str | None], Bench]
-    """another network by its name, image source and file of weights; raises a `Mistake`"""
+    elsewhere: Callable[[str, str | None, str | None], Bench]
+    """another network by its name, image source (None for the run's) and file of weights; raises a `Mistake`"""
 
     def score(self, code: str) -> Scored | Rejection:
         """See `tools.evaluation.score`."""
@@ -251,13 +251,15 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
         return answer(runtime, f"It is kept as {kept.name}.", versions=versions)
 
     @tool
-    def try_network(network: str, images: str, weights: str | None, runtime: ToolRuntime[Any, Any]) -> Command[Any]:
+    def try_network(
+        network: str, images: str | None, weights: str | None, runtime: ToolRuntime[Any, Any]
+    ) -> Command[Any]:
         """Scores, allocates and measures another network, if the person allows it.
 
-        `network` is named as on the command line (a torchvision classifier, say), `images` is its image
-        source, `weights` a file.
+        `network` is named as on the command line: a torchvision classifier, say. `images` is its image
+        source, none for those of the run; `weights` is a file of its weights.
         """
-        left = may_measure(runtime, f"{network} on {images}")
+        left = may_measure(runtime, f"{network} on {images or 'the images of the run'}")
         if left is None:
             return answer(runtime, "The person does not allow it.")
         try:

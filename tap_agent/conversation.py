@@ -138,8 +138,10 @@ def refinement(folder: RunFolder, workshop: Workshop) -> Refinement:
             folder.record({"event": "refined", **child.model_dump(mode="json", exclude={"scores", "prints"})})
             folder.extend(result, report.render(result))
 
-    def elsewhere(network: str, images: str, weights: str | None) -> Bench:
-        settings = NetworkSettings.model_validate({"network": network, "images": images, "weights": weights})
+    def elsewhere(network: str, images: str | None, weights: str | None) -> Bench:
+        own = workshop.settings.networks[0].model_dump(exclude={"budget"})
+        where = own if images is None else {"images": images}
+        settings = NetworkSettings.model_validate({**where, "network": network, "weights": weights})
         return workshop.bench(settings, network)
 
     def surroundings() -> Surroundings:

@@ -105,7 +105,7 @@ def agent(request: dict[str, Any]) -> Answer:
         "break": [tool_call("propose", thought="Broken.", code="def sensitivity(layers, task):\n    return 1 / 0\n")],
         "measure": [tool_call("measure")],
         "keep": [tool_call("accept")],
-        "elsewhere": [tool_call("try_network", network="digits", images="digits", weights=None)],
+        "elsewhere": [tool_call("try_network", network="digits", images=None, weights=None)],
         "nowhere": [tool_call("try_network", network="no_such_net", images="digits", weights=None)],
         "compare": [tool_call("compare", name="p000")],
     }
