@@ -46,6 +46,8 @@ _FENCE = re.compile(r"```(?:python)?\n(.*?)```", re.S)
 class Run:
     """The run that a conversation belongs to."""
 
+    proxy: str
+    """name of the candidate that it begins with"""
     candidates: Callable[[], Mapping[str, Candidate]]
     """by name, those that conversations added too"""
     adopt: Callable[[Candidate], None]
@@ -76,6 +78,10 @@ class Refinement:
     def _agent(self) -> Any:
         model = self._open_model()
         return model and make_agent(model, self.surroundings, self.accept, self.stop)
+
+    def begin(self, state: RefinementState) -> dict[str, Any]:
+        """The proxy that the conversation is about, when it begins."""
+        return {} if state.get("versions") else start(self._run.candidates()[self._run.proxy])
 
     def route(self, state: RefinementState) -> Literal["command", "agent"]:
         """Whether the person's last message is a command."""
@@ -182,9 +188,11 @@ class Refinement:
     def graph(self) -> StateGraph[RefinementState]:
         """The state machine, not compiled: the caller brings the checkpointer."""
         graph = StateGraph(RefinementState)
+        graph.add_node("begin", self.begin)
         graph.add_node("command", self.command)
         graph.add_node("agent", self.agent)
-        graph.add_conditional_edges(START, self.route)
+        graph.add_edge(START, "begin")
+        graph.add_conditional_edges("begin", self.route)
         graph.add_edge("command", END)
         graph.add_edge("agent", END)
         return graph
@@ -193,7 +201,7 @@ class Refinement:
 def start(candidate: Candidate) -> dict[str, Any]:
     """The state with which a conversation about a candidate begins."""
     version = Version(thought=candidate.thought, code=candidate.code, name=candidate.name)
-    return {"messages": [], "versions": [version.model_dump()], "allowance": 0}
+    return {"versions": [version.model_dump()], "allowance": 0}
 
 
 def _said(state: Mapping[str, Any]) -> str:

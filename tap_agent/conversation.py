@@ -54,12 +54,13 @@ class Conversation(AbstractContextManager["Conversation"]):
 
     def __init__(self, folder: RunFolder, proxy: str, workshop: Workshop) -> None:
         """`proxy` is the name of a living candidate; raises `NameMistake`."""
-        self._start = start(pick(finished(folder), proxy))
+        candidate = pick(finished(folder), proxy)
+        name = candidate.name
+        self._start = start(candidate)
         self._held = ExitStack()
         saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._refinement = refinement(folder, workshop)
+        self._refinement = refinement(folder, name, workshop)
         self._graph = self._refinement.graph().compile(checkpointer=saver)
-        name = self._start["versions"][0]["name"]
         thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
         self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
 
@@ -75,7 +76,7 @@ class Conversation(AbstractContextManager["Conversation"]):
     @property
     def version(self) -> Version:
         """The proxy as it stands."""
-        return current(self._state or self._start)
+        return current(self._state if "versions" in self._state else self._start)
 
     @property
     def unanswered(self) -> bool:
@@ -90,8 +91,7 @@ class Conversation(AbstractContextManager["Conversation"]):
 
     def say(self, text: str) -> Iterator[Part]:
         """The answer to a message."""
-        first = {} if self._state else self._start
-        return self._stream({**first, "messages": [{"role": "user", "content": text}]})
+        return self._stream({"messages": [{"role": "user", "content": text}]})
 
     def answer(self, answers: Mapping[str, str]) -> Iterator[Part]:
         """What follows from the person's answers, by the identity of the question."""
@@ -124,8 +124,8 @@ class Conversation(AbstractContextManager["Conversation"]):
                     yield Part("words", str(message.text))
 
 
-def refinement(folder: RunFolder, workshop: Workshop) -> Refinement:
-    """The refinement graph over the networks and proxies of a run."""
+def refinement(folder: RunFolder, proxy: str, workshop: Workshop) -> Refinement:
+    """The refinement graph about a proxy of a run, by its name, over the networks of the run."""
 
     def candidates() -> dict[str, Candidate]:
         result = finished(folder)
@@ -156,7 +156,7 @@ def refinement(folder: RunFolder, workshop: Workshop) -> Refinement:
         surroundings,
         lambda: None if workshop.model.small else workshop.model.chat(time.time_ns(), None),
         lambda: Judge(workshop.benches, workshop.search_settings().fitness),
-        Run(candidates, adopt),
+        Run(proxy, candidates, adopt),
     )
 
 
