@@ -259,6 +259,8 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
         `network` is named as on the command line: a torchvision classifier, say. `images` is its image
         source, none for those of the run; `weights` is a file of its weights.
         """
+        if ":" in network:  # it would import and call what a model names
+            return answer(runtime, "A factory can only be named by the person, on the command line.")
         left = may_measure(runtime, f"{network} on {images or 'the images of the run'}")
         if left is None:
             return answer(runtime, "The person does not allow it.")

@@ -107,6 +107,7 @@ def agent(request: dict[str, Any]) -> Answer:
         "keep": [tool_call("accept")],
         "elsewhere": [tool_call("try_network", network="digits", images=None, weights=None)],
         "nowhere": [tool_call("try_network", network="no_such_net", images="digits", weights=None)],
+        "import": [tool_call("try_network", network="shutil:get_terminal_size", images=None, weights=None)],
         "compare": [tool_call("compare", name="p000")],
     }
     done = results(request)
@@ -171,6 +172,8 @@ def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
         list(conversation.say("nowhere"))
         (question,) = conversation.questions
         assert "no_such_net" in words(conversation.answer({question.identity: "yes"}))
+        assert "only be named by the person" in words(conversation.say("import it"))
+        assert not conversation.questions
         assert "rank correlation of the scores" in words(conversation.say("compare it"))
 
         list(conversation.say("keep it"))
