@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 
 from tap_agent.workshop import cache_folder
-from tap_eval.images import open_source
 from tap_eval.integer import IntegerNetwork, KeptWeights
 from tap_eval.layers import Layer, prepare
 from tap_eval.networks import load_network
 from tap_eval.program import record
 from tap_eval.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
+from tap_eval.sources import open_source
 from tap_eval.sweep import layer_errors, layer_errors_one_by_one
 
 CHOICES = (2, 3, 4, 8)

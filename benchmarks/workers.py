@@ -20,11 +20,11 @@ import torch
 from tap_agent.workshop import cache_folder
 from tap_eval.allocation import uniform
 from tap_eval.cluster import RayExecutor
-from tap_eval.images import open_source, split
 from tap_eval.layers import prepare
 from tap_eval.measurer import Job, Measurer
 from tap_eval.networks import load_network
 from tap_eval.quantizer import Allocation
+from tap_eval.sources import open_source, split
 
 BITS = (2, 4, 8)
 

@@ -11,9 +11,9 @@ import torch
 
 from agents.models import EMBEDDED, LanguageModel
 from tap_eval.digits import load_digits_cnn
-from tap_eval.images import open_source
 from tap_eval.integer import exact
 from tap_eval.mistake import Mistake
+from tap_eval.sources import open_source
 from tools.sandbox import MontySandbox, SandboxError
 
 

@@ -17,10 +17,11 @@ from tap_eval.allocation import Budget, Choices
 from tap_eval.bench import Bench, Task
 from tap_eval.cluster import RayExecutor
 from tap_eval.fitness import FitnessWeights
-from tap_eval.images import open_source, room_in, split
+from tap_eval.images import room_in
 from tap_eval.ledger import Ledger
 from tap_eval.measurer import Measurer, Measures
 from tap_eval.networks import load_network
+from tap_eval.sources import open_source, split
 from tools.e2b import E2BSandbox
 from tools.sandbox import MontySandbox, Sandbox
 

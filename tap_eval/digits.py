@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tap_eval.images import digits
+from tap_eval.sources import digits
 
 VERSION = 1
 """Names the trained weights in the cache: raise it when the network or its training changes."""

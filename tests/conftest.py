@@ -10,8 +10,9 @@ import pytest
 from tap_eval.allocation import Budget, Choices
 from tap_eval.bench import Bench, Task
 from tap_eval.digits import DigitsCNN, load_digits_cnn
-from tap_eval.images import Splits, digits, split
+from tap_eval.images import Splits
 from tap_eval.ledger import Ledger
+from tap_eval.sources import digits, split
 from tools.sandbox import MontySandbox
 
 

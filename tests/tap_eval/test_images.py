@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from tap_eval.images import Splits, Transform, digits, open_source, room_in, split
+from tap_eval.images import Splits, Transform, room_in
 from tap_eval.mistake import ImagesMistake
+from tap_eval.sources import digits, open_source, split
 
 
 def png(value: int, size: tuple[int, int] = (32, 32)) -> bytes:
@@ -171,5 +173,7 @@ def test_cifar10_is_read_from_its_batches(tmp_path: Path) -> None:
 
 def test_pixels_are_normalized() -> None:
     image = Image.fromarray(np.full((4, 4, 3), 255, np.uint8))
-    pixels = Transform(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).pipeline()(image)
+    transform = Transform(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    pixels = transform.normalize(transform.cut()(image)[None])
+    assert pixels.dtype == torch.float32
     assert pixels.unique().tolist() == [1.0]
