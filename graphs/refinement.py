@@ -132,6 +132,8 @@ class Refinement:
         scored = self.surroundings.score(code)
         if isinstance(scored, Rejection):
             return refusal(scored), None
+        if code.strip() == versions[-1]["code"].strip():
+            return "That is the proxy as it stands.", None
         changed = [*map(dict, versions), Version(thought="Written by hand.", code=code).model_dump()]
         return f"{self._difference(changed)}\n\n{self.surroundings.table(code, versions[-1]['code'])}", changed
 
