@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypedDict, cast
@@ -153,6 +153,7 @@ class Search:
             library=tuple(job["library"]),
             failures=tuple(job["failures"]),
             seed=self._seed_of("propose", job["name"]),
+            name=job["name"],
         )
         attempt = self.proposer.propose(assignment, Known(job["known"]))
         record = Candidate(
@@ -163,6 +164,7 @@ class Search:
             thought=attempt.proxy.thought,
             code=attempt.proxy.code,
             seconds=attempt.seconds,
+            llm=attempt.llm,
             tokens=attempt.tokens,
             rounds=attempt.rounds,
         )
@@ -184,6 +186,28 @@ class Search:
 
     def judge(self, state: SearchState) -> dict[str, Any]:
         """Fitness of the generation's offspring; then the controller's weights, the library, the population."""
+        update, events = self._judged(state)
+        for event in events:
+            self.emit(event)
+        return update
+
+    def so_far(self, state: SearchState, proposed: Mapping[str, dict[str, Any]]) -> SearchState:
+        """`state` as it would be had its generation ended with what is `proposed` of it.
+
+        For a search that a limit stops: nothing is emitted, and no checkpoint knows of it, so
+        that a resumed search makes the generation whole and judges it anew.
+        """
+        plan = [entry for entry in state["plan"] if entry["name"] in proposed]
+        if not plan:
+            return state
+        state = {**state, "plan": plan, "candidates": state["candidates"] | dict(proposed)}
+        update, _ = self._judged(state)
+        candidates = state["candidates"] | update.pop("candidates")
+        generations = state["generations"] + update.pop("generations")
+        return cast("SearchState", {**state, **update, "candidates": candidates, "generations": generations})
+
+    def _judged(self, state: SearchState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The update of the judge, and the events that tell of it."""
         everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
         names = [entry["name"] for entry in state["plan"]]
         places = population.library_size(len(state["population"]) + len(names))
@@ -207,24 +231,24 @@ class Search:
             mean=sum(values) / len(values) if values else None,
             population=keep,
         )
-        for candidate in judged.values():
-            self.emit(
-                {
-                    "event": "judged",
-                    "name": candidate.name,
-                    "generation": candidate.generation,
-                    "template": candidate.template,
-                    "fitness": candidate.fitness,
-                    "top1": candidate.top1,
-                    "images": candidate.images,
-                    "dropped": candidate.dropped,
-                    "failure": candidate.failure,
-                    "seconds": candidate.seconds,
-                    "tokens": candidate.tokens,
-                }
-            )
-        self.emit({"event": "generation", **generation.model_dump(mode="json"), "weights": dict(weights)})
-        return {
+        events: list[dict[str, Any]] = [
+            {
+                "event": "judged",
+                "name": candidate.name,
+                "generation": candidate.generation,
+                "template": candidate.template,
+                "fitness": candidate.fitness,
+                "top1": candidate.top1,
+                "images": candidate.images,
+                "dropped": candidate.dropped,
+                "failure": candidate.failure,
+                "seconds": candidate.seconds,
+                "tokens": candidate.tokens,
+            }
+            for candidate in judged.values()
+        ]
+        events.append({"event": "generation", **generation.model_dump(mode="json"), "weights": dict(weights)})
+        conclusion: dict[str, Any] = {
             "candidates": {name: candidate.model_dump(mode="json") for name, candidate in judged.items()},
             "weights": dict(weights),
             "population": keep,
@@ -232,6 +256,7 @@ class Search:
             "best": population.best(everyone.values()),
             "generations": [generation.model_dump(mode="json")],
         }
+        return conclusion, events
 
     def again(self, state: SearchState) -> Literal["select", "report"]:
         """Whether there is another generation to come."""

@@ -71,6 +71,8 @@ class Candidate(BaseModel):
     fitness: float | None = None
     """Eq. 6; None stands for minus infinity"""
     seconds: float = 0.0
+    llm: str = ""
+    """the language model that proposed it"""
     tokens: int = 0
     rounds: int = 1
     """proposals that the agent made before this one was taken, or given up"""

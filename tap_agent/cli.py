@@ -22,6 +22,7 @@ from tap_agent.flags import (
     BetaOption,
     BitsOption,
     BudgetOption,
+    CacheLLMOption,
     CalibrationOption,
     ConfigOption,
     ControllerOption,
@@ -33,6 +34,9 @@ from tap_agent.flags import (
     ImagesOption,
     InputsOption,
     LLMOption,
+    MaxCallsOption,
+    MaxCostOption,
+    MaxMinutesOption,
     NetworkOption,
     PinEndsOption,
     PopulationOption,
@@ -73,6 +77,8 @@ class Exit(IntEnum):
     PROXY = 12
     """a proxy that cannot be applied, or a search that found none"""
     EXECUTOR = 13
+    LIMIT = 14
+    """a limit of calls, cost or time has stopped the search; the best so far is kept"""
     INTERRUPTED = 130
 
 
@@ -116,6 +122,10 @@ def run(
     seed: SeedOption = None,
     llm: LLMOption = None,
     base_url: BaseURLOption = None,
+    cache_llm: CacheLLMOption = None,
+    max_cost: MaxCostOption = None,
+    max_calls: MaxCallsOption = None,
+    max_minutes: MaxMinutesOption = None,
     sandbox: SandboxOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
@@ -141,18 +151,22 @@ def run(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    max_cost: MaxCostOption = None,
+    max_calls: MaxCallsOption = None,
+    max_minutes: MaxMinutesOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
 ) -> None:
-    """Continue a run from its last checkpoint; one that has ended is shown."""
+    """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown."""
+    flags = given(locals(), "run")
+    from tap_agent.settings import read_settings
     from tap_agent.workshop import Workshop, cache_folder
 
     folder = _folder(run)
-    if (result := folder.result()) is not None:
+    if (result := folder.result()) is not None and result.stopped is None:
         _show(folder, result)
         return
-    elsewhere = {name: value for name, value in (("executor", executor), ("address", address)) if value}
-    with Workshop(folder.settings().model_copy(update=elsewhere), cache_folder()) as workshop:
+    with Workshop(read_settings(folder.path / "config.yaml", flags), cache_folder()) as workshop:
         _check(workshop)
         _search(folder, workshop)
 
@@ -199,7 +213,7 @@ def apply(
     settings = read_settings(config, flags)
     with Workshop(settings, cache_folder()) as workshop:
         with out.status("opening network and images"):
-            workshop.proposer()
+            workshop.open()
         with out.status("scoring, allocating, quantizing and measuring") as status:
             applied = application.apply(found, workshop, lambda label: status.update(f"measuring {label}"))
     for bench in workshop.benches:
@@ -224,7 +238,8 @@ def chat(
 ) -> None:
     """Refine a proxy by talking about it; what is accepted becomes a child in the run's family tree.
 
-    Measuring and accepting ask first. The conversation is kept in the run and goes on where it was.
+    Measuring and accepting ask first. The conversation is kept in the run and goes on where it was; its calls are
+    in the run's account, but its limits do not stop a person.
     """
     from tap_agent import chat
     from tap_agent.console import out
@@ -238,7 +253,8 @@ def chat(
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
     result = finished(ended[0])
     settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
-    with Workshop(settings, cache_folder()) as workshop:
+    unlimited = {"max_cost": None, "max_calls": None, "max_minutes": None}
+    with Workshop(settings.model_copy(update=unlimited), cache_folder()) as workshop:
         _check(workshop)
         with Conversation(ended[0], proxy or result.best, workshop) as conversation:
             out.print(f"[dim]{ended[0].path}[/dim]")
@@ -308,11 +324,11 @@ def _check(workshop: Workshop) -> None:
     from tap_agent.console import out
 
     with out.status("opening network, images, sandbox and language model"):
-        workshop.model.check()
-        workshop.proposer()
+        workshop.check()
 
 
 def _search(folder: RunFolder, workshop: Workshop) -> None:
+    from agents.account import LimitMistake
     from tap_agent.console import Display
     from tap_agent.session import search
 
@@ -324,6 +340,8 @@ def _search(folder: RunFolder, workshop: Workshop) -> None:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
             raise
     _show(folder, result)
+    if result.stopped:
+        raise LimitMistake(f"{result.stopped} The best so far is shown; go on with: tap-agent resume {folder.path}")
 
 
 def _show(folder: RunFolder, result: Result) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agents.account import Spent
 from graphs.state import TEMPLATES
 from tap_agent.folder import RunFolder
 from tap_agent.result import MeasuredTop1, Result, Row
@@ -110,10 +111,11 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
         settings, result = run.settings(), run.result()
         networks = ", ".join(network.network for network in settings.networks)
         if result:
+            ended = "stopped by a limit" if result.stopped else "finished"
             proxy = [row for row in result.table if row.kind == "proxy"]
             tests = ", ".join(f"{100 * row.test.top1:.1f} %" for row in proxy)
             table.add_row(
-                run.name, networks, settings.budget, "finished", f"{result.candidate(result.best).value:.4f}", tests
+                run.name, networks, settings.budget, ended, f"{result.candidate(result.best).value:.4f}", tests
             )
             continue
         done = sum(event["event"] == "generation" for event in run.events())
@@ -142,5 +144,12 @@ def summary(result: Result) -> str:
     raced = f" measured on {share:.0%} of the images" if share < 1 else ""
     return (
         f"{len(result.candidates)} proposals, {len(living)} distinct and alive{raced}; "
-        f"{result.measured} measurements; {result.tokens:,} tokens; {result.seconds:.0f} s"
+        f"{result.measured} measurements; {f'{spent_text(result.spent)}; ' if result.spent else ''}"
+        f"{result.seconds:.0f} s"
     )
+
+
+def spent_text(spent: Spent) -> str:
+    """Calls of language models, tokens and cost."""
+    cost = "cost unknown" if spent.cost is None else f"${spent.cost:,.4f}" if spent.cost else "$0"
+    return f"{spent.calls:,} model calls, {spent.tokens_in:,} tokens in, {spent.tokens_out:,} out, {cost}"

@@ -9,11 +9,14 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
+from agents import account as calls
+from agents.models import LanguageModel
 from agents.refinement import Surroundings, Version, current
 from graphs.judge import Judge
 from graphs.refinement import Refinement, Run, start
@@ -58,8 +61,9 @@ class Conversation(AbstractContextManager["Conversation"]):
         name = candidate.name
         self._start = start(candidate)
         self._held = ExitStack()
+        account = self._held.enter_context(workshop.account(folder.calls))
         saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._refinement = refinement(folder, name, workshop)
+        self._refinement = refinement(folder, name, workshop, account)
         self._graph = self._refinement.graph().compile(checkpointer=saver)
         thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
         self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
@@ -124,8 +128,15 @@ class Conversation(AbstractContextManager["Conversation"]):
                     yield Part("words", str(message.text))
 
 
-def refinement(folder: RunFolder, proxy: str, workshop: Workshop) -> Refinement:
+def refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: calls.Account) -> Refinement:
     """The refinement graph about a proxy of a run, by its name, over the networks of the run."""
+
+    def chat_model() -> BaseChatModel | None:
+        seed = time.time_ns()
+        model = workshop.models.draw(proxy, seed)
+        if model.small or not isinstance(model, LanguageModel):
+            return None
+        return model.chat(calls.Conversation(account, f"chat about {proxy}", model.spec), seed, None, streams=True)
 
     def candidates() -> dict[str, Candidate]:
         result = finished(folder)
@@ -154,7 +165,7 @@ def refinement(folder: RunFolder, proxy: str, workshop: Workshop) -> Refinement:
 
     return Refinement(
         surroundings,
-        lambda: None if workshop.model.small else workshop.model.chat(time.time_ns(), None),
+        chat_model,
         lambda: Judge(workshop.benches, workshop.search_settings().fitness),
         Run(proxy, candidates, adopt),
     )

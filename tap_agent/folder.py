@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "conversations.sqlite"
 
     @property
+    def calls(self) -> Path:
+        """The SQLite database of the calls of language models."""
+        return self.path / "calls.sqlite"
+
+    @property
     def report(self) -> Path:
         """The HTML report."""
         return self.path / "report.html"
@@ -143,9 +148,10 @@ class RunFolder:
             sessions[-1] = max(sessions[-1], event.get("measured", 0))
         return sum(sessions)
 
-    def save(self, result: Result, best: dict[str, Any], page: str) -> None:
-        """Writes the best allocation, the report, and last the result, which marks the run as finished."""
+    def save(self, result: Result, best: dict[str, Any], page: str, replay: str) -> None:
+        """Writes the best allocation, the report, the replay, and last the result, which marks the run as ended."""
         write(self.path / "best.json", json.dumps(best, indent=1))
+        write(self.path / "replay.jsonl", replay)
         write(self.report, page)
         write(self.path / "result.json", result.model_dump_json(indent=1))
 
@@ -155,7 +161,7 @@ class RunFolder:
         write(self.path / "result.json", result.model_dump_json(indent=1))
 
     def result(self) -> Result | None:
-        """The result of a finished run."""
+        """The result of a run that has finished, or that a limit has stopped."""
         path = self.path / "result.json"
         return Result.model_validate_json(path.read_text()) if path.exists() else None
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
+from agents.models import REPLAY
 from graphs.controller import Controller
 from tap_eval.features import Inputs
 from tap_eval.images import Transform
@@ -72,8 +74,21 @@ class Settings(BaseModel):
     calibration_draws: int = Field(5, ge=1)
     """draws for the final table; the search uses the first alone"""
     llm: str = "embedded"
+    """see `agents.models.parse`"""
     base_url: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
+    answer_tokens: int = Field(8192, ge=1)
+    """the most that an answer of a language model may have, its reasoning included"""
+    call_seconds: float = Field(180.0, gt=0)
+    """wall time of a call of a language model, with all its tries"""
+    prices: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] = {}
+    """USD for a million tokens in and for a million out, by the name that `llm` gives a model"""
+    max_cost: float | None = Field(None, gt=0)
+    """USD; like the other two over all sessions of the run"""
+    max_calls: int | None = Field(None, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
+    cache_llm: bool = False
+    """keep answers of language models for other runs, and take those that are kept"""
     sandbox: Literal["monty", "e2b"] = "monty"
     population: int = Field(8, ge=1)
     generations: int = Field(5, ge=0)
@@ -99,15 +114,23 @@ class Settings(BaseModel):
     """of a Ray cluster, host:port or auto; without one, ray starts here"""
     seed: int = 0
 
-    @field_validator("base_url")
+    @field_validator("base_url", "llm")
     @classmethod
-    def _without_secret(cls, url: str | None) -> str | None:
+    def _without_secret(cls, text: str | None) -> str | None:
         """Settings are written to the run folder, so a key has no place in them."""
-        parts = urlsplit(url or "")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-            raise ValueError(f"it is written to the run's files, so give {clean}, and the key in OPENAI_API_KEY")
-        return url
+        for url in re.findall(r"https?://[^,]+", text or ""):
+            parts = urlsplit(url)
+            if parts.username or parts.password or parts.query or parts.fragment:
+                clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+                raise ValueError(f"it is written to the run's files, so give {clean}, and the key in OPENAI_API_KEY")
+        return text
+
+    @field_validator("llm")
+    @classmethod
+    def _absolute_replay(cls, llm: str) -> str:
+        """A run can be resumed from any folder."""
+        path = llm.removeprefix(REPLAY)
+        return llm if path == llm else f"{REPLAY}{Path(path).expanduser().resolve()}"
 
 
 def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

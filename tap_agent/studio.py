@@ -22,7 +22,8 @@ _WORKSHOP = Workshop(Settings(), cache_folder())
 
 def _finish(state: SearchState) -> None:
     folder = RunFolder.create(RUNS / f"studio-{uuid.uuid4().hex[:8]}", _WORKSHOP.settings)
-    conclude_run(folder, _WORKSHOP, state, folder.record)
+    conclude_run(folder, _WORKSHOP, state, folder.record, _SEARCH.proposer.account)
 
 
-search = Search(_WORKSHOP.proposer, _WORKSHOP.search_settings(), lambda event: None, _finish).graph().compile()
+_SEARCH = Search(_WORKSHOP.proposer, _WORKSHOP.search_settings(), lambda event: None, _finish)
+search = _SEARCH.graph().compile()
