@@ -313,12 +313,12 @@ def _check(workshop: Workshop) -> None:
 
 
 def _search(folder: RunFolder, workshop: Workshop) -> None:
-    from tap_agent.console import Display
+    from tap_agent.display import make_display
     from tap_agent.session import search
 
     with folder.held():
         try:
-            with Display(workshop.settings, folder.events()) as display:
+            with make_display(workshop.settings, folder.events()) as display:
                 result = search(folder, workshop, display)
         except BaseException:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)

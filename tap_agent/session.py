@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from graphs.search import Search
@@ -45,6 +46,7 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
 
     graph = Search(workshop.proposer, workshop.search_settings(), emit, finish).graph()
     with SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer:
+        checkpointer.serde = JsonPlusSerializer(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
         compiled = graph.compile(checkpointer=checkpointer)
         known = next(checkpointer.list(None, limit=1), None)
         thread = known.config["configurable"]["thread_id"] if known else str(uuid.uuid4())
