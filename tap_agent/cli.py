@@ -9,7 +9,7 @@ import datetime
 import sys
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,6 +41,7 @@ from tap_agent.flags import (
     SearchRowsOption,
     SeedOption,
     TestRowsOption,
+    TrackOption,
     TransformOption,
     WeightsOption,
     given,
@@ -73,6 +74,7 @@ class Exit(IntEnum):
     PROXY = 12
     """a proxy that cannot be applied, or a search that found none"""
     EXECUTOR = 13
+    TRACKING = 14
     INTERRUPTED = 130
 
 
@@ -119,6 +121,7 @@ def run(
     sandbox: SandboxOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
+    track: TrackOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
 ) -> None:
     """Search a proxy for a network, and report what it achieves.
@@ -145,10 +148,14 @@ def resume(
     address: AddressOption = None,
 ) -> None:
     """Continue a run from its last checkpoint; one that has ended is shown."""
+    from tap_agent.track import Tracker, check
     from tap_agent.workshop import Workshop, cache_folder
 
     folder = _folder(run)
     if (result := folder.result()) is not None:
+        check(folder.settings().track)
+        with Tracker(folder, folder.settings()) as tracker:
+            tracker.conclude(result)
         _show(folder, result)
         return
     elsewhere = {name: value for name, value in (("executor", executor), ("address", address)) if value}
@@ -306,7 +313,9 @@ def _folder(path: Path) -> RunFolder:
 def _check(workshop: Workshop) -> None:
     """Opens every part, so that what is missing shows before anything is written."""
     from tap_agent.console import out
+    from tap_agent.track import check
 
+    check(workshop.settings.track)
     with out.status("opening network, images, sandbox and language model"):
         workshop.model.check()
         workshop.proposer()
@@ -315,11 +324,19 @@ def _check(workshop: Workshop) -> None:
 def _search(folder: RunFolder, workshop: Workshop) -> None:
     from tap_agent.display import make_display
     from tap_agent.session import search
+    from tap_agent.track import Tracker
 
+    settings = workshop.settings
     with folder.held():
         try:
-            with make_display(workshop.settings, folder.events()) as display:
-                result = search(folder, workshop, display)
+            with make_display(settings, folder.events()) as display, Tracker(folder, settings) as tracker:
+
+                def listen(event: dict[str, Any]) -> None:
+                    display(event)
+                    tracker(event)
+
+                result = search(folder, workshop, listen)
+                tracker.conclude(result)
         except BaseException:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
             raise
