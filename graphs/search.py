@@ -23,6 +23,7 @@ from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchState, Template
+from tap_eval.allocation import weight_size
 from tap_eval.bench import Bench
 from tap_eval.fitness import FitnessWeights
 from tap_eval.proxy import Failure, Proxy, Rejection
@@ -242,6 +243,11 @@ class Search:
                 "images": candidate.images,
                 "dropped": candidate.dropped,
                 "failure": candidate.failure,
+                "message": candidate.message,
+                "size_bytes": [
+                    -(-weight_size(bench.layers, bits.allocation()) // 8)
+                    for bench, bits in zip(self.benches, candidate.allocations, strict=False)
+                ],
                 "seconds": candidate.seconds,
                 "tokens": candidate.tokens,
             }

@@ -9,7 +9,7 @@ import datetime
 import sys
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +45,7 @@ from tap_agent.flags import (
     SearchRowsOption,
     SeedOption,
     TestRowsOption,
+    TrackOption,
     TransformOption,
     WeightsOption,
     given,
@@ -79,6 +80,7 @@ class Exit(IntEnum):
     EXECUTOR = 13
     LIMIT = 14
     """a limit of calls, cost or time has stopped the search; the best so far is kept"""
+    TRACKING = 15
     INTERRUPTED = 130
 
 
@@ -129,6 +131,7 @@ def run(
     sandbox: SandboxOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
+    track: TrackOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
 ) -> None:
     """Search a proxy for a network, and report what it achieves.
@@ -160,10 +163,14 @@ def resume(
     """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown."""
     flags = given(locals(), "run")
     from tap_agent.settings import read_settings
+    from tap_agent.track import Tracker, check
     from tap_agent.workshop import Workshop, cache_folder
 
     folder = _folder(run)
     if (result := folder.result()) is not None and result.stopped is None:
+        check(folder.settings().track)
+        with Tracker(folder, folder.settings()) as tracker:
+            tracker.conclude(result)
         _show(folder, result)
         return
     with Workshop(read_settings(folder.path / "config.yaml", flags), cache_folder()) as workshop:
@@ -322,20 +329,30 @@ def _folder(path: Path) -> RunFolder:
 def _check(workshop: Workshop) -> None:
     """Opens every part, so that what is missing shows before anything is written."""
     from tap_agent.console import out
+    from tap_agent.track import check
 
+    check(workshop.settings.track)
     with out.status("opening network, images, sandbox and language model"):
         workshop.check()
 
 
 def _search(folder: RunFolder, workshop: Workshop) -> None:
     from agents.account import LimitMistake
-    from tap_agent.console import Display
+    from tap_agent.display import make_display
     from tap_agent.session import search
+    from tap_agent.track import Tracker
 
+    settings = workshop.settings
     with folder.held():
         try:
-            with Display(workshop.settings, folder.events()) as display:
-                result = search(folder, workshop, display)
+            with make_display(settings, folder.events()) as display, Tracker(folder, settings) as tracker:
+
+                def listen(event: dict[str, Any]) -> None:
+                    display(event)
+                    tracker(event)
+
+                result = search(folder, workshop, listen)
+                tracker.conclude(result)
         except BaseException:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
             raise

@@ -1,84 +1,18 @@
-"""What a person sees in the terminal: progress while it works, tables when it has ended."""
+"""What a person sees in the terminal when a command has ended: tables, and results in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from agents.account import Spent
-from graphs.state import TEMPLATES
 from tap_agent.folder import RunFolder
 from tap_agent.result import MeasuredTop1, Result, Row
-from tap_agent.settings import Settings
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
-
-
-class Display(AbstractContextManager["Display"]):
-    """A progress bar over the candidates of a search, and a line for each generation."""
-
-    def __init__(self, settings: Settings, before: Sequence[dict[str, Any]] = ()) -> None:
-        """`before` are the events of the run's earlier sessions."""
-        self._settings = settings
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=out,
-        )
-        self._seen = {event["name"] for event in before if event["event"] == "judged"}
-        total = settings.population * (settings.generations + 1)
-        self._task = self._progress.add_task("preparing", total=total, completed=len(self._seen))
-
-    def __enter__(self) -> Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Shows what `event` says."""
-        match event["event"]:
-            case "preparing":
-                self._describe(f"measuring the layer errors of {event['network']}")
-            case "prepared":
-                for note in event["notes"]:
-                    self._progress.console.print(note)
-            case "proposed":
-                self._seen.add(event["name"])
-                died = f" died: {event['failure']}" if event["failure"] else ""
-                self._describe(f"generation {event['generation']}: {event['template']} {event['name']}{died}")
-                self._progress.update(self._task, completed=len(self._seen))
-            case "generation":
-                self._progress.console.print(generation_line(event))
-            case "measuring the table":
-                self._progress.remove_task(self._task)
-                self._task = self._progress.add_task("measuring the table on the test split", total=None)
-            case "table row":
-                self._progress.advance(self._task)
-            case _:
-                pass
-
-    def _describe(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-
-
-def generation_line(event: dict[str, Any]) -> str:
-    """One generation in a line."""
-    died = sum(event["failures"].values())
-    causes = ", ".join(f"{count} {failure}" for failure, count in event["failures"].items())
-    share = ", ".join(f"{template} {event['probabilities'][template]:.0%}" for template in TEMPLATES)
-    best = "none lived" if event["best"] is None else f"best {event['best']:.4f}, mean {event['mean']:.4f}"
-    return f"generation {event['index']}: fitness {best}{f'; died: {causes}' if died else ''}  [dim]({share})[/dim]"
 
 
 def results_table(rows: Sequence[Row]) -> Table:

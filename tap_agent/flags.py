@@ -110,6 +110,12 @@ MaxMinutesOption = Annotated[
 ]
 
 
+TrackOption = Annotated[
+    Literal["mlflow", "tensorboard"] | None,
+    typer.Option(help="Follow the run there too, through an extra of the same name.", rich_help_panel=_SEARCH),
+]
+
+
 def given(values: dict[str, Any], *without: str) -> dict[str, Any]:
     """The flags of a command as settings."""
     from tap_agent.settings import parse_bits, parse_transform

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from agents import replay
@@ -58,6 +59,7 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
             finished.append(conclude_run(folder, workshop, state, emit, account))
 
         machine = Search(lambda: workshop.proposer(account), workshop.search_settings(), emit, finish)
+        checkpointer.serde = JsonPlusSerializer(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
         compiled = machine.graph().compile(checkpointer=checkpointer)
         known = next(checkpointer.list(None, limit=1), None)
         thread = known.config["configurable"]["thread_id"] if known else str(uuid.uuid4())

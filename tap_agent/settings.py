@@ -18,6 +18,8 @@ from tap_eval.features import Inputs
 from tap_eval.images import Transform
 from tap_eval.mistake import Mistake
 
+Track = Literal["mlflow", "tensorboard"]
+
 
 class ConfigMistake(Mistake):
     """A config or a flag that cannot be read, or that holds an unknown field."""
@@ -112,6 +114,8 @@ class Settings(BaseModel):
     """where allocations are measured"""
     address: str | None = None
     """of a Ray cluster, host:port or auto; without one, ray starts here"""
+    track: Track | None = None
+    """where the run is followed beside its own folder"""
     seed: int = 0
 
     @field_validator("base_url", "llm")
