@@ -244,12 +244,13 @@ class Account(AbstractContextManager["Account"]):
             return True
         if cost is None or spent.cost is None:
             raise LimitMistake(f"--max-cost {limit:g} cannot be held: the price of a call is unknown.")
-        if spent.cost - sum(self._in_flight.values()) + cost > limit:
+        ended = spent.cost - sum(self._in_flight.values())
+        if round(ended + cost, 9) > limit:
             raise LimitMistake(
                 f"--max-cost {limit:g} would be passed: ${spent.cost:.4f} is spent, and a call of {call.llm} "
                 f"can cost ${cost:.4f}; {_FURTHER}."
             )
-        return spent.cost + cost <= limit
+        return round(spent.cost + cost, 9) <= limit
 
     def _insert(self, call: Call, *, sent: bool, cost: float | None, answer: Answer | None = None) -> int:
         columns: dict[str, Any] = {
@@ -272,14 +273,14 @@ class Account(AbstractContextManager["Account"]):
 
     def _spent(self) -> Spent:
         calls, tokens_in, tokens_out, cost, unknown = self._database.execute(_SPENT).fetchone()
-        return Spent(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out, cost=None if unknown else cost)
+        return Spent(calls=calls, tokens_in=tokens_in, tokens_out=tokens_out, cost=None if unknown else round(cost, 9))
 
     def _cost(self, llm: str, tokens_in: int, tokens_out: int) -> float | None:
         price = self._prices.get(llm)
         return price and (tokens_in * price[0] + tokens_out * price[1]) / 1e6
 
 
-_FURTHER = "resume the run with more of it to go on"
+_FURTHER = "resume the run with a higher one to go on"
 
 
 class Conversation:

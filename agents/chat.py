@@ -70,8 +70,9 @@ class MeteredChat(ChatOpenAI):
         **options: Any,
     ) -> ChatResult:
         request = self._get_request_payload(messages, stop=stop, **options)
-        # no tokenizer makes more tokens of a text than it has bytes
-        call = self.conversation.call([self.address, request], len(json.dumps(request)), self.max_tokens or 0)
+        # no tokenizer makes more tokens of a text than it has bytes; the seed counts where it is not sent too
+        size = len(json.dumps(request))
+        call = self.conversation.call([self.address, self.seed, request], size, self.max_tokens or 0)
         ends = 0.0
 
         def send() -> Answer:
@@ -116,7 +117,7 @@ class MeteredChat(ChatOpenAI):
             assert isinstance(message, AIMessage)
             return self._answer(message)
         except TimeoutError as error:
-            raise CallFailed(f"no whole answer within {self.seconds:g} s") from error
+            raise CallFailed(f"{self.conversation.llm}: no whole answer within {self.seconds:g} s") from error
         except Exception as error:
             refused = isinstance(error, openai.APIStatusError)
             raise CallFailed(
@@ -126,7 +127,8 @@ class MeteredChat(ChatOpenAI):
     def _words(self, error: Exception) -> str:
         """The error in a sentence without the key, which servers like to repeat."""
         key = getattr(self.openai_api_key, "get_secret_value", str)()
-        return reason(error).replace(key, "***" if len(key) > 4 else key)[:200]
+        text = f"{self.conversation.llm}: {reason(error)}"
+        return (text.replace(key, "***") if len(key) > 4 else text)[:250]
 
     def _answer(self, message: AIMessage) -> Answer:
         return Answer.of(message)
@@ -137,6 +139,8 @@ class MeteredChat(ChatOpenAI):
         payload = super()._get_request_payload(input_, stop=stop, **options)
         if "max_completion_tokens" in payload:
             payload[self.limit] = payload.pop("max_completion_tokens")
+        if "input" in payload:  # for the Responses API, which some models want, and which knows no seed
+            payload.pop("seed", None)
         if payload.get("tool_choice") == "required" and not self.forced:
             payload["tool_choice"] = "auto"
         for message, sent in zip(self._convert_input(input_).to_messages(), payload.get("messages", ()), strict=False):

@@ -98,7 +98,7 @@ class LanguageModel:
     seconds: float = 180.0
     """wall time of a call"""
     tokens: int = 8192
-    """the most that an answer may have"""
+    """the most that an answer may have; a server that is free decides for itself"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", self.spec or self.name)
@@ -151,7 +151,7 @@ class LanguageModel:
             base_url=self._url,
             address=self._url,
             api_key=SecretStr(self._key() or "none"),
-            max_completion_tokens=self.tokens,
+            max_completion_tokens=None if self.free else self.tokens,
             limit=self.provider.limit,
             forced=self.provider.forced,
             streams=streams,

@@ -358,7 +358,9 @@ def _search(folder: RunFolder, workshop: Workshop) -> None:
             raise
     _show(folder, result)
     if result.stopped:
-        raise LimitMistake(f"{result.stopped} The best so far is shown; go on with: tap-agent resume {folder.path}")
+        raise LimitMistake(
+            f"{result.stopped} This is the best so far; `tap-agent resume {folder.path}` takes the flag."
+        )
 
 
 def _show(folder: RunFolder, result: Result) -> None:
