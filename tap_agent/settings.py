@@ -28,7 +28,7 @@ class ConfigMistake(Mistake):
 class NetworkSettings(BaseModel):
     """One network of the benchmark set, with its images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     network: str = "digits"
     weights: Path | None = None
     """a state dict on disk"""
@@ -60,8 +60,9 @@ class NetworkSettings(BaseModel):
 class Settings(BaseModel):
     """Everything that a run depends on, apart from the content of the files that it names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     networks: tuple[NetworkSettings, ...] = Field((NetworkSettings(),), min_length=1)
+    """the benchmark set: a proxy is worth what it achieves on all of them"""
     budget: str = "3bit"
     bits: tuple[int, ...] = (2, 4, 8)
     activation_bits: tuple[int, ...] = (8,)
@@ -71,11 +72,13 @@ class Settings(BaseModel):
     """hold the first and the last layer at the most bits"""
     inputs: Inputs = "statistics"
     calibration_images: int = Field(16, ge=1)
+    """a draw"""
     calibration_draws: int = Field(5, ge=1)
     """draws for the final table; the search uses the first alone"""
     llm: str = "embedded"
     base_url: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
+    """with which language models sample"""
     sandbox: Literal["monty", "e2b"] = "monty"
     population: int = Field(8, ge=1)
     generations: int = Field(5, ge=0)
