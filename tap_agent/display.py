@@ -54,7 +54,7 @@ def make_display(settings: Settings, before: Sequence[Event] = ()) -> Display:
 
 
 class Lines(AbstractContextManager["Lines"]):
-    """One line an event: its name, then `key=value` in a fixed order, values with spaces in double quotes."""
+    """A line an event that has something to tell: its name, then `key=value` in a fixed order; see `event_line`."""
 
     def __init__(self, before: Sequence[Event] = ()) -> None:
         self._ended = [event for event in before if event["event"] == "generation"]
@@ -66,11 +66,13 @@ class Lines(AbstractContextManager["Lines"]):
         if event["event"] == "resumed":
             for generation in self._ended:
                 typer.echo(event_line(generation))
-        typer.echo(event_line(event))
+        line = event_line(event)
+        if line.partition(" ")[2]:
+            typer.echo(line)
 
 
 def event_line(event: Event) -> str:
-    """An event as a line without control characters; what it does not know is left out."""
+    """An event as a line without control characters, values with spaces in double quotes; the unknown is left out."""
     facts = {**event, "accuracy": _accuracy(event), **event.get("probabilities", {})}
     facts["died"] = _causes(event.get("failures", {}))
     names = _SHOWN.get(event["event"]) or [name for name in event if name not in _UNTOLD]

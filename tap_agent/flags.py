@@ -116,12 +116,16 @@ TrackOption = Annotated[
 ]
 
 
+RENAMED = {"search_rows": "search", "test_rows": "test", "draws": "calibration_draws"}
+"""parameters of a command that do not have the name of their setting"""
+
+
 def given(values: dict[str, Any], *without: str) -> dict[str, Any]:
     """The flags of a command as settings."""
     from tap_agent.settings import parse_bits, parse_transform
 
     flags = {name: value for name, value in values.items() if name not in without}
-    for name, field in (("search_rows", "search"), ("test_rows", "test"), ("draws", "calibration_draws")):
+    for name, field in RENAMED.items():
         if name in flags:
             flags[field] = flags.pop(name)
     for name, parse in (("bits", parse_bits), ("activation_bits", parse_bits), ("transform", parse_transform)):

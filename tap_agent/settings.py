@@ -30,7 +30,7 @@ class ConfigMistake(Mistake):
 class NetworkSettings(BaseModel):
     """One network of the benchmark set, with its images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     network: str = "digits"
     weights: Path | None = None
     """a state dict on disk"""
@@ -62,8 +62,9 @@ class NetworkSettings(BaseModel):
 class Settings(BaseModel):
     """Everything that a run depends on, apart from the content of the files that it names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     networks: tuple[NetworkSettings, ...] = Field((NetworkSettings(),), min_length=1)
+    """the benchmark set: a proxy is worth what it achieves on all of them"""
     budget: str = "3bit"
     bits: tuple[int, ...] = (2, 4, 8)
     activation_bits: tuple[int, ...] = (8,)
@@ -73,12 +74,14 @@ class Settings(BaseModel):
     """hold the first and the last layer at the most bits"""
     inputs: Inputs = "statistics"
     calibration_images: int = Field(16, ge=1)
+    """a draw"""
     calibration_draws: int = Field(5, ge=1)
     """draws for the final table; the search uses the first alone"""
     llm: str = "embedded"
-    """see `agents.models.parse`"""
+    """embedded, PROVIDER:MODEL, the address of a server, replay:FILE, or several with weights; see `agents.models.parse`"""
     base_url: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
+    """with which language models sample"""
     answer_tokens: int = Field(8192, ge=1)
     """the most that an answer of a language model may have, its reasoning included"""
     call_seconds: float = Field(180.0, gt=0)
