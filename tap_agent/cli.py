@@ -5,7 +5,6 @@ torch and LangChain take seconds to import, so each command imports what it need
 
 from __future__ import annotations
 
-import datetime
 import sys
 from enum import IntEnum
 from pathlib import Path
@@ -81,6 +80,9 @@ class Exit(IntEnum):
     LIMIT = 14
     """a limit of calls, cost or time has stopped the search; the best so far is kept"""
     TRACKING = 15
+    PORT = 16
+    STUDIO = 17
+    """the server behind LangGraph Studio is not installed"""
     INTERRUPTED = 130
 
 
@@ -140,12 +142,12 @@ def run(
     three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
     """
     flags = given(locals(), "config", "path")
-    from tap_agent.folder import RunFolder
+    from tap_agent.folder import RunFolder, usual_path
     from tap_agent.settings import read_settings
     from tap_agent.workshop import Workshop, cache_folder
 
     settings = read_settings(config, flags)
-    path = path or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{settings.networks[0].network.replace(':', '-')}"
+    path = path or usual_path(settings)
     with Workshop(settings, cache_folder()) as workshop:
         _check(workshop)
         _search(RunFolder.create(path, settings), workshop)
@@ -293,6 +295,24 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where the runs are.")
         out.print(f"no runs in {folder}: start one with `tap-agent run`.")
         return
     out.print(runs_table(found))
+
+
+@app.command()
+def studio(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server listens.")] = 2024,
+    host: Annotated[
+        str, typer.Option(help="The address that it listens on; whoever reaches it can have code run here.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Open Studio in the browser.")] = True,
+) -> None:
+    """Show the runs in LangGraph Studio: their history, forks from any step, and new searches.
+
+    A run is a thread there; one that is started there is a run here. Ctrl-C ends the server.
+    """
+    from tap_agent.console import out
+    from tap_agent.server import serve
+
+    serve(RUNS, host, port, browser=browser, tell=out.print)
 
 
 @app.command("doctor")

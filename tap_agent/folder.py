@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from graphs.state import Bits
+from tap_agent import RUNS
 from tap_agent.result import Result
 from tap_agent.settings import Settings, dump, read_settings
 from tap_eval.mistake import Mistake
@@ -57,6 +59,12 @@ class RunFolder:
                 os.replace(Path(fresh) / entry, path / entry)
         return RunFolder(path)
 
+    @staticmethod
+    def unused(path: Path, settings: Settings) -> RunFolder:
+        """A new folder at `path`, or beside it with a number where that is taken."""
+        names = (path.with_name(f"{path.name}{end}") for end in ("", *(f"-{n}" for n in range(2, 10_000))))
+        return RunFolder.create(next(name for name in names if not name.exists()), settings)
+
     @property
     def name(self) -> str:
         """The folder's own name."""
@@ -88,8 +96,8 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes out; raises `RunMistake` when one is in."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+        """Keeps other processes out; raises `RunMistake` when one is in. Another thread may end it."""
+        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
         try:
             lock.acquire()
         except Timeout as error:
@@ -126,6 +134,16 @@ class RunFolder:
             with suppress(json.JSONDecodeError):
                 found.append(json.loads(line))
         return found
+
+    def allocations(self, name: str) -> list[Bits]:
+        """Those of a candidate that the run has proposed, one a network."""
+        proposals = [event for event in self.events() if event["event"] == "proposed" and event["name"] == name]
+        return [Bits.model_validate(bits) for bits in proposals[-1]["allocations"]]
+
+    def has_ended(self) -> bool:
+        """Whether the run has finished, rather than been stopped by a limit or not come to a result."""
+        result = self.result()
+        return result is not None and result.stopped is None
 
     def seconds(self) -> float:
         """Time spent on the run, without the pauses between its sessions."""
@@ -164,6 +182,11 @@ class RunFolder:
         """The result of a run that has finished, or that a limit has stopped."""
         path = self.path / "result.json"
         return Result.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def usual_path(settings: Settings) -> Path:
+    """Where a run goes that was given no place of its own."""
+    return RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{settings.networks[0].network.replace(':', '-')}"
 
 
 def make_parent(path: Path) -> None:

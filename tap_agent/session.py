@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import ChainMap
 from collections.abc import Callable
-from typing import Any, cast
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import StateSnapshot
 
 from agents import replay
 from agents.account import Account, LimitMistake
@@ -18,10 +21,13 @@ from graphs.state import SearchState
 from tap_agent import report
 from tap_agent.folder import RunFolder
 from tap_agent.result import Result, best_record, conclude
+from tap_agent.settings import Settings
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
 
 Listener = Callable[[dict[str, Any]], None]
+SERDE = JsonPlusSerializer(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
+"""of checkpoints; those of the agents hold what they submit"""
 _MOST_STEPS = 10_000  # far beyond any search; the graph's own default is 25
 
 
@@ -43,24 +49,12 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
     goes on. Only where nothing lives yet is `LimitMistake` raised.
     """
     settings = workshop.settings
-    finished: list[Result] = []
-
-    def emit(event: dict[str, Any]) -> None:
-        event = {**event, "measured": workshop.ledger.measured}
-        folder.record(event)
-        listen(event)
-
     with (
-        workshop.account(folder.calls, folder.seconds()) as account,
+        Session(lambda: folder, workshop, listen) as session,
         SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer,
     ):
-
-        def finish(state: SearchState) -> None:
-            finished.append(conclude_run(folder, workshop, state, emit, account))
-
-        machine = Search(lambda: workshop.proposer(account), workshop.search_settings(), emit, finish)
-        checkpointer.serde = JsonPlusSerializer(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
-        compiled = machine.graph().compile(checkpointer=checkpointer)
+        checkpointer.serde = SERDE
+        compiled = session.machine.graph().compile(checkpointer=checkpointer)
         known = next(checkpointer.list(None, limit=1), None)
         thread = known.config["configurable"]["thread_id"] if known else str(uuid.uuid4())
         config: RunnableConfig = {
@@ -68,20 +62,68 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
             "recursion_limit": _MOST_STEPS,
             "max_concurrency": settings.population,
         }
-        emit({"event": "resumed" if known else "started", "thread": thread, "llm": settings.llm, "seed": settings.seed})
-        start: Any = None if known else {"candidates": {}, "generations": []}
+        session.emit(first_event("resumed" if known else "started", thread, settings))
         try:
-            compiled.invoke(start, config, durability="sync")
+            compiled.invoke(None if known else {}, config, durability="sync")
         except LimitMistake as limit:
-            snapshot = compiled.get_state(config)
-            results = [task.result["candidates"] for task in snapshot.tasks if task.result]
-            state = machine.so_far(cast("SearchState", snapshot.values), dict(ChainMap(*results)))
-            if state["best"] is None:
-                raise
-            finished.append(conclude_run(folder, workshop, state, emit, account, stopped=str(limit)))
-    result = finished[0] if finished else folder.result()
-    assert result is not None
-    return result
+            session.stop(compiled.get_state(config), limit)
+        if session.result is None:  # a fork of a final state
+            session.machine.report(cast("SearchState", compiled.get_state(config).values))
+    assert session.result is not None
+    return session.result
+
+
+def first_event(kind: Literal["started", "resumed"], thread: str, settings: Settings) -> dict[str, Any]:
+    """The event with which each session of a run begins."""
+    return {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed}
+
+
+class Session(AbstractContextManager["Session"]):
+    """One session of the run in the folder that `folder` gives, which is asked for when there is something to write."""
+
+    def __init__(self, folder: Callable[[], RunFolder], workshop: Workshop, listen: Listener) -> None:
+        self._folder = folder
+        self._workshop = workshop
+        self._listen = listen
+        self._held = ExitStack()
+        self._opening = threading.Lock()
+        self._opened: Account | None = None
+        self.result: Result | None = None
+        """what the session has come to"""
+        self.machine = Search(
+            lambda: workshop.proposer(self._account()),
+            workshop.search_settings(),
+            self.emit,
+            self._conclude,
+            lambda name: folder().allocations(name),
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Records an event and passes it on."""
+        event = {**event, "measured": self._workshop.ledger.measured}
+        self._folder().record(event)
+        self._listen(event)
+
+    def stop(self, snapshot: StateSnapshot, limit: LimitMistake) -> None:
+        """Concludes a search that `limit` has stopped there; raises it again when nothing lives yet."""
+        results = [task.result["candidates"] for task in snapshot.tasks if task.result]
+        state = self.machine.so_far(cast("SearchState", snapshot.values), dict(ChainMap(*results)))
+        if state["best"] is None:
+            raise limit
+        self._conclude(self.machine.whole(state), str(limit))
+
+    def _conclude(self, state: SearchState, stopped: str | None = None) -> None:
+        self.result = conclude_run(self._folder(), self._workshop, state, self.emit, self._account(), stopped)
+
+    def _account(self) -> Account:
+        with self._opening:
+            if self._opened is None:
+                folder = self._folder()
+                self._opened = self._held.enter_context(self._workshop.account(folder.calls, folder.seconds()))
+            return self._opened
 
 
 def conclude_run(
@@ -90,7 +132,7 @@ def conclude_run(
     state: SearchState,
     emit: Listener,
     account: Account,
-    stopped: str | None = None,
+    stopped: str | None,
 ) -> Result:
     """Measures the final table and writes the result, the best allocation, the report and the replay."""
     if state["best"] is None:
