@@ -78,7 +78,7 @@ class Settings(BaseModel):
     calibration_draws: int = Field(5, ge=1)
     """draws for the final table; the search uses the first alone"""
     llm: str = "embedded"
-    """embedded, PROVIDER:MODEL, the address of a server, replay:FILE, or several with weights; see `agents.models.parse`"""
+    """embedded, PROVIDER:MODEL, the address of a server, replay:FILE, or several with weights"""
     base_url: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     """with which language models sample"""
