@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -31,8 +32,8 @@ def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, where no environment says what to track."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TAP_CACHE", str(cache))
-    for name in ("MLFLOW_TRACKING_URI", "LANGSMITH_TRACING", "LANGSMITH_API_KEY", "LANGSMITH_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "LANGSMITH_", "LANGCHAIN_"))]:
+        monkeypatch.delenv(name)
     return tmp_path
 
 
