@@ -23,6 +23,7 @@ from graphs.refinement import Refinement, Run, start
 from graphs.state import Candidate
 from tap_agent import report
 from tap_agent.folder import RunFolder, RunMistake
+from tap_agent.lines import ask
 from tap_agent.result import Result
 from tap_agent.settings import NetworkSettings
 from tap_agent.workshop import Workshop
@@ -63,7 +64,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         self._held = ExitStack()
         account = self._held.enter_context(workshop.account(folder.calls))
         saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._refinement = refinement(folder, name, workshop, account)
+        self._refinement = make_refinement(folder, name, workshop, account)
         self._graph = self._refinement.graph().compile(checkpointer=saver)
         thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
         self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
@@ -128,7 +129,7 @@ class Conversation(AbstractContextManager["Conversation"]):
                     yield Part("words", str(message.text))
 
 
-def refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: calls.Account) -> Refinement:
+def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: calls.Account) -> Refinement:
     """The refinement graph about a proxy of a run, by its name, over the networks of the run."""
 
     def chat_model() -> BaseChatModel | None:
@@ -169,6 +170,11 @@ def refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: calls
         lambda: Judge(workshop.benches, workshop.search_settings().fitness),
         Run(proxy, candidates, adopt),
     )
+
+
+def conversations(folder: RunFolder) -> list[str]:
+    """The threads of a run's conversations."""
+    return [thread for (thread,) in ask(folder.conversations, "SELECT DISTINCT thread_id FROM checkpoints")]
 
 
 def finished(folder: RunFolder) -> Result:

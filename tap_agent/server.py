@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import httpx
 
+from tap_agent.conversation import conversations
 from tap_agent.folder import runs
 from tap_agent.lines import tip_of
 from tap_eval.mistake import Mistake
@@ -116,9 +117,9 @@ def _list_runs(folder: Path, client: httpx.Client, server: subprocess.Popen[byte
     while server.poll() is None:
         if not answers and (answers := _answers(client)):
             up()
-        for thread, names in _threads(folder).items() if answers else ():
+        for thread, (graph, names) in _threads(folder).items() if answers else ():
             if known.get(thread) != names:
-                about = {"graph_id": "search", "run": names}
+                about = {"graph_id": graph, "run": names}
                 client.post("/threads", json={"thread_id": thread, "metadata": about, "if_exists": "do_nothing"})
                 client.patch(f"/threads/{thread}", json={"metadata": about})
                 known[thread] = names
@@ -133,12 +134,14 @@ def _answers(client: httpx.Client) -> bool:
         return False
 
 
-def _threads(folder: Path) -> dict[str, str]:
-    """The names of each thread's runs, the oldest first."""
-    found: dict[str, str] = {}
+def _threads(folder: Path) -> dict[str, tuple[str, str]]:
+    """The graph of each thread, and the names of its runs, the oldest first."""
+    found: dict[str, tuple[str, str]] = {}
     for run in reversed(runs(folder)):
         if tip := tip_of(run):
-            found[tip.thread] = f"{found[tip.thread]}, {run.name}" if tip.thread in found else run.name
+            names = f"{found[tip.thread][1]}, {run.name}" if tip.thread in found else run.name
+            found[tip.thread] = "search", names
+        found |= dict.fromkeys(conversations(run), ("refinement", run.name))
     return found
 
 

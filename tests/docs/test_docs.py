@@ -121,7 +121,7 @@ def test_the_drawing_is_that_of_the_graph() -> None:
     def nothing(*_: object) -> Any:
         raise AssertionError("a drawing opens nothing")
 
-    drawn = Search(nothing, SearchSettings(), nothing, nothing).graph().compile().get_graph().draw_mermaid()
+    drawn = Search(nothing, SearchSettings(), nothing, nothing, nothing).graph().compile().get_graph().draw_mermaid()
     page = (ROOT / "docs/how-it-works.md").read_text()
     (shown,) = [block.text for block in blocks(page) if block.language == "mermaid"]
     assert shown.strip() == drawn.strip(), f"docs/how-it-works.md should draw\n\n{drawn}"
