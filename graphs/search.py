@@ -28,7 +28,7 @@ from tap_eval.fitness import FitnessWeights
 from tap_eval.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, tree_print
 
-_LATER = {"scores", "prints", "rho", "top1", "images", "dropped", "fitness"}
+_LATER = {"prints", "rho", "top1", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 FAILURES_SHOWN = 3
 THOUGHTS_SHOWN = 6
@@ -215,10 +215,12 @@ class Search:
                     "generation": candidate.generation,
                     "template": candidate.template,
                     "fitness": candidate.fitness,
+                    "rho": candidate.rho,
                     "top1": candidate.top1,
                     "images": candidate.images,
                     "dropped": candidate.dropped,
                     "failure": candidate.failure,
+                    "message": candidate.message,
                     "seconds": candidate.seconds,
                     "tokens": candidate.tokens,
                 }

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from graphs.state import TEMPLATES
+from tap_agent.course import glance
 from tap_agent.folder import RunFolder
 from tap_agent.result import MeasuredTop1, Result, Row
 from tap_agent.settings import Settings
@@ -46,22 +47,20 @@ class Display(AbstractContextManager["Display"]):
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Shows what `event` says."""
+        if text := doing(event):
+            self._describe(text)
         match event["event"]:
-            case "preparing":
-                self._describe(f"measuring the layer errors of {event['network']}")
             case "prepared":
                 for note in event["notes"]:
                     self._progress.console.print(note)
             case "proposed":
                 self._seen.add(event["name"])
-                died = f" died: {event['failure']}" if event["failure"] else ""
-                self._describe(f"generation {event['generation']}: {event['template']} {event['name']}{died}")
                 self._progress.update(self._task, completed=len(self._seen))
             case "generation":
                 self._progress.console.print(generation_line(event))
             case "measuring the table":
                 self._progress.remove_task(self._task)
-                self._task = self._progress.add_task("measuring the table on the test split", total=None)
+                self._task = self._progress.add_task(doing(event), total=None)
             case "table row":
                 self._progress.advance(self._task)
             case _:
@@ -69,6 +68,20 @@ class Display(AbstractContextManager["Display"]):
 
     def _describe(self, text: str) -> None:
         self._progress.update(self._task, description=text)
+
+
+def doing(event: dict[str, Any]) -> str:
+    """What goes on after an event, in a few words, where the event says it."""
+    match event["event"]:
+        case "preparing":
+            return f"measuring the layer errors of {event['network']}"
+        case "proposed":
+            died = f" died: {event['failure']}" if event["failure"] else ""
+            return f"generation {event['generation']}: {event['template']} {event['name']}{died}"
+        case "measuring the table":
+            return "measuring the table on the test split"
+        case _:
+            return ""
 
 
 def generation_line(event: dict[str, Any]) -> str:
@@ -106,19 +119,13 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
     table = Table()
     for name in ("run", "network", "budget", "state", "fitness", "test"):
         table.add_column(name)
-    for run in runs:
-        settings, result = run.settings(), run.result()
-        networks = ", ".join(network.network for network in settings.networks)
-        if result:
-            proxy = [row for row in result.table if row.kind == "proxy"]
-            tests = ", ".join(f"{100 * row.test.top1:.1f} %" for row in proxy)
-            table.add_row(
-                run.name, networks, settings.budget, "finished", f"{result.candidate(result.best).value:.4f}", tests
-            )
-            continue
-        done = sum(event["event"] == "generation" for event in run.events())
-        state = "running" if run.is_held() else "interrupted"
-        table.add_row(run.name, networks, settings.budget, f"{state}, {done} of {settings.generations + 1} generations")
+    for found in map(glance, runs):
+        state = found.note or found.state
+        if found.state in ("running", "interrupted"):
+            state += f", {found.done} of {found.of} generations"
+        fitness = f"{found.fitness:.4f}" if found.fitness is not None else ""
+        tests = ", ".join(f"{100 * test:.1f} %" for test in found.tests)
+        table.add_row(found.name, found.networks, found.budget, state, fitness, tests)
     return table
 
 

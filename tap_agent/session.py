@@ -13,7 +13,7 @@ from graphs.search import Search
 from graphs.state import SearchState
 from tap_agent import report
 from tap_agent.folder import RunFolder
-from tap_agent.result import Result, best_record, conclude
+from tap_agent.result import Result, best_record, conclude, network_record
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
 
@@ -36,6 +36,9 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
     finished: list[Result] = []
 
     def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "prepared":
+            (bench,) = (each for each in workshop.benches if each.name == event["network"])
+            event = {**event, "record": network_record(bench).model_dump(mode="json")}
         event = {**event, "measured": workshop.ledger.measured}
         folder.record(event)
         listen(event)
