@@ -1,113 +1,161 @@
-"""Chat models: any OpenAI-compatible endpoint, or the embedded one that decodes under a grammar.
+"""Which language model is meant: a provider's, one of any OpenAI-compatible server, the embedded one, or several.
 
-Both are `ChatOpenAI`. The embedded model (SmolLM2-135M) cannot call tools or repair code, so
-its grammar holds nothing but valid proposals, and what it decodes is handed on as a call of
-the tool that submits one: from there on, nothing knows which model spoke.
+Keys come from the environment and go nowhere but into requests.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import random
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import httpx
-from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import Runnable
-from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from prompts.grammar import code_of
-from tap_eval.mistake import Mistake
+from agents.account import Conversation, Price
+from agents.chat import GrammarChat, MeteredChat, ModelMistake
+from agents.replay import Replay
 
 EMBEDDED = "embedded"
-SUBMIT = "Proposal"
-"""Name of the tool with which an agent submits its proposal."""
-_TIMEOUT_SECONDS = 180.0
+REPLAY = "replay:"
+_EMBEDDED_TOKENS = 200
 
 
-class ModelMistake(Mistake):
-    """A language model that cannot be reached, or that lacks its key."""
+@dataclass(frozen=True)
+class Provider:
+    """Where models are served, and what is particular about asking there."""
 
-    kind = "model"
+    url: str
+    key: str
+    """environment variable of the key"""
+    local: bool = False
+    """whether it needs no key and costs nothing"""
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    forced: bool = True
+    """see `agents.chat.MeteredChat`"""
 
 
-class GrammarChat(ChatOpenAI):
-    """A chat model that answers with a sentence of `grammar`, as a call of the tool `Proposal`."""
+PROVIDERS = {
+    "openai": Provider("https://api.openai.com/v1", "OPENAI_API_KEY", limit="max_completion_tokens"),
+    "deepseek": Provider("https://api.deepseek.com", "DEEPSEEK_API_KEY", forced=False),
+    "qwen": Provider("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY", forced=False),
+    "xai": Provider("https://api.x.ai/v1", "XAI_API_KEY", limit="max_completion_tokens"),
+    "ollama": Provider("http://localhost:11434/v1", "OLLAMA_API_KEY", local=True),
+    "vllm": Provider("http://localhost:8000/v1", "VLLM_API_KEY", local=True),
+    "llamacpp": Provider("http://localhost:8080/v1", "LLAMA_API_KEY", local=True),
+}
+OTHER = Provider("", "OPENAI_API_KEY")
+"""A server that the user gives the address of."""
 
-    grammar: str = ""
 
-    def bind_tools(self, tools: Any, **options: Any) -> Runnable[Any, Any]:
-        """Itself: it has no use for other tools."""
-        return self
+class Model(Protocol):
+    """A language model for one proposal."""
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **options: Any,
-    ) -> ChatResult:
-        result = super()._generate(
-            messages,
-            stop,
-            run_manager,
-            **options,
-            # with a cached prompt, what is sampled would depend on who asked before
-            extra_body={"grammar": self.grammar, "cache_prompt": False},
-        )
-        message = result.generations[0].message
-        assert isinstance(message, AIMessage)
-        try:
-            thought, code = code_of(str(message.content))
-        except (ValueError, KeyError):  # cut short by max_tokens
-            return result
-        call = {"name": SUBMIT, "args": {"thought": thought, "code": code}, "id": "proposal"}
-        answer = AIMessage("", tool_calls=[call], usage_metadata=message.usage_metadata)
-        return ChatResult(generations=[ChatGeneration(message=answer)], llm_output=result.llm_output)
+    @property
+    def spec(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def small(self) -> bool:
+        """Whether it decodes under a grammar and is given the short prompts."""
+
+    def chat(self, conversation: Conversation, seed: int, grammar: str | None) -> BaseChatModel:
+        """A chat model that samples with `seed`, under `grammar` where the model is small."""
+
+
+class Models(Protocol):
+    """What `--llm` names: one language model or several."""
+
+    @property
+    def members(self) -> Sequence[LanguageModel]:
+        """All that may be asked."""
+
+    def draw(self, name: str, seed: int) -> Model:
+        """The model for the candidate `name`, whose proposal has `seed`; always the same."""
+
+    def check(self) -> None:
+        """Raises `ModelMistake` unless every model can be asked; starts the embedded one, costs no tokens."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A named model; `chat` builds a chat model for one proposal."""
+    """One language model; without a `name`, the first that the server at `base_url` lists."""
 
     name: str
     base_url: str | None = None
     temperature: float = 1.0
+    provider: Provider = PROVIDERS["openai"]
+    spec: str = ""
+    """what the user calls it; the name unless given"""
+    seconds: float = 180.0
+    """wall time of a call"""
+    tokens: int = 8192
+    """the most that an answer may have; a server that is free decides for itself"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", self.spec or self.name)
 
     @property
     def small(self) -> bool:
         """Whether it decodes under a grammar and is given the short prompts."""
         return self.name == EMBEDDED
 
-    def chat(self, seed: int, grammar: str | None) -> BaseChatModel:
-        """A chat model that samples with `seed`, under `grammar` where the model is small."""
+    @property
+    def free(self) -> bool:
+        """Whether it is known to cost nothing."""
+        return self.small or (self.provider.local and self.base_url is None)
+
+    @property
+    def members(self) -> Sequence[LanguageModel]:
+        """Itself."""
+        return (self,)
+
+    def draw(self, name: str, seed: int) -> LanguageModel:
+        """Itself."""
+        return self
+
+    def chat(
+        self, conversation: Conversation, seed: int, grammar: str | None, *, streams: bool = False
+    ) -> BaseChatModel:
+        """A chat model that samples with `seed`, under `grammar` where the model is small.
+
+        Where it `streams`, callbacks are given the words while they come.
+        """
+        asking: dict[str, Any] = {
+            "temperature": self.temperature,
+            "seed": seed % 2**31,
+            "conversation": conversation,
+            "seconds": self.seconds,
+            "timeout": None,
+        }
         if self.small:
             return GrammarChat(
                 model=EMBEDDED,
                 base_url=f"{_embedded_server().listening_address}/v1",
+                address=_model_file().name,
                 api_key=SecretStr("none"),
-                temperature=self.temperature,
-                seed=seed % 2**31,
-                max_completion_tokens=200,
-                timeout=_TIMEOUT_SECONDS,
+                max_completion_tokens=_EMBEDDED_TOKENS,
                 grammar=grammar or "",
+                **asking,
             )
-        return ChatOpenAI(
-            model=self.name,
-            base_url=self.base_url,
-            api_key=SecretStr(_key() or "none"),
-            temperature=self.temperature,
-            seed=seed % 2**31,
-            timeout=_TIMEOUT_SECONDS,
-            max_retries=2,
+        return MeteredChat(
+            model=self._served,
+            base_url=self._url,
+            address=self._url,
+            api_key=SecretStr(self._key() or "none"),
+            max_completion_tokens=None if self.free else self.tokens,
+            limit=self.provider.limit,
+            forced=self.provider.forced,
+            streams=streams,
+            **asking,
         )
 
     def check(self) -> None:
@@ -115,26 +163,120 @@ class LanguageModel:
         if self.small:
             _embedded_server()
             return
-        key = _key()
-        if key is None and self.base_url is None:
+        if self._key() is None and self.base_url is None and not self.provider.local:
             raise ModelMistake(
-                f"{self.name} needs a key: set OPENAI_API_KEY, or give the --base-url of a local server, "
+                f"{self.spec} needs a key: set {self.provider.key}, or give the --base-url of a local server, "
                 f"or take --llm {EMBEDDED}."
             )
-        url = (self.base_url or "https://api.openai.com/v1").rstrip("/")
+        self._listed()
+        self._served  # noqa: B018
+
+    @property
+    def _url(self) -> str:
+        return (self.base_url or self.provider.url).rstrip("/")
+
+    @cached_property
+    def _served(self) -> str:
+        """The name at the server."""
+        if self.name:
+            return self.name
         try:
-            answer = httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key or 'none'}"}, timeout=10)
+            return str(self._listed().json()["data"][0]["id"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ModelMistake(f"{self._url} lists no model: name one, as --llm MODEL@{self._url}.") from error
+
+    def _listed(self) -> httpx.Response:
+        """What the server answers when it is asked for its models."""
+        key = self._key() or "none"
+        try:
+            answer = httpx.get(f"{self._url}/models", headers={"Authorization": f"Bearer {key}"}, timeout=10)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ModelMistake(
-                f"{url} does not answer ({error}): start the server, or give another --base-url, "
+                f"{self._url} does not answer ({error}): start the server, or give another --base-url, "
                 f"or take --llm {EMBEDDED}."
             ) from error
         if answer.status_code in (401, 403):
-            raise ModelMistake(f"{url} refuses the key in OPENAI_API_KEY ({answer.status_code}): set a valid one.")
+            raise ModelMistake(
+                f"{self._url} refuses the key in {self.provider.key} ({answer.status_code}): set a valid one."
+            )
+        return answer
+
+    def _key(self) -> str | None:
+        return os.environ.get(self.provider.key) or None
 
 
-def _key() -> str | None:
-    return os.environ.get("OPENAI_API_KEY") or None
+@dataclass(frozen=True)
+class Mixture:
+    """Several language models, each drawn for a share of the proposals."""
+
+    members: Sequence[LanguageModel]
+    weights: Sequence[float]
+
+    def draw(self, name: str, seed: int) -> LanguageModel:
+        """The one that `seed` falls on."""
+        return random.Random(f"language model/{seed}").choices(self.members, self.weights)[0]
+
+    def check(self) -> None:
+        """Raises `ModelMistake` unless every model can be asked."""
+        for member in self.members:
+            member.check()
+
+
+def parse(llm: str, base_url: str | None = None, **asking: Any) -> Models:
+    """The models that `llm` names; `asking` are fields of every `LanguageModel`. Raises `ModelMistake`.
+
+    `embedded`, `PROVIDER:MODEL`, `MODEL@URL`, `PROVIDER:MODEL@URL`, `URL`, or `MODEL` at `base_url`
+    (OpenAI's without one); several with commas between, each with `=WEIGHT` where that is not 1;
+    or `replay:FILE` alone.
+    """
+    if llm.startswith(REPLAY):
+        return Replay(Path(llm.removeprefix(REPLAY)))
+    parts = [part.strip() for part in llm.split(",") if part.strip()]
+    if not parts:
+        raise ModelMistake(f"--llm '{llm}' names no language model: give one, or {EMBEDDED}.")
+    if base_url and len(parts) > 1:
+        raise ModelMistake(f"--base-url speaks of one model, and --llm {llm} names several: give each as MODEL@URL.")
+    members, weights = [], []
+    for part in parts:
+        spec, separator, weight = part.rpartition("=")
+        members.append(_one(spec if separator else part, base_url, asking))
+        weights.append(_weight(weight, part) if separator else 1.0)
+    return members[0] if len(members) == 1 else Mixture(members, weights)
+
+
+def priced(models: Models, prices: Mapping[str, Price]) -> dict[str, Price]:
+    """`prices` with those of models that are known to cost nothing."""
+    return {model.spec: (0.0, 0.0) for model in models.members if model.free} | dict(prices)
+
+
+def _one(spec: str, base_url: str | None, asking: dict[str, Any]) -> LanguageModel:
+    if spec.startswith(("http://", "https://")):
+        return LanguageModel("", spec, provider=OTHER, spec=spec, **asking)
+    name, at, url = spec.partition("@http")
+    address = f"http{url}" if at else base_url
+    prefix, colon, model = name.partition(":")
+    if colon and prefix in PROVIDERS:
+        if not model:
+            raise ModelMistake(f"--llm {spec} names no model: give {prefix}:MODEL.")
+        return LanguageModel(model, address, provider=PROVIDERS[prefix], spec=spec, **asking)
+    if name == EMBEDDED or address:
+        return LanguageModel(name, address, provider=OTHER, spec=spec, **asking)
+    if colon:
+        raise ModelMistake(
+            f"'{prefix}' in --llm {spec} is no provider: known are {', '.join(PROVIDERS)}; or give the server's "
+            "address, as MODEL@http://host:port/v1."
+        )
+    return LanguageModel(name, spec=spec, **asking)
+
+
+def _weight(text: str, part: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < math.inf:
+        raise ModelMistake(f"'{text}' in --llm {part} is no weight: give a positive number, as in openai:MODEL=2.")
+    return weight
 
 
 def _model_file() -> Path:

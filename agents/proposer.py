@@ -10,20 +10,25 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware
 from langchain.agents.structured_output import ToolStrategy
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
-from agents.models import SUBMIT, LanguageModel, ModelMistake
+from agents.account import Account, Conversation
+from agents.answer import SUBMIT
+from agents.chat import ModelMistake, reason
+from agents.models import Model, Models
 from prompts import grammar, render
 from tap_eval.bench import Bench
 from tap_eval.features import TASK, visible
+from tap_eval.mistake import Mistake
 from tap_eval.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden, published
@@ -42,10 +47,11 @@ class Failures(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(request)
+        except Mistake:
+            raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
             raise ModelMistake(
-                f"the language model failed ({type(error).__name__}: {reason}): see to it, then {self._next_step}."
+                f"the language model failed ({reason(error)}): see to it, then {self._next_step}."
             ) from error
 
 
@@ -54,12 +60,6 @@ class Proposal(BaseModel):
 
     thought: str = Field(description="The reasoning behind the proxy, in plain language, a few sentences.")
     code: str = Field(description="Complete Python code that defines sensitivity(layers, task).")
-
-    @field_validator("thought", "code", mode="before")
-    @classmethod
-    def _writable(cls, text: Any) -> Any:
-        """Half a surrogate pair, which JSON can spell, could be written to no file."""
-        return text.encode(errors="replace").decode() if isinstance(text, str) else text
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class Assignment:
     failures: tuple[str, ...]
     """the latest failures, in a sentence each"""
     seed: int
+    name: str = ""
+    """of the candidate that is asked for"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Attempt:
 
     proxy: Proxy
     outcome: Scored | Rejection
+    llm: str
+    """the language model that was asked"""
     rounds: int
     tokens: int
     tool_calls: tuple[str, ...]
@@ -106,7 +110,7 @@ class Attempt:
 class Proposer:
     """The agents' surroundings, the same for every assignment."""
 
-    model: LanguageModel
+    models: Models
     benches: Sequence[Bench]
     sandbox: Sandbox
     rounds: int = 3
@@ -115,6 +119,7 @@ class Proposer:
     """measurements an agent may ask for"""
     model_calls: int = 8
     """model calls in one round"""
+    account: Account = field(default_factory=Account)
 
     def propose(self, assignment: Assignment, known: Known) -> Attempt:
         """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise.
@@ -123,6 +128,8 @@ class Proposer:
         of its rounds starts afresh, under a grammar drawn anew.
         """
         started = time.perf_counter()
+        model = self.models.draw(assignment.name, assignment.seed)
+        conversation = Conversation(self.account, assignment.name, model.spec)
         toolbox = make_tools(self.benches, self.sandbox, self.allowance)
         proxy = Proxy("", "")
         outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
@@ -131,13 +138,14 @@ class Proposer:
         rounds = 0
         agent = None
         while rounds < self.rounds and isinstance(outcome, Rejection):
-            if agent is None or self.model.small:
+            if agent is None or model.small:
                 rng = random.Random(f"{assignment.seed}/{rounds}")
                 names = grammar.features(
                     self.benches[0].task.inputs, FEATURES_DRAWN, rng, self.benches[0].task.choices.channel_groups > 1
                 )
-                agent = self._agent(assignment.seed + rounds, self._grammar(assignment, names, rng), toolbox)
-                messages = [HumanMessage(self._ask(assignment, names))]
+                sentences = _grammar(assignment, names, rng) if model.small else None
+                agent = self._agent(model, model.chat(conversation, assignment.seed + rounds, sentences), toolbox)
+                messages = [HumanMessage(_ask_small(assignment, names) if model.small else self._ask(assignment))]
             else:
                 messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
             rounds += 1
@@ -148,14 +156,15 @@ class Proposer:
             if isinstance(proposal, Proposal):
                 proxy = Proxy(proposal.thought, proposal.code)
                 outcome = self.judge(proxy, known)
-        return Attempt(proxy, outcome, rounds, _tokens(said), _tool_calls(said), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Attempt(proxy, outcome, model.spec, rounds, _tokens(said), _tool_calls(said), seconds)
 
-    def _agent(self, seed: int, sentences: str | None, toolbox: Sequence[BaseTool]) -> Any:
+    def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
         limit = ModelCallLimitMiddleware[Any, Any](run_limit=self.model_calls, exit_behavior="end")
         return create_agent(
-            self.model.chat(seed, sentences),
+            chat,
             tools=list(toolbox),
-            system_prompt=self._system(),
+            system_prompt=render("small_system") if model.small else self._system(),
             middleware=[limit, Failures("resume the run")],
             response_format=ToolStrategy(Proposal),
         )
@@ -168,8 +177,6 @@ class Proposer:
         return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
 
     def _system(self) -> str:
-        if self.model.small:
-            return render("small_system")
         return render(
             "system",
             sandbox=published(),
@@ -180,13 +187,7 @@ class Proposer:
             allowance=f"{self.allowance} proxy" if self.allowance == 1 else f"{self.allowance} proxies",
         )
 
-    def _ask(self, assignment: Assignment, names: Sequence[str]) -> str:
-        if self.model.small:
-            small = [
-                {"fitness": parent.fitness, "expression": expression}
-                for parent, expression in zip(assignment.parents, _expressions(assignment), strict=True)
-            ]
-            return render(f"small_{_written(assignment)}", parents=small, features=names)
+    def _ask(self, assignment: Assignment) -> str:
         parents = [
             render(
                 "parent",
@@ -213,16 +214,23 @@ class Proposer:
         ]
         return render(assignment.template, parents=parents, library=assignment.library, failures=assignment.failures)
 
-    def _grammar(self, assignment: Assignment, names: Sequence[str], rng: random.Random) -> str | None:
-        if not self.model.small:
-            return None
-        known = [expression or "" for expression in _expressions(assignment)]
-        makers: dict[str, Callable[[], str]] = {
-            "initialization": lambda: grammar.initialization(names, rng),
-            "mutation": lambda: grammar.mutation(known[0], names, rng),
-            "crossover": lambda: grammar.crossover(known[0], known[1], rng),
-        }
-        return makers[_written(assignment)]()
+
+def _ask_small(assignment: Assignment, names: Sequence[str]) -> str:
+    parents = [
+        {"fitness": parent.fitness, "expression": expression}
+        for parent, expression in zip(assignment.parents, _expressions(assignment), strict=True)
+    ]
+    return render(f"small_{_written(assignment)}", parents=parents, features=names)
+
+
+def _grammar(assignment: Assignment, names: Sequence[str], rng: random.Random) -> str:
+    known = [expression or "" for expression in _expressions(assignment)]
+    makers: dict[str, Callable[[], str]] = {
+        "initialization": lambda: grammar.initialization(names, rng),
+        "mutation": lambda: grammar.mutation(known[0], names, rng),
+        "crossover": lambda: grammar.crossover(known[0], known[1], rng),
+    }
+    return makers[_written(assignment)]()
 
 
 def _expressions(assignment: Assignment) -> list[str | None]:

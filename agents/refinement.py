@@ -21,6 +21,7 @@ from langchain.tools import ToolRuntime
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, tool
+from langgraph.graph import MessagesState
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, ConfigDict
 
@@ -86,6 +87,10 @@ class _Stoppable(AgentMiddleware[Any, Any, Any]):
             if self._stop.is_set():
                 raise Stopped
         return answer.result()
+
+
+class RefinementInput(MessagesState):
+    """What a person sends: a message."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -178,8 +176,8 @@ def seconds(run: Callable[[], object], rounds: int) -> float:
 
 
 TABLES: dict[str, tuple[Callable[[float], list[Row]], list[str]]] = {
+    "images": (images, ["s a pass", "MiB of images", "MiB of memory at most"]),  # before others have taken memory
     "layers": (layers, ["ms an image", "ms an allocation", "s for the weights, once"]),
-    "images": (images, ["s a pass", "MiB of images", "MiB of memory at most"]),
     "bits": (bits, ["ms an allocation", "s for the weights, once", "s for the layer errors"]),
     "population": (population, ["s a generation, without the model"]),
 }
@@ -191,18 +189,16 @@ def main() -> None:
     parser.add_argument("--only", choices=TABLES)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of images; below 1 for a trial")
     chosen = parser.parse_args()
-    if chosen.only is None:  # a process each, so that none finds the memory of the one before
-        for name in TABLES:
-            subprocess.run([sys.executable, __file__, "--only", name, "--scale", str(chosen.scale)], check=True)
-        return
-    table, heads = TABLES[chosen.only]
-    rows = table(chosen.scale)
-    print(f"| {chosen.only} | {' | '.join(heads)} | {heads[0]}, times the first |")
-    print("|---|" + "---|" * (len(heads) + 1))
-    for label, values in rows:
-        cells = " | ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values)
-        print(f"| {label} | {cells} | {values[0] / rows[0][1][0]:.1f} |")
-    print(flush=True)
+    for name, (table, heads) in TABLES.items():
+        if chosen.only not in (None, name):
+            continue
+        rows = table(chosen.scale)
+        print(f"| {name} | {' | '.join(heads)} | {heads[0]}, times the first |")
+        print("|---|" + "---|" * (len(heads) + 1))
+        for label, values in rows:
+            cells = " | ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values)
+            print(f"| {label} | {cells} | {values[0] / rows[0][1][0]:.1f} |")
+        print(flush=True)
 
 
 if __name__ == "__main__":

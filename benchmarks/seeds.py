@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
+    parser.add_argument("--racing", metavar="ERROR", help="a third column: evolution that races with this error rate")
     chosen, flags = parser.parse_known_args()
     settings = read_settings(chosen.config, {})
     proposals = settings.population * (settings.generations + 1)
@@ -31,6 +32,8 @@ def main() -> None:
         "evolution": [],
         "one-shot": ["--generations", "0", "--population", str(proposals)],
     }
+    if chosen.racing:
+        modes["racing"] = ["--racing", chosen.racing]
     print(f"| seed | {' | '.join(f'{mode}: fitness, search, test' for mode in modes)} | measured layer error, test |")
     print("|---|" + "---|" * (len(modes) + 1))
     columns: dict[str, list[tuple[float, float, float]]] = {mode: [] for mode in modes}

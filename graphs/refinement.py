@@ -19,7 +19,16 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import END, START, StateGraph
 
-from agents.refinement import RefinementState, Surroundings, Version, current, make_agent, parent, refusal
+from agents.refinement import (
+    RefinementInput,
+    RefinementState,
+    Surroundings,
+    Version,
+    current,
+    make_agent,
+    parent,
+    refusal,
+)
 from graphs.judge import Judge
 from graphs.state import Bits, Candidate
 from tap_eval.proxy import Rejection
@@ -187,9 +196,12 @@ class Refinement:
         answered: dict[str, Any] = self._agent.invoke(state)
         return {name: answered[name] for name in ("messages", "versions", "allowance")}
 
-    def graph(self) -> StateGraph[RefinementState]:
-        """The state machine, not compiled: the caller brings the checkpointer."""
-        graph = StateGraph(RefinementState)
+    def graph(self, context: type | None = None) -> StateGraph[RefinementState, Any, RefinementInput]:
+        """The state machine, not compiled: the caller brings the checkpointer.
+
+        `context` is what a server may be given with a message, for it to show and to check.
+        """
+        graph = StateGraph(RefinementState, context, input_schema=RefinementInput)
         graph.add_node("begin", self.begin)
         graph.add_node("command", self.command)
         graph.add_node("agent", self.agent)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypedDict, cast
@@ -22,14 +22,17 @@ from langgraph.types import Send
 from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
 from graphs.judge import Judge
-from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchState, Template
+from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
+from tap_eval.allocation import weight_size
 from tap_eval.bench import Bench
 from tap_eval.fitness import FitnessWeights
 from tap_eval.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, tree_print
 
-_LATER = {"prints", "rho", "top1", "images", "dropped", "fitness"}
+_LATER = {"prints", "bits", "rho", "top1", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
+_LONG = {"allocations"}
+"""what the state leaves to the event of the proposal"""
 FAILURES_SHOWN = 3
 THOUGHTS_SHOWN = 6
 
@@ -62,7 +65,9 @@ class Job(TypedDict):
 class Search:
     """The nodes of the graph over the agents and a benchmark set, which `open_proposer` supplies.
 
-    `emit` is given every event as a JSON dict; `finish` is called once with the final state.
+    `emit` is given every event as a JSON dict; `finish` is called once with the final state, its
+    candidates whole. `recall` gives the allocations of a candidate that an earlier session has
+    proposed, from the event that told of it.
     """
 
     def __init__(
@@ -71,11 +76,14 @@ class Search:
         settings: SearchSettings,
         emit: Callable[[dict[str, Any]], None],
         finish: Callable[[SearchState], None],
+        recall: Callable[[str], list[Bits]],
     ) -> None:
         self._open_proposer = open_proposer
         self.settings = settings
         self.emit = emit
         self.finish = finish
+        self._recall = recall
+        self._allocations: dict[str, list[Bits]] = {}
 
     @cached_property
     def proposer(self) -> Proposer:
@@ -153,6 +161,7 @@ class Search:
             library=tuple(job["library"]),
             failures=tuple(job["failures"]),
             seed=self._seed_of("propose", job["name"]),
+            name=job["name"],
         )
         attempt = self.proposer.propose(assignment, Known(job["known"]))
         record = Candidate(
@@ -163,6 +172,7 @@ class Search:
             thought=attempt.proxy.thought,
             code=attempt.proxy.code,
             seconds=attempt.seconds,
+            llm=attempt.llm,
             tokens=attempt.tokens,
             rounds=attempt.rounds,
         )
@@ -170,22 +180,48 @@ class Search:
             found: dict[str, Any] = {"failure": str(attempt.outcome.failure), "message": attempt.outcome.message}
             found["prints"] = _prints(attempt)
         else:
+            allocations = [Bits.of(allocation) for allocation in attempt.outcome.allocations]
+            self._allocations[record.name] = allocations
             found = {
                 "scores": attempt.outcome.scores,
                 "prints": attempt.outcome.prints,
-                "allocations": [Bits.of(allocation) for allocation in attempt.outcome.allocations],
+                "bits": [bits.means() for bits in allocations],
+                "allocations": allocations,
             }
         record = Candidate(**(record.model_dump() | found))
         self.emit(
             {"event": "proposed", **record.model_dump(mode="json", exclude=_LATER)}
             | {"tool_calls": list(attempt.tool_calls)}
         )
-        return {"candidates": {record.name: record.model_dump(mode="json")}}
+        return {"candidates": {record.name: record.model_dump(mode="json", exclude=_LONG)}}
 
     def judge(self, state: SearchState) -> dict[str, Any]:
         """Fitness of the generation's offspring; then the controller's weights, the library, the population."""
+        update, events = self._judged(state)
+        for event in events:
+            self.emit(event)
+        return update
+
+    def so_far(self, state: SearchState, proposed: Mapping[str, dict[str, Any]]) -> SearchState:
+        """`state` as it would be had its generation ended with what is `proposed` of it.
+
+        For a search that a limit stops: nothing is emitted, and no checkpoint knows of it, so
+        that a resumed search makes the generation whole and judges it anew.
+        """
+        plan = [entry for entry in state["plan"] if entry["name"] in proposed]
+        if not plan:
+            return state
+        state = {**state, "plan": plan, "candidates": state["candidates"] | dict(proposed)}
+        update, _ = self._judged(state)
+        candidates = state["candidates"] | update.pop("candidates")
+        generations = state["generations"] + update.pop("generations")
+        return cast("SearchState", {**state, **update, "candidates": candidates, "generations": generations})
+
+    def _judged(self, state: SearchState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The update of the judge, and the events that tell of it."""
         everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
         names = [entry["name"] for entry in state["plan"]]
+        everyone |= {name: self._whole(everyone[name]) for name in (*names, *state["library"])}
         places = population.library_size(len(state["population"]) + len(names))
         judged = self._judge.judge(names, everyone, state["library"], places)
         everyone |= judged
@@ -207,33 +243,38 @@ class Search:
             mean=sum(values) / len(values) if values else None,
             population=keep,
         )
-        for candidate in judged.values():
-            self.emit(
-                {
-                    "event": "judged",
-                    "name": candidate.name,
-                    "generation": candidate.generation,
-                    "template": candidate.template,
-                    "fitness": candidate.fitness,
-                    "rho": candidate.rho,
-                    "top1": candidate.top1,
-                    "images": candidate.images,
-                    "dropped": candidate.dropped,
-                    "failure": candidate.failure,
-                    "message": candidate.message,
-                    "seconds": candidate.seconds,
-                    "tokens": candidate.tokens,
-                }
-            )
-        self.emit({"event": "generation", **generation.model_dump(mode="json"), "weights": dict(weights)})
-        return {
-            "candidates": {name: candidate.model_dump(mode="json") for name, candidate in judged.items()},
+        events: list[dict[str, Any]] = [
+            {
+                "event": "judged",
+                "name": candidate.name,
+                "generation": candidate.generation,
+                "template": candidate.template,
+                "fitness": candidate.fitness,
+                "rho": candidate.rho,
+                "top1": candidate.top1,
+                "images": candidate.images,
+                "dropped": candidate.dropped,
+                "failure": candidate.failure,
+                "message": candidate.message,
+                "size_bytes": [
+                    -(-weight_size(bench.layers, bits.allocation()) // 8)
+                    for bench, bits in zip(self.benches, candidate.allocations, strict=False)
+                ],
+                "seconds": candidate.seconds,
+                "tokens": candidate.tokens,
+            }
+            for candidate in judged.values()
+        ]
+        events.append({"event": "generation", **generation.model_dump(mode="json"), "weights": dict(weights)})
+        conclusion: dict[str, Any] = {
+            "candidates": {name: each.model_dump(mode="json", exclude=_LONG) for name, each in judged.items()},
             "weights": dict(weights),
             "population": keep,
             "library": library,
             "best": population.best(everyone.values()),
             "generations": [generation.model_dump(mode="json")],
         }
+        return conclusion, events
 
     def again(self, state: SearchState) -> Literal["select", "report"]:
         """Whether there is another generation to come."""
@@ -241,12 +282,20 @@ class Search:
 
     def report(self, state: SearchState) -> dict[str, Any]:
         """Hands the final state over; the test split is read here and nowhere else."""
-        self.finish(state)
+        self.finish(self.whole(state))
         return {}
 
-    def graph(self) -> StateGraph[SearchState]:
-        """The state machine, not compiled: the caller brings the checkpointer."""
-        graph = StateGraph(SearchState)
+    def whole(self, state: SearchState) -> SearchState:
+        """With the allocations of its candidates."""
+        everyone = {name: self._whole(Candidate(**record)) for name, record in state["candidates"].items()}
+        return {**state, "candidates": {name: each.model_dump(mode="json") for name, each in everyone.items()}}
+
+    def graph(self, context: type | None = None) -> StateGraph[SearchState, Any, SearchInput]:
+        """The state machine, not compiled: the caller brings the checkpointer.
+
+        `context` is what a server may be given with a run, for it to show and to check.
+        """
+        graph = StateGraph(SearchState, context, input_schema=SearchInput)
         graph.add_node("prepare", self.prepare)
         graph.add_node("seed", self.seed)
         graph.add_node("select", self.select)
@@ -275,8 +324,15 @@ class Search:
             top1=candidate.top1,
             counts=candidate.images,
             rho=candidate.rho,
-            bits=[bits.means() for bits in candidate.allocations],
+            bits=candidate.bits or [bits.means() for bits in candidate.allocations],
         )
+
+    def _whole(self, candidate: Candidate) -> Candidate:
+        if not candidate.bits:
+            return candidate
+        if candidate.name not in self._allocations:
+            self._allocations[candidate.name] = self._recall(candidate.name)
+        return candidate.model_copy(update={"allocations": self._allocations[candidate.name]})
 
     @staticmethod
     def _entry(index: int, template: Template, parents: list[str]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import TypedDict
 
 from tap_eval.quantizer import Allocation
 
@@ -60,7 +61,10 @@ class Candidate(BaseModel):
     """of layers; those of channels in their mean"""
     prints: list[str] = []
     """what tells it from others, see `tools.evaluation.Scored`"""
+    bits: list[list[float]] = []
+    """average weight bits of each layer"""
     allocations: list[Bits] = []
+    """in full; the state leaves them out, for they name every channel, and has `bits`"""
     rho: list[float] = []
     top1: list[float] = []
     """accuracy on the search split, in [0, 1]"""
@@ -71,6 +75,8 @@ class Candidate(BaseModel):
     fitness: float | None = None
     """Eq. 6; None stands for minus infinity"""
     seconds: float = 0.0
+    llm: str = ""
+    """the language model that proposed it"""
     tokens: int = 0
     rounds: int = 1
     """proposals that the agent made before this one was taken, or given up"""
@@ -116,3 +122,7 @@ class SearchState(TypedDict):
     generations: Annotated[list[dict[str, Any]], operator.add]
     """a `Generation` each, in order"""
     best: str | None
+
+
+class SearchInput(TypedDict):
+    """What a search begins with: nothing, for it follows from its settings."""

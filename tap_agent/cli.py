@@ -5,13 +5,12 @@ torch and LangChain take seconds to import, so each command imports what it need
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +23,7 @@ from tap_agent.flags import (
     BetaOption,
     BitsOption,
     BudgetOption,
+    CacheLLMOption,
     CalibrationOption,
     ConfigOption,
     ControllerOption,
@@ -35,6 +35,9 @@ from tap_agent.flags import (
     ImagesOption,
     InputsOption,
     LLMOption,
+    MaxCallsOption,
+    MaxCostOption,
+    MaxMinutesOption,
     NetworkOption,
     PinEndsOption,
     PopulationOption,
@@ -43,6 +46,7 @@ from tap_agent.flags import (
     SearchRowsOption,
     SeedOption,
     TestRowsOption,
+    TrackOption,
     TransformOption,
     WeightsOption,
     given,
@@ -75,7 +79,12 @@ class Exit(IntEnum):
     PROXY = 12
     """a proxy that cannot be applied, or a search that found none"""
     EXECUTOR = 13
-    PORT = 14
+    LIMIT = 14
+    """a limit of calls, cost or time has stopped the search; the best so far is kept"""
+    TRACKING = 15
+    PORT = 16
+    STUDIO = 17
+    """the server behind LangGraph Studio is not installed"""
     INTERRUPTED = 130
 
 
@@ -119,9 +128,14 @@ def run(
     seed: SeedOption = None,
     llm: LLMOption = None,
     base_url: BaseURLOption = None,
+    cache_llm: CacheLLMOption = None,
+    max_cost: MaxCostOption = None,
+    max_calls: MaxCallsOption = None,
+    max_minutes: MaxMinutesOption = None,
     sandbox: SandboxOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
+    track: TrackOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
 ) -> None:
     """Search a proxy for a network, and report what it achieves.
@@ -130,12 +144,12 @@ def run(
     three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
     """
     flags = given(locals(), "config", "path")
-    from tap_agent.folder import RunFolder
+    from tap_agent.folder import RunFolder, usual_path
     from tap_agent.settings import read_settings
     from tap_agent.workshop import Workshop, cache_folder
 
     settings = read_settings(config, flags)
-    path = path or RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{settings.networks[0].network.replace(':', '-')}"
+    path = path or usual_path(settings)
     with Workshop(settings, cache_folder()) as workshop:
         _check(workshop)
         _search(RunFolder.create(path, settings), workshop)
@@ -144,18 +158,26 @@ def run(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    max_cost: MaxCostOption = None,
+    max_calls: MaxCallsOption = None,
+    max_minutes: MaxMinutesOption = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
 ) -> None:
-    """Continue a run from its last checkpoint; one that has ended is shown."""
+    """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown."""
+    flags = given(locals(), "run")
+    from tap_agent.settings import read_settings
+    from tap_agent.track import Tracker, check
     from tap_agent.workshop import Workshop, cache_folder
 
     folder = _folder(run)
-    if (result := folder.result()) is not None:
+    if (result := folder.result()) is not None and result.stopped is None:
+        check(folder.settings().track)
+        with Tracker(folder, folder.settings()) as tracker:
+            tracker.conclude(result)
         _show(folder, result)
         return
-    elsewhere = {name: value for name, value in (("executor", executor), ("address", address)) if value}
-    with Workshop(folder.settings().model_copy(update=elsewhere), cache_folder()) as workshop:
+    with Workshop(read_settings(folder.path / "config.yaml", flags), cache_folder()) as workshop:
         _check(workshop)
         _search(folder, workshop)
 
@@ -202,7 +224,7 @@ def apply(
     settings = read_settings(config, flags)
     with Workshop(settings, cache_folder()) as workshop:
         with out.status("opening network and images"):
-            workshop.proposer()
+            workshop.open()
         with out.status("scoring, allocating, quantizing and measuring") as status:
             applied = application.apply(found, workshop, lambda label: status.update(f"measuring {label}"))
     for bench in workshop.benches:
@@ -227,7 +249,8 @@ def chat(
 ) -> None:
     """Refine a proxy by talking about it; what is accepted becomes a child in the run's family tree.
 
-    Measuring and accepting ask first. The conversation is kept in the run and goes on where it was.
+    Measuring and accepting ask first. The conversation is kept in the run and goes on where it was; its calls are
+    in the run's account, but its limits do not stop a person.
     """
     from tap_agent import chat
     from tap_agent.console import out
@@ -241,7 +264,8 @@ def chat(
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
     result = finished(ended[0])
     settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
-    with Workshop(settings, cache_folder()) as workshop:
+    unlimited = {"max_cost": None, "max_calls": None, "max_minutes": None}
+    with Workshop(settings.model_copy(update=unlimited), cache_folder()) as workshop:
         _check(workshop)
         with Conversation(ended[0], proxy or result.best, workshop) as conversation:
             out.print(f"[dim]{ended[0].path}[/dim]")
@@ -295,6 +319,24 @@ def ui(
         serve(desk, host, port, password, browser)
 
 
+@app.command()
+def studio(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server listens.")] = 2024,
+    host: Annotated[
+        str, typer.Option(help="The address that it listens on; whoever reaches it can have code run here.")
+    ] = "127.0.0.1",
+    browser: Annotated[bool, typer.Option(help="Open Studio in the browser.")] = True,
+) -> None:
+    """Show the runs in LangGraph Studio: their history, forks from any step, and new searches.
+
+    A run is a thread there; one that is started there is a run here. Ctrl-C ends the server.
+    """
+    from tap_agent.console import out
+    from tap_agent.server import serve
+
+    serve(RUNS, host, port, browser=browser, tell=out.print)
+
+
 @app.command("doctor")
 def examine() -> None:
     """Say what works on this machine, and the next step for what does not."""
@@ -329,24 +371,38 @@ def _folder(path: Path) -> RunFolder:
 def _check(workshop: Workshop) -> None:
     """Opens every part, so that what is missing shows before anything is written."""
     from tap_agent.console import out
+    from tap_agent.track import check
 
+    check(workshop.settings.track)
     with out.status("opening network, images, sandbox and language model"):
-        workshop.model.check()
-        workshop.proposer()
+        workshop.check()
 
 
 def _search(folder: RunFolder, workshop: Workshop) -> None:
-    from tap_agent.console import Display
+    from agents.account import LimitMistake
+    from tap_agent.display import make_display
     from tap_agent.session import search
+    from tap_agent.track import Tracker
 
+    settings = workshop.settings
     with folder.held():
         try:
-            with Display(workshop.settings, folder.events()) as display:
-                result = search(folder, workshop, display)
+            with make_display(settings, folder.events()) as display, Tracker(folder, settings) as tracker:
+
+                def listen(event: dict[str, Any]) -> None:
+                    display(event)
+                    tracker(event)
+
+                result = search(folder, workshop, listen)
+                tracker.conclude(result)
         except BaseException:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
             raise
     _show(folder, result)
+    if result.stopped:
+        raise LimitMistake(
+            f"{result.stopped} This is the best so far; `tap-agent resume {folder.path}` takes the flag."
+        )
 
 
 def _show(folder: RunFolder, result: Result) -> None:

@@ -1,96 +1,19 @@
-"""What a person sees in the terminal: progress while it works, tables when it has ended."""
+"""What a person sees in the terminal when a command has ended: tables, and results in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from graphs.state import TEMPLATES
+from agents.account import Spent
 from tap_agent.course import glance
 from tap_agent.folder import RunFolder
 from tap_agent.result import MeasuredTop1, Result, Row
-from tap_agent.settings import Settings
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
-
-
-class Display(AbstractContextManager["Display"]):
-    """A progress bar over the candidates of a search, and a line for each generation."""
-
-    def __init__(self, settings: Settings, before: Sequence[dict[str, Any]] = ()) -> None:
-        """`before` are the events of the run's earlier sessions."""
-        self._settings = settings
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=out,
-        )
-        self._seen = {event["name"] for event in before if event["event"] == "judged"}
-        total = settings.population * (settings.generations + 1)
-        self._task = self._progress.add_task("preparing", total=total, completed=len(self._seen))
-
-    def __enter__(self) -> Display:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Shows what `event` says."""
-        if text := doing(event):
-            self._describe(text)
-        match event["event"]:
-            case "prepared":
-                for note in event["notes"]:
-                    self._progress.console.print(note)
-            case "proposed":
-                self._seen.add(event["name"])
-                self._progress.update(self._task, completed=len(self._seen))
-            case "generation":
-                self._progress.console.print(generation_line(event))
-            case "measuring the table":
-                self._progress.remove_task(self._task)
-                self._task = self._progress.add_task(doing(event), total=None)
-            case "table row":
-                self._progress.advance(self._task)
-            case _:
-                pass
-
-    def _describe(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-
-
-def doing(event: dict[str, Any]) -> str:
-    """What goes on after an event, in a few words, where the event says it."""
-    match event["event"]:
-        case "preparing":
-            return f"measuring the layer errors of {event['network']}"
-        case "proposed":
-            died = f" died: {event['failure']}" if event["failure"] else ""
-            return f"generation {event['generation']}: {event['template']} {event['name']}{died}"
-        case "measuring the table":
-            return "measuring the table on the test split"
-        case _:
-            return ""
-
-
-def generation_line(event: dict[str, Any]) -> str:
-    """One generation in a line."""
-    died = sum(event["failures"].values())
-    causes = ", ".join(f"{count} {failure}" for failure, count in event["failures"].items())
-    share = ", ".join(f"{template} {event['probabilities'][template]:.0%}" for template in TEMPLATES)
-    best = "none lived" if event["best"] is None else f"best {event['best']:.4f}, mean {event['mean']:.4f}"
-    return f"generation {event['index']}: fitness {best}{f'; died: {causes}' if died else ''}  [dim]({share})[/dim]"
 
 
 def results_table(rows: Sequence[Row]) -> Table:
@@ -149,5 +72,12 @@ def summary(result: Result) -> str:
     raced = f" measured on {share:.0%} of the images" if share < 1 else ""
     return (
         f"{len(result.candidates)} proposals, {len(living)} distinct and alive{raced}; "
-        f"{result.measured} measurements; {result.tokens:,} tokens; {result.seconds:.0f} s"
+        f"{result.measured} measurements; {f'{spent_text(result.spent)}; ' if result.spent else ''}"
+        f"{result.seconds:.0f} s"
     )
+
+
+def spent_text(spent: Spent) -> str:
+    """Calls of language models, tokens and cost."""
+    cost = "cost unknown" if spent.cost is None else f"${spent.cost:,.4f}" if spent.cost else "$0"
+    return f"{spent.calls:,} model calls, {spent.tokens_in:,} tokens in, {spent.tokens_out:,} out, {cost}"

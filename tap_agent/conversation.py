@@ -9,17 +9,21 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
+from agents import account as calls
+from agents.models import LanguageModel
 from agents.refinement import Surroundings, Version, current
 from graphs.judge import Judge
 from graphs.refinement import Refinement, Run, start
 from graphs.state import Candidate
 from tap_agent import report
 from tap_agent.folder import RunFolder, RunMistake
+from tap_agent.lines import ask
 from tap_agent.result import Result
 from tap_agent.settings import NetworkSettings
 from tap_agent.workshop import Workshop
@@ -60,8 +64,9 @@ class Conversation(AbstractContextManager["Conversation"]):
         name = candidate.name
         self._start = start(candidate)
         self._held = ExitStack()
+        account = self._held.enter_context(workshop.account(folder.calls))
         saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._refinement = refinement(folder, name, workshop)
+        self._refinement = make_refinement(folder, name, workshop, account)
         self._graph = self._refinement.graph().compile(checkpointer=saver)
         thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
         self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
@@ -137,8 +142,15 @@ class Conversation(AbstractContextManager["Conversation"]):
                     yield Part("words", str(message.text))
 
 
-def refinement(folder: RunFolder, proxy: str, workshop: Workshop) -> Refinement:
+def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: calls.Account) -> Refinement:
     """The refinement graph about a proxy of a run, by its name, over the networks of the run."""
+
+    def chat_model() -> BaseChatModel | None:
+        seed = time.time_ns()
+        model = workshop.models.draw(proxy, seed)
+        if model.small or not isinstance(model, LanguageModel):
+            return None
+        return model.chat(calls.Conversation(account, f"chat about {proxy}", model.spec), seed, None, streams=True)
 
     def candidates() -> dict[str, Candidate]:
         result = finished(folder)
@@ -167,10 +179,15 @@ def refinement(folder: RunFolder, proxy: str, workshop: Workshop) -> Refinement:
 
     return Refinement(
         surroundings,
-        lambda: None if workshop.model.small else workshop.model.chat(time.time_ns(), None),
+        chat_model,
         lambda: Judge(workshop.benches, workshop.search_settings().fitness),
         Run(proxy, candidates, adopt),
     )
+
+
+def conversations(folder: RunFolder) -> list[str]:
+    """The threads of a run's conversations."""
+    return [thread for (thread,) in ask(folder.conversations, "SELECT DISTINCT thread_id FROM checkpoints")]
 
 
 def finished(folder: RunFolder) -> Result:

@@ -16,7 +16,8 @@ from tap_agent.folder import RunFolder
 from tap_agent.result import Course, NetworkRecord, Result
 from tap_eval.mistake import Mistake
 
-State = Literal["starting", "running", "stopping", "interrupted", "finished", "unreadable"]
+State = Literal["starting", "running", "stopping", "interrupted", "stopped", "finished", "unreadable"]
+"""`stopped` is by a limit, with a result; `interrupted` is without one"""
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,22 @@ class Glance:
 def glance(folder: RunFolder, held: bool | None = None) -> Glance:
     """A run in a line; `held` is whether a process writes it, where that is known."""
     try:
+        ended = None
         if (result := folder.path / "result.json").exists():
-            return _ended(folder.path, result.stat().st_mtime_ns)
-        state: State = "running" if (folder.is_held() if held is None else held) else "interrupted"
-        return _glance(folder, state, read(folder))
+            ended = _ended(folder.path, result.stat().st_mtime_ns)
+            if ended.state == "finished":
+                return ended
+        if folder.is_held() if held is None else held:
+            return _glance(folder, "running", read(folder, live=True))
+        return ended or _glance(folder, "interrupted", read(folder))
     except (Mistake, ValidationError, OSError) as error:
         return Glance(folder.name, "unreadable", note=" ".join(str(error).split()))
 
 
 @lru_cache(4096)
 def _ended(path: Path, changed: int) -> Glance:
-    return _glance(RunFolder(path), "finished", _finished(path / "result.json", changed))
+    result = _finished(path / "result.json", changed)
+    return _glance(RunFolder(path), "stopped" if result.stopped else "finished", result)
 
 
 def _glance(folder: RunFolder, state: State, course: Course) -> Glance:
@@ -68,10 +74,10 @@ def _glance(folder: RunFolder, state: State, course: Course) -> Glance:
     )
 
 
-def read(folder: RunFolder) -> Course:
-    """The result of a run that has ended, else what its events tell."""
+def read(folder: RunFolder, live: bool = False) -> Course:
+    """The result of a run that has ended, else what its events tell; of a `live` one, those in any case."""
     result, events = folder.path / "result.json", folder.path / "events.jsonl"
-    if result.exists():
+    if result.exists() and not live:
         return _finished(result, result.stat().st_mtime_ns)
     return _so_far(folder.path, events.stat().st_size if events.exists() else 0)
 

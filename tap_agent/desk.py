@@ -11,13 +11,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, get_args
 
-from agents.models import LanguageModel
+from agents.models import EMBEDDED
 from tap_agent import flags
 from tap_agent.course import Glance, glance
 from tap_agent.folder import RunFolder, RunMistake, runs
 from tap_agent.launch import Launch, stop
 from tap_agent.settings import NetworkSettings, Settings, read_settings
 from tap_agent.talk import Talk
+from tap_agent.workshop import Workshop
 
 FIELDS: dict[str, tuple[str, Any]] = {
     "network": ("Network", flags.NetworkOption),
@@ -31,15 +32,21 @@ FIELDS: dict[str, tuple[str, Any]] = {
     "llm": ("Language model", flags.LLMOption),
     "base-url": ("Base URL", flags.BaseURLOption),
     "seed": ("Seed", flags.SeedOption),
+    "config": ("Config", flags.ConfigOption),
     "search": ("Search images", flags.SearchRowsOption),
     "test": ("Test images", flags.TestRowsOption),
     "draws": ("Calibration draws", flags.DrawsOption),
     "channel-groups": ("Channel groups", flags.GroupsOption),
     "racing": ("Racing", flags.RacingOption),
+    "max-cost": ("Most cost", flags.MaxCostOption),
+    "max-calls": ("Most calls", flags.MaxCallsOption),
+    "max-minutes": ("Most minutes", flags.MaxMinutesOption),
 }
 """the flags of `tap-agent run` that the page has a field for, with its label"""
 COMMON = 11
 """of the fields, shown without asking; the others are behind "More settings" """
+LIMITS = ("max-cost", "max-calls", "max-minutes")
+"""of the fields, those that a run may be resumed with"""
 _TALKS_OPEN = 2
 
 
@@ -104,13 +111,14 @@ class Desk(AbstractContextManager["Desk"]):
             self._forms[name] = given
         return name
 
-    def resume(self, run: RunFolder) -> None:
-        """Continues a search that was interrupted; raises `RunMistake` when a process writes it."""
+    def resume(self, run: RunFolder, form: Mapping[str, str]) -> None:
+        """Continues a search, with the limits in `form`; raises `RunMistake` when a process writes it."""
+        limits = [f"--{name}={form[name].strip()}" for name in LIMITS if form.get(name, "").strip()]
         with self._lock:
             launch = self._launches.get(run.name)
             if (launch and launch.running) or run.is_held():
                 raise RunMistake(f"{run.path} is being written by another process: wait for it, or stop it.")
-            self._launches[run.name] = Launch(run.path, ["resume", str(run.path)])
+            self._launches[run.name] = Launch(run.path, ["resume", str(run.path), *limits])
 
     def stop(self, name: str) -> None:
         """Asks a search to end, as Ctrl-C does; raises `RunMistake` when it cannot be asked from here."""
@@ -135,9 +143,8 @@ class Desk(AbstractContextManager["Desk"]):
         """Goes on with another language model; raises a `Mistake` when it cannot be asked."""
         flags = {"llm": llm.strip() or None, "base_url": base_url.strip() or None}
         settings = read_settings(run.path / "config.yaml", flags)
-        model = LanguageModel(settings.llm, settings.base_url, settings.temperature)
-        if not model.small:
-            model.check()
+        if settings.llm != EMBEDDED:
+            Workshop(settings, self._cache).models.check()
         with self._lock:
             if (talk := self._talks.get((run.name, proxy))) and talk.busy:
                 raise RunMistake("an answer is still coming: wait for it, or stop it.")
@@ -158,10 +165,9 @@ def fields(given: Mapping[str, str]) -> list[dict[str, Any]]:
     """The fields of the form: name, label, help, what is taken when it is left empty, and what was given before."""
     defaults = {
         **NetworkSettings().model_dump(),
-        **Settings().model_dump(),
-        "base-url": None,
+        **{name.replace("_", "-"): value for name, value in Settings().model_dump().items()},
+        "config": None,
         "draws": Settings().calibration_draws,
-        "channel-groups": Settings().channel_groups,
         "bits": ",".join(map(str, Settings().bits)),
     }
     found: list[dict[str, Any]] = []
@@ -171,7 +177,9 @@ def fields(given: Mapping[str, str]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "label": label,
-                "help": re.sub(r"--([a-z-]+)", lambda flag: f"“{FIELDS[flag[1]][0]}”", about.help),
+                "help": re.sub(r"--([a-z-]+)", lambda flag: f"“{FIELDS[flag[1]][0]}”", about.help).replace(
+                    "flags", "fields"
+                ),
                 "default": "" if defaults[name] is None else str(defaults[name]),
                 "given": given.get(name, ""),
                 "step": {int: "1", float: "any"}.get(get_args(kind)[0], ""),

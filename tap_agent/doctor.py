@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from agents.models import EMBEDDED, LanguageModel
+from agents.models import EMBEDDED, PROVIDERS, LanguageModel
 from tap_eval.digits import load_digits_cnn
 from tap_eval.integer import exact
 from tap_eval.mistake import Mistake
@@ -67,8 +67,8 @@ def _sandbox() -> str:
 
 def _language_model() -> str:
     LanguageModel(EMBEDDED).check()
-    key = "set" if os.environ.get("OPENAI_API_KEY") else "not set, needed for OpenAI's models alone"
-    return f"the embedded model runs; OPENAI_API_KEY is {key}"
+    keys = [provider.key for provider in PROVIDERS.values() if os.environ.get(provider.key)]
+    return f"the embedded model runs; keys for others in the environment: {', '.join(keys) or 'none'}"
 
 
 def _images() -> str:

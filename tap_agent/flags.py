@@ -86,9 +86,38 @@ RacingOption = Annotated[
     typer.Option(help="Error rate of dropping a candidate early; 0 for never.", rich_help_panel=_SEARCH),
 ]
 LLMOption = Annotated[
-    str | None, typer.Option(help="embedded, or the name of a model at --base-url.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option(
+        help="embedded; PROVIDER:MODEL with openai, deepseek, qwen, xai, ollama, vllm or llamacpp; a server's URL, "
+        "MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 BaseURLOption = Annotated[str | None, typer.Option(help="Of any OpenAI-compatible server.", rich_help_panel=_MODEL)]
+CacheLLMOption = Annotated[
+    bool | None,
+    typer.Option("--cache-llm/--no-cache-llm", help="Keep and reuse the models' answers.", rich_help_panel=_MODEL),
+]
+MaxCostOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="USD that the run may spend; needs `prices` in the config.", rich_help_panel=_MODEL),
+]
+MaxCallsOption = Annotated[
+    int | None, typer.Option(min=1, help="Calls of language models that the run may send.", rich_help_panel=_MODEL)
+]
+MaxMinutesOption = Annotated[
+    float | None, typer.Option(min=0, help="Time after which the run calls no model.", rich_help_panel=_MODEL)
+]
+
+
+TrackOption = Annotated[
+    Literal["mlflow", "tensorboard"] | None,
+    typer.Option(help="Follow the run there too, through an extra of the same name.", rich_help_panel=_SEARCH),
+]
+
+
+RENAMED = {"search_rows": "search", "test_rows": "test", "draws": "calibration_draws"}
+"""parameters of a command that do not have the name of their setting"""
 
 
 def given(values: dict[str, Any], *without: str) -> dict[str, Any]:
@@ -96,7 +125,7 @@ def given(values: dict[str, Any], *without: str) -> dict[str, Any]:
     from tap_agent.settings import parse_bits, parse_transform
 
     flags = {name: value for name, value in values.items() if name not in without}
-    for name, field in (("search_rows", "search"), ("test_rows", "test"), ("draws", "calibration_draws")):
+    for name, field in RENAMED.items():
         if name in flags:
             flags[field] = flags.pop(name)
     for name, parse in (("bits", parse_bits), ("activation_bits", parse_bits), ("transform", parse_transform)):

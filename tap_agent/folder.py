@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from graphs.state import Bits
+from tap_agent import RUNS
 from tap_agent.result import Result
 from tap_agent.settings import Settings, dump, read_settings
 from tap_eval.mistake import Mistake
@@ -57,6 +59,12 @@ class RunFolder:
                 os.replace(Path(fresh) / entry, path / entry)
         return RunFolder(path)
 
+    @staticmethod
+    def unused(path: Path, settings: Settings) -> RunFolder:
+        """A new folder at `path`, or beside it with a number where that is taken."""
+        names = (path.with_name(f"{path.name}{end}") for end in ("", *(f"-{n}" for n in range(2, 10_000))))
+        return RunFolder.create(next(name for name in names if not name.exists()), settings)
+
     @property
     def name(self) -> str:
         """The folder's own name."""
@@ -71,6 +79,11 @@ class RunFolder:
     def conversations(self) -> Path:
         """The SQLite database of the refinement graph's checkpoints, a thread a proxy."""
         return self.path / "conversations.sqlite"
+
+    @property
+    def calls(self) -> Path:
+        """The SQLite database of the calls of language models."""
+        return self.path / "calls.sqlite"
 
     @property
     def report(self) -> Path:
@@ -88,8 +101,8 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes out; raises `RunMistake` when one is in."""
-        lock = FileLock(self.path / ".lock")
+        """Keeps other processes out; raises `RunMistake` when one is in. Another thread may end it."""
+        lock = FileLock(self.path / ".lock", thread_local=False)
         try:
             lock.acquire(timeout=0.2, poll_interval=0.02)  # longer than `is_held` has it
         except Timeout as error:
@@ -141,6 +154,16 @@ class RunFolder:
                 found.append(json.loads(line))
         return found
 
+    def allocations(self, name: str) -> list[Bits]:
+        """Those of a candidate that the run has proposed, one a network."""
+        proposals = [event for event in self.events() if event["event"] == "proposed" and event["name"] == name]
+        return [Bits.model_validate(bits) for bits in proposals[-1]["allocations"]]
+
+    def has_ended(self) -> bool:
+        """Whether the run has finished, rather than been stopped by a limit or not come to a result."""
+        result = self.result()
+        return result is not None and result.stopped is None
+
     def seconds(self) -> float:
         """Time spent on the run, without the pauses between its sessions."""
         total, started, last = 0.0, None, None
@@ -162,9 +185,10 @@ class RunFolder:
             sessions[-1] = max(sessions[-1], event.get("measured", 0))
         return sum(sessions)
 
-    def save(self, result: Result, best: dict[str, Any], page: str) -> None:
-        """Writes the best allocation, the report, and last the result, which marks the run as finished."""
+    def save(self, result: Result, best: dict[str, Any], page: str, replay: str) -> None:
+        """Writes the best allocation, the report, the replay, and last the result, which marks the run as ended."""
         write(self.path / "best.json", json.dumps(best, indent=1))
+        write(self.path / "replay.jsonl", replay)
         write(self.report, page)
         write(self.path / "result.json", result.model_dump_json(indent=1))
 
@@ -174,9 +198,14 @@ class RunFolder:
         write(self.path / "result.json", result.model_dump_json(indent=1))
 
     def result(self) -> Result | None:
-        """The result of a finished run."""
+        """The result of a run that has finished, or that a limit has stopped."""
         path = self.path / "result.json"
         return Result.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def usual_path(settings: Settings) -> Path:
+    """Where a run goes that was given no place of its own."""
+    return RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{settings.networks[0].network.replace(':', '-')}"
 
 
 def make_parent(path: Path) -> None:

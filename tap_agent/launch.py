@@ -30,14 +30,14 @@ class Launch:
         self._last_words = ""
         self._kept = path / "log.txt"
         self._early = path.parent / f".{path.name}.log"
-        with (self._kept if path.is_dir() else self._early).open("a+") as log:
+        with (self._kept if path.is_dir() else self._early).open("ab") as log:
             self._start = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 the arguments are checked by the command line
                 [sys.executable, "-m", "tap_agent", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "COLUMNS": "120", "PYTHONUNBUFFERED": "1", "TYPER_USE_RICH": "0"},
                 start_new_session=True,
             )
         if not path.is_dir():
@@ -55,7 +55,7 @@ class Launch:
         if not code or self.stopping:
             return None
         said = self.log.strip()
-        sentence = re.findall(r"^error: (.+)", said, re.MULTILINE)
+        sentence = re.findall(r"^[Ee]rror: (.+)", said, re.MULTILINE)
         last = said.splitlines()[-1:] or [f"it ended with exit code {code} and said nothing"]
         return str((sentence or last)[-1])
 
@@ -64,7 +64,7 @@ class Launch:
         """What it has printed."""
         for path in (self._early, self._kept):
             with suppress(FileNotFoundError):
-                return path.read_text(errors="replace")[self._start :]
+                return path.read_bytes()[self._start :].decode(errors="replace")
         return self._last_words
 
     def _keep(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from agents.account import Spent
 from graphs.state import Bits, Candidate, Generation, SearchState
 from tap_eval import quantizer
 from tap_eval.accuracy import Accuracy
@@ -102,7 +103,10 @@ class Result(Course):
     run: str
     config: dict[str, Any]
     seconds: float
-    tokens: int
+    spent: Spent | None = None
+    """on language models; None in results of before this was counted"""
+    stopped: str | None = None
+    """the limit that stopped the search early, in a sentence"""
     measured: int
     """allocations and layer errors that had to be measured; the rest was recalled"""
     best: str
@@ -190,7 +194,6 @@ def conclude(
         run=run,
         config=config,
         seconds=0.0,
-        tokens=sum(candidate.tokens for candidate in candidates),
         measured=0,
         networks=[network_record(bench) for bench in benches],
         generations=[Generation(**record) for record in state["generations"]],

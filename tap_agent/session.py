@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections import ChainMap
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import StateSnapshot
 
+from agents import replay
+from agents.account import Account, LimitMistake
 from graphs.search import Search
 from graphs.state import SearchState
 from tap_agent import report
 from tap_agent.folder import RunFolder
 from tap_agent.result import Result, best_record, conclude, network_record
+from tap_agent.settings import Settings
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
 
 Listener = Callable[[dict[str, Any]], None]
+SERDE = JsonPlusSerializer(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
+"""of checkpoints; those of the agents hold what they submit"""
 _MOST_STEPS = 10_000  # far beyond any search; the graph's own default is 25
 
 
@@ -31,24 +41,20 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
     """Runs or continues the search of `folder` to its end; `listen` is given every event.
 
     Whatever is raised leaves the checkpoints as they are, and the next call continues there.
+
+    A limit of calls, cost or time ends the search early, with a result all the same: what was
+    paid for is worth knowing, so the proposals of the unfinished generation are judged too, and
+    the best so far gets its table and report, which say that they were `stopped`. The
+    checkpoints stay at the unfinished generation, from where a later call with a higher limit
+    goes on. Only where nothing lives yet is `LimitMistake` raised.
     """
     settings = workshop.settings
-    finished: list[Result] = []
-
-    def emit(event: dict[str, Any]) -> None:
-        if event["event"] == "prepared":
-            (bench,) = (each for each in workshop.benches if each.name == event["network"])
-            event = {**event, "record": network_record(bench).model_dump(mode="json")}
-        event = {**event, "measured": workshop.ledger.measured}
-        folder.record(event)
-        listen(event)
-
-    def finish(state: SearchState) -> None:
-        finished.append(conclude_run(folder, workshop, state, emit))
-
-    graph = Search(workshop.proposer, workshop.search_settings(), emit, finish).graph()
-    with SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer:
-        compiled = graph.compile(checkpointer=checkpointer)
+    with (
+        Session(lambda: folder, workshop, listen) as session,
+        SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer,
+    ):
+        checkpointer.serde = SERDE
+        compiled = session.machine.graph().compile(checkpointer=checkpointer)
         known = next(checkpointer.list(None, limit=1), None)
         thread = known.config["configurable"]["thread_id"] if known else str(uuid.uuid4())
         config: RunnableConfig = {
@@ -56,16 +62,82 @@ def search(folder: RunFolder, workshop: Workshop, listen: Listener) -> Result:
             "recursion_limit": _MOST_STEPS,
             "max_concurrency": settings.population,
         }
-        emit({"event": "resumed" if known else "started", "thread": thread, "llm": settings.llm, "seed": settings.seed})
-        start: Any = None if known else {"candidates": {}, "generations": []}
-        compiled.invoke(start, config, durability="sync")
-    result = finished[0] if finished else folder.result()
-    assert result is not None
-    return result
+        session.emit(first_event("resumed" if known else "started", thread, settings))
+        try:
+            compiled.invoke(None if known else {}, config, durability="sync")
+        except LimitMistake as limit:
+            session.stop(compiled.get_state(config), limit)
+        if session.result is None:  # a fork of a final state
+            session.machine.report(cast("SearchState", compiled.get_state(config).values))
+    assert session.result is not None
+    return session.result
 
 
-def conclude_run(folder: RunFolder, workshop: Workshop, state: SearchState, emit: Listener) -> Result:
-    """Measures the final table and writes the result, the best allocation and the report."""
+def first_event(kind: Literal["started", "resumed"], thread: str, settings: Settings) -> dict[str, Any]:
+    """The event with which each session of a run begins."""
+    return {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed}
+
+
+class Session(AbstractContextManager["Session"]):
+    """One session of the run in the folder that `folder` gives, which is asked for when there is something to write."""
+
+    def __init__(self, folder: Callable[[], RunFolder], workshop: Workshop, listen: Listener) -> None:
+        self._folder = folder
+        self._workshop = workshop
+        self._listen = listen
+        self._held = ExitStack()
+        self._opening = threading.Lock()
+        self._opened: Account | None = None
+        self.result: Result | None = None
+        """what the session has come to"""
+        self.machine = Search(
+            lambda: workshop.proposer(self._account()),
+            workshop.search_settings(),
+            self.emit,
+            self._conclude,
+            lambda name: folder().allocations(name),
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Records an event and passes it on."""
+        if event["event"] == "prepared":
+            (bench,) = (each for each in self._workshop.benches if each.name == event["network"])
+            event = {**event, "record": network_record(bench).model_dump(mode="json")}
+        event = {**event, "measured": self._workshop.ledger.measured}
+        self._folder().record(event)
+        self._listen(event)
+
+    def stop(self, snapshot: StateSnapshot, limit: LimitMistake) -> None:
+        """Concludes a search that `limit` has stopped there; raises it again when nothing lives yet."""
+        results = [task.result["candidates"] for task in snapshot.tasks if task.result]
+        state = self.machine.so_far(cast("SearchState", snapshot.values), dict(ChainMap(*results)))
+        if state["best"] is None:
+            raise limit
+        self._conclude(self.machine.whole(state), str(limit))
+
+    def _conclude(self, state: SearchState, stopped: str | None = None) -> None:
+        self.result = conclude_run(self._folder(), self._workshop, state, self.emit, self._account(), stopped)
+
+    def _account(self) -> Account:
+        with self._opening:
+            if self._opened is None:
+                folder = self._folder()
+                self._opened = self._held.enter_context(self._workshop.account(folder.calls, folder.seconds()))
+            return self._opened
+
+
+def conclude_run(
+    folder: RunFolder,
+    workshop: Workshop,
+    state: SearchState,
+    emit: Listener,
+    account: Account,
+    stopped: str | None,
+) -> Result:
+    """Measures the final table and writes the result, the best allocation, the report and the replay."""
     if state["best"] is None:
         raise NoProxyMistake(
             f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each: "
@@ -81,8 +153,17 @@ def conclude_run(folder: RunFolder, workshop: Workshop, state: SearchState, emit
         workshop.settings.seed,
         lambda: emit({"event": "table row"}),
     )
-    emit({"event": "finished", "best": result.best})
-    result = result.model_copy(update={"seconds": folder.seconds(), "measured": folder.measured()})
+    emit({"event": "stopped" if stopped else "finished", "best": result.best, "why": stopped})
+    before = folder.result()
+    result = result.model_copy(
+        update={
+            "seconds": folder.seconds(),
+            "measured": folder.measured(),
+            "spent": account.spent(),
+            "stopped": stopped,
+            "refinements": before.refinements if before else [],
+        }
+    )
     best = result.candidate(result.best)
     provenance = {
         "run": folder.name,
@@ -91,9 +172,10 @@ def conclude_run(folder: RunFolder, workshop: Workshop, state: SearchState, emit
         "generation": best.generation,
         "template": best.template,
         "parents": best.parents,
-        "llm": workshop.settings.llm,
+        "llm": best.llm,
         "seed": workshop.settings.seed,
     }
     layers = [bench.layers for bench in benches]
-    folder.save(result, best_record(best.thought, best.code, result.table, layers, provenance), report.render(result))
+    record = best_record(best.thought, best.code, result.table, layers, provenance)
+    folder.save(result, record, report.render(result), replay.written(account.answers()))
     return result

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
+from agents.models import REPLAY
 from graphs.controller import Controller
 from tap_eval.features import Inputs
 from tap_eval.images import Transform
 from tap_eval.mistake import Mistake
+
+Track = Literal["mlflow", "tensorboard"]
 
 
 class ConfigMistake(Mistake):
@@ -26,7 +30,7 @@ class ConfigMistake(Mistake):
 class NetworkSettings(BaseModel):
     """One network of the benchmark set, with its images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     network: str = "digits"
     weights: Path | None = None
     """a state dict on disk"""
@@ -58,8 +62,9 @@ class NetworkSettings(BaseModel):
 class Settings(BaseModel):
     """Everything that a run depends on, apart from the content of the files that it names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     networks: tuple[NetworkSettings, ...] = Field((NetworkSettings(),), min_length=1)
+    """the benchmark set: a proxy is worth what it achieves on all of them"""
     budget: str = "3bit"
     bits: tuple[int, ...] = (2, 4, 8)
     activation_bits: tuple[int, ...] = (8,)
@@ -69,11 +74,26 @@ class Settings(BaseModel):
     """hold the first and the last layer at the most bits"""
     inputs: Inputs = "statistics"
     calibration_images: int = Field(16, ge=1)
+    """a draw"""
     calibration_draws: int = Field(5, ge=1)
     """draws for the final table; the search uses the first alone"""
     llm: str = "embedded"
+    """embedded, PROVIDER:MODEL, the address of a server, replay:FILE, or several with weights"""
     base_url: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
+    """with which language models sample"""
+    answer_tokens: int = Field(8192, ge=1)
+    """the most that an answer of a language model may have, its reasoning included"""
+    call_seconds: float = Field(180.0, gt=0)
+    """wall time of a call of a language model, with all its tries"""
+    prices: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] = {}
+    """USD for a million tokens in and for a million out, by the name that `llm` gives a model"""
+    max_cost: float | None = Field(None, gt=0)
+    """USD; like the other two over all sessions of the run"""
+    max_calls: int | None = Field(None, ge=1)
+    max_minutes: float | None = Field(None, gt=0)
+    cache_llm: bool = False
+    """keep answers of language models for other runs, and take those that are kept"""
     sandbox: Literal["monty", "e2b"] = "monty"
     population: int = Field(8, ge=1)
     generations: int = Field(5, ge=0)
@@ -97,17 +117,27 @@ class Settings(BaseModel):
     """where allocations are measured"""
     address: str | None = None
     """of a Ray cluster, host:port or auto; without one, ray starts here"""
+    track: Track | None = None
+    """where the run is followed beside its own folder"""
     seed: int = 0
 
-    @field_validator("base_url")
+    @field_validator("base_url", "llm")
     @classmethod
-    def _without_secret(cls, url: str | None) -> str | None:
+    def _without_secret(cls, text: str | None) -> str | None:
         """Settings are written to the run folder, so a key has no place in them."""
-        parts = urlsplit(url or "")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-            raise ValueError(f"it is written to the run's files, so give {clean}, and the key in OPENAI_API_KEY")
-        return url
+        for url in re.findall(r"https?://[^,]+", text or ""):
+            parts = urlsplit(url)
+            if parts.username or parts.password or parts.query or parts.fragment:
+                clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+                raise ValueError(f"it is written to the run's files, so give {clean}, and the key in OPENAI_API_KEY")
+        return text
+
+    @field_validator("llm")
+    @classmethod
+    def _absolute_replay(cls, llm: str) -> str:
+        """A run can be resumed from any folder."""
+        path = llm.removeprefix(REPLAY)
+        return llm if path == llm else f"{REPLAY}{Path(path).expanduser().resolve()}"
 
 
 def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -1,28 +1,196 @@
-"""The search graph for `langgraph dev`: the default run, its checkpoints kept by the server.
+"""What langgraph.json names: the graphs as the server behind LangGraph Studio opens them, and their checkpoints.
 
-Nothing is opened before the first node runs, so the graph is there at once. Give it any
-input, `{"generation": 0}` say. A search that ends leaves a run folder, like one of the
-command line.
+A thread of the search graph is a run: a new one takes its settings from the context that it is
+started with, named as in a config, and makes its folder in `runs`; another takes those of its
+folder. See `tap_agent.lines` for what a fork means. A thread of the refinement graph is a
+conversation about a proxy of a run that has ended, which the run keeps.
 """
 
 from __future__ import annotations
 
-import uuid
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
 
-from graphs.search import Search
-from graphs.state import SearchState
-from tap_agent import RUNS
-from tap_agent.folder import RunFolder
-from tap_agent.session import conclude_run
-from tap_agent.settings import Settings
+from langchain_core.runnables import RunnableConfig
+from langgraph.constants import CONFIG_KEY_CHECKPOINTER
+from langgraph_sdk.runtime import ServerRuntime
+from pydantic import BaseModel, ConfigDict
+
+from agents.account import LimitMistake
+from graphs.refinement import Refinement, Run
+from graphs.search import Search, SearchSettings
+from tap_agent import RUNS, track
+from tap_agent.conversation import conversations, finished, make_refinement, pick
+from tap_agent.folder import RunFolder, RunMistake, runs
+from tap_agent.lines import ThreadMistake, Writing, begin, go_on, lines
+from tap_agent.result import Result
+from tap_agent.saver import RunSaver, lend_waiting
+from tap_agent.session import Session
+from tap_agent.settings import Settings, read_settings
 from tap_agent.workshop import Workshop, cache_folder
+from tap_eval.mistake import Mistake
 
-_WORKSHOP = Workshop(Settings(), cache_folder())
-
-
-def _finish(state: SearchState) -> None:
-    folder = RunFolder.create(RUNS / f"studio-{uuid.uuid4().hex[:8]}", _WORKSHOP.settings)
-    conclude_run(folder, _WORKSHOP, state, folder.record)
+_SAVER = RunSaver(RUNS)
 
 
-search = Search(_WORKSHOP.proposer, _WORKSHOP.search_settings(), lambda event: None, _finish).graph().compile()
+class Refusal(RuntimeError):
+    """A mistake's sentence; of most exceptions that are no `RuntimeError` the server shows the name alone."""
+
+
+@contextmanager
+def _refusing(running: bool) -> Iterator[None]:
+    """Passes a user's mistake on to the server: of a run, or of a change of state."""
+    try:
+        yield
+    except Mistake as mistake:
+        if running:
+            raise Refusal(str(mistake)) from mistake
+        from starlette.exceptions import HTTPException  # the server's own
+
+        raise HTTPException(409, str(mistake)) from mistake
+
+
+@asynccontextmanager
+async def checkpointer() -> AsyncIterator[RunSaver]:
+    """The saver of all threads; what it opens, it closes after each access."""
+    yield _SAVER
+
+
+@asynccontextmanager
+async def search(config: RunnableConfig, runtime: ServerRuntime[Any]) -> AsyncIterator[Any]:
+    """The search graph, for one access of the server; blocking work is done in threads.
+
+    A user's mistake ends a run as `Refusal`, and answers a change of state with status 409.
+    """
+    if runtime.access_context in ("assistants.read", "threads.read"):
+        yield _drawn()
+        return
+    execution = runtime.execution_runtime
+    given = (execution.context if execution else None) or {}
+    with _refusing(execution is not None):
+        async with AsyncExitStack() as held:
+            writing = await asyncio.to_thread(_open, config["configurable"], given, session=execution is not None)
+            held.push_async_callback(asyncio.to_thread, writing.close)
+            workshop = Workshop(writing.settings, cache_folder())
+            held.push_async_callback(asyncio.to_thread, workshop.__exit__)
+            if execution:
+                await asyncio.to_thread(_check, workshop)
+            session = Session(writing.folder, workshop, lambda event: None)
+            held.push_async_callback(asyncio.to_thread, session.__exit__)
+            await held.enter_async_context(_SAVER.writing(writing.thread, writing))
+            if saver := config["configurable"].get(CONFIG_KEY_CHECKPOINTER):
+                lend_waiting(saver)
+            graph = session.machine.graph(Settings).compile(checkpointer=_SAVER)
+            try:
+                yield graph
+            except LimitMistake as limit:
+                snapshot = await graph.aget_state({"configurable": {"thread_id": writing.thread}})
+                await asyncio.to_thread(session.stop, snapshot, limit)
+                raise
+            finally:
+                if session.result:
+                    await asyncio.to_thread(_track, writing, session.result)
+
+
+def _open(configurable: dict[str, Any], given: dict[str, Any], *, session: bool) -> Writing:
+    thread, checkpoint = str(configurable["thread_id"]), cast("str | None", configurable.get("checkpoint_id"))
+    if known := lines(RUNS, thread):
+        return go_on(known, thread, checkpoint, given, session=session)
+    if not session:
+        raise ThreadMistake(f"thread {thread} has no state yet: start a run in it.")
+    return begin(RUNS, thread, given)
+
+
+class About(BaseModel):
+    """What a conversation is about: by default the best proxy of the latest run that has ended."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: str | None = None
+    """a folder in `runs`; of a conversation that has begun, its own"""
+    proxy: str | None = None
+    llm: str | None = None
+    """in place of the run's"""
+
+
+class _Spoken:
+    """Where the checkpoints of a conversation go: to its run, whatever is written."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def admit(self, source: str) -> None:
+        """Nothing is refused."""
+
+    def database(self) -> Path:
+        return self._folder.conversations
+
+
+@asynccontextmanager
+async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> AsyncIterator[Any]:
+    """The refinement graph, for one access of the server: a thread is a conversation of a run. See `search`."""
+    if runtime.access_context in ("assistants.read", "threads.read"):
+        yield _drawn_conversation()
+        return
+    execution = runtime.execution_runtime
+    thread = str(config["configurable"]["thread_id"])
+    with _refusing(execution is not None):
+        async with AsyncExitStack() as held:
+            given = (execution.context if execution else None) or {}
+            folder, proxy, settings = await asyncio.to_thread(_about, thread, given)
+            workshop = Workshop(settings, cache_folder())
+            held.push_async_callback(asyncio.to_thread, workshop.__exit__)
+            if execution:
+                await asyncio.to_thread(workshop.check)
+            account = await asyncio.to_thread(workshop.account, folder.calls)
+            held.push_async_callback(asyncio.to_thread, account.__exit__)
+            await held.enter_async_context(_SAVER.writing(thread, _Spoken(folder)))
+            if saver := config["configurable"].get(CONFIG_KEY_CHECKPOINTER):
+                lend_waiting(saver)
+            yield make_refinement(folder, proxy, workshop, account).graph(About).compile(checkpointer=_SAVER)
+
+
+def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
+    """The run, the proxy and the settings of a conversation; raises a `Mistake`."""
+    about = given if isinstance(given, About) else About.model_validate(given)
+    ended = [run for run in runs(RUNS) if run.result()]
+    known = [run for run in ended if thread in conversations(run)]
+    named = known or [run for run in ended if about.run in (None, run.name)]
+    if not named:
+        raise RunMistake(f"no run {about.run or ''} in {RUNS} has ended: there is no proxy to talk about.")
+    result = finished(named[0])
+    settings = read_settings(named[0].path / "config.yaml", {"llm": about.llm})
+    return named[0], pick(result, about.proxy or result.best).name, settings
+
+
+@cache
+def _drawn_conversation() -> Any:
+    """The graph to look at: none of its nodes can run."""
+
+    def closed(*_: object) -> Any:
+        raise RuntimeError("this graph is only to be looked at")
+
+    return Refinement(closed, closed, closed, Run("", closed, closed)).graph(About).compile()
+
+
+def _check(workshop: Workshop) -> None:
+    track.check(workshop.settings.track)
+    workshop.check()
+
+
+def _track(writing: Writing, result: Result) -> None:
+    with track.Tracker(writing.folder(), writing.settings) as tracker:
+        tracker.conclude(result)
+
+
+@cache
+def _drawn() -> Any:
+    """The graph to look at: none of its nodes can run."""
+
+    def closed(*_: object) -> Any:
+        raise RuntimeError("this graph is only to be looked at")
+
+    return Search(closed, SearchSettings(), closed, closed, closed).graph(Settings).compile()

@@ -31,7 +31,8 @@ class Talk(AbstractContextManager["Talk"]):
         self.settings = settings
         self.trouble = ""
         """why the last answer broke off, in a sentence"""
-        self._workshop = Workshop(settings, cache)
+        unlimited = {"max_cost": None, "max_calls": None, "max_minutes": None}  # they do not stop a person
+        self._workshop = Workshop(settings.model_copy(update=unlimited), cache)
         self.conversation = Conversation(folder, proxy, self._workshop)
         self._said: list[Part] = []
         self._scored: dict[str, Scored | Rejection] = {}

@@ -37,7 +37,7 @@ from starlette.routing import Route
 from tap_agent import view
 from tap_agent.console import out
 from tap_agent.course import Glance, read
-from tap_agent.desk import COMMON, Desk, fields
+from tap_agent.desk import COMMON, LIMITS, Desk, fields
 from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.guard import REPORT, Guard, is_loopback
 from tap_agent.report import template
@@ -130,10 +130,11 @@ class Page:
             raise HTTPException(404)
         glance = next((each for each in glances if each.name == name), Glance(name, "interrupted"))
         shown = {"name": name, "glance": glance, "view": kind, "views": VIEWS, "failure": launch and launch.failure}
+        shown["limits"] = [each for each in fields({}) if each["name"] in LIMITS]
         if run is None or glance.state == "unreadable":
             shown["log"] = launch.log if launch else ""
             return self._answer(request, "early", glances, shown.values(), lambda: shown)
-        course, events = read(run), run.events()
+        course, events = read(run, live=glance.state in _ALIVE), run.events()
         proxy = request.path_params.get("proxy") or course.best
         if proxy and proxy not in [each.name for each in course.everyone]:
             raise HTTPException(404)
@@ -141,7 +142,7 @@ class Page:
         log = run.log.read_text(errors="replace")[-_LOG_SHOWN:] if kind == "log" and run.log.exists() else ""
 
         def values() -> dict[str, Any]:
-            made = view.show(kind, course, proxy, events, talk)
+            made = view.show(kind, run, course, proxy, events, talk)
             return {**shown, "proxy": proxy, "log": log, **view.progress(course, run.settings(), events), **made}
 
         facts = [len(events), len(course.everyone), shown["failure"], talk and talk.stamp, log]
@@ -164,9 +165,9 @@ class Page:
         self._desk.stop(request.path_params["name"])
         return Response(status_code=204)
 
-    def resume(self, request: Request) -> Response:
+    async def resume(self, request: Request) -> Response:
         """Resumes a run."""
-        self._desk.resume(self._run(request))
+        await run_in_threadpool(self._desk.resume, self._run(request), await _form(request))
         return Response(status_code=204)
 
     async def say(self, request: Request) -> Response:

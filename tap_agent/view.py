@@ -10,11 +10,14 @@ import plotly.graph_objects as go
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from markdown_it import MarkdownIt
 
+from agents.answer import Answer
 from graphs import population
 from graphs.state import Candidate
 from tap_agent import figures, layers, report
-from tap_agent.console import doing, summary
+from tap_agent.console import summary
 from tap_agent.figures import Section
+from tap_agent.folder import RunFolder
+from tap_agent.lines import ask
 from tap_agent.result import Course, Result
 from tap_agent.settings import Settings, dump
 from tap_agent.talk import Talk
@@ -42,14 +45,19 @@ def drawing(figure: go.Figure) -> str:
 
 
 def show(
-    kind: str, course: Course, proxy: str | None, events: Sequence[dict[str, Any]], opened: Talk | None
+    kind: str,
+    run: RunFolder,
+    course: Course,
+    proxy: str | None,
+    events: Sequence[dict[str, Any]],
+    opened: Talk | None,
 ) -> dict[str, Any]:
     """What the view `kind` shows of a run; `opened` is the conversation about `proxy`, of a run that has ended."""
     match kind:
         case "search":
             return search(course)
         case "proxies":
-            return proxies(course, proxy, events)
+            return proxies(run, course, proxy, events)
         case "talk":
             return talk(course, opened) if opened else {}
         case "family":
@@ -82,10 +90,11 @@ def progress(course: Course, settings: Settings, events: Sequence[dict[str, Any]
         "best": best,
         "doing": next((text for text in map(doing, reversed(events)) if text), "opening the network and its images"),
         "summary": summary(course) if isinstance(course, Result) else "",
+        "stopped": course.stopped if isinstance(course, Result) else None,
     }
 
 
-def proxies(course: Course, chosen: str | None, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def proxies(run: RunFolder, course: Course, chosen: str | None, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The population, best first, and one candidate of it in full."""
     order = {candidate.name: place for place, candidate in enumerate(population.ranked(course.everyone))}
     rows = sorted(course.everyone, key=lambda each: (order.get(each.name, len(order) + bool(each.failure)), each.name))
@@ -96,8 +105,33 @@ def proxies(course: Course, chosen: str | None, events: Sequence[dict[str, Any]]
         "fate": candidate and fate(candidate),
         "children": [each.name for each in course.everyone if chosen in each.parents],
         "tools": candidate and _tools(candidate, events),
+        "answers": spoken([each.message() for each in answers(run, candidate.name)]) if candidate else [],
         "sections": drawn(course, candidate) if candidate else [],
     }
+
+
+def answers(folder: RunFolder, name: str) -> list[Answer]:
+    """What language models said on the way to a candidate, in order; what tools answered is not kept."""
+    rows = ask(
+        folder.calls,
+        "SELECT answer, max(id) FROM calls WHERE name = ? AND answer IS NOT NULL GROUP BY ordinal ORDER BY ordinal",
+        name,
+    )
+    return [Answer.model_validate_json(answer) for answer, _ in rows]
+
+
+def doing(event: dict[str, Any]) -> str:
+    """What goes on after an event, in a few words, where the event says it."""
+    match event["event"]:
+        case "preparing":
+            return f"measuring the layer errors of {event['network']}"
+        case "proposed":
+            died = f" died: {event['failure']}" if event["failure"] else ""
+            return f"generation {event['generation']}: {event['template']} {event['name']}{died}"
+        case "measuring the table":
+            return "measuring the table on the test split"
+        case _:
+            return ""
 
 
 def fate(candidate: Candidate) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
 
-from agents.models import LanguageModel
+from agents.account import Account, Limits
+from agents.chat import ModelMistake
+from agents.models import Models, parse, priced
 from agents.proposer import Proposer
 from graphs.search import SearchSettings
 from tap_agent.settings import NetworkSettings, Settings
@@ -91,14 +94,50 @@ class Workshop(AbstractContextManager["Workshop"]):
         return self._held.enter_context(MontySandbox())
 
     @cached_property
-    def model(self) -> LanguageModel:
-        """The language model that the agents share."""
-        return LanguageModel(self.settings.llm, self.settings.base_url, self.settings.temperature)
+    def models(self) -> Models:
+        """The language models that the agents share; raises `ModelMistake`."""
+        settings = self.settings
+        asking = {"seconds": settings.call_seconds, "tokens": settings.answer_tokens}
+        return parse(settings.llm, settings.base_url, temperature=settings.temperature, **asking)
 
-    def proposer(self) -> Proposer:
-        """The agents, over all of the above."""
+    def check(self) -> None:
+        """Opens every part; raises a `Mistake` that names what does not fit."""
+        self.models.check()
+        prices = priced(self.models, self.settings.prices)
+        if self.settings.max_cost is not None:
+            for model in self.models.members:
+                if model.spec not in prices:
+                    raise ModelMistake(
+                        f"--max-cost {self.settings.max_cost:g} needs the price of {model.spec}: write "
+                        f'`prices: {{"{model.spec}": [USD_IN, USD_OUT]}}` into the config, for a million tokens in '
+                        "and a million out."
+                    )
+        self.open()
+
+    def open(self) -> None:
+        """Opens what proxies are run and measured with."""
         with self._opening:
-            return Proposer(self.model, self.benches, self.sandbox, self.settings.rounds, self.settings.allowance)
+            self.benches  # noqa: B018
+            self.sandbox  # noqa: B018
+
+    def account(self, path: Path | None = None, seconds: float = 0.0) -> Account:
+        """The account in the file at `path`, or in memory, of a run that has taken `seconds` before."""
+        settings = self.settings
+        started = time.monotonic()
+        return Account(
+            path,
+            Limits(settings.max_cost, settings.max_calls, settings.max_minutes),
+            priced(self.models, settings.prices),
+            lambda: seconds + time.monotonic() - started,
+            Ledger(self.cache / "answers.sqlite") if settings.cache_llm else None,
+        )
+
+    def proposer(self, account: Account | None = None) -> Proposer:
+        """The agents, over all of the above; without an `account` theirs is in memory."""
+        self.open()
+        rounds, allowance = self.settings.rounds, self.settings.allowance
+        account = account or self.account()
+        return Proposer(self.models, self.benches, self.sandbox, rounds, allowance, account=account)
 
     def search_settings(self) -> SearchSettings:
         """What steers the search."""

@@ -27,14 +27,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Transform(BaseModel):
     """How an image becomes a tensor: resize the short side, crop the centre, scale to [0, 1], normalize."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     resize: int | None = None
     """short side in pixels"""
     crop: int | None = None
     """side of the centre crop in pixels"""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
+    """of each channel in [0, 1], taken off"""
     std: tuple[float, ...] = IMAGENET_STD
+    """of each channel, divided by"""
 
     def cut(self) -> Callable[[Image.Image], Tensor]:
         """PIL image to (C, H, W) uint8."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, cast
 
@@ -26,8 +28,17 @@ def tool_call(name: str, /, **arguments: object) -> Answer:
     }
 
 
+def refusal(status: int, words: str, **headers: str) -> Answer:
+    """An error in place of an answer."""
+    return {"status": status, "words": words, "headers": headers}
+
+
 class ChatServer(ThreadingHTTPServer):
-    """Listens on a free port of localhost; `script` maps a request to an answer, and `asked` keeps the requests."""
+    """Listens on a free port of localhost; `script` maps a request to an answer, and `asked` keeps the requests.
+
+    Each answer takes `delay` seconds; one that `dribbles` never ends, though something comes all the time.
+    In the Responses API it answers `response`.
+    """
 
     daemon_threads = True
 
@@ -35,10 +46,14 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = script
         self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
+        self.keys: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.lock = threading.Lock()
         self.refuses = False
+        self.delay = 0.0
+        self.dribbles = False
+        self.models: list[str] = []
+        self.response: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=[0.02], daemon=True).start()
@@ -53,23 +68,47 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer(401 if cast(ChatServer, self.server).refuses else 200, {"data": []})
+        server = cast(ChatServer, self.server)
+        self._answer(401 if server.refuses else 200, {"data": [{"id": name} for name in server.models]})
 
     def do_POST(self) -> None:
         server = cast(ChatServer, self.server)
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             server.asked.append(request)
+            server.keys.append(self.headers["Authorization"].removeprefix("Bearer "))
             message = server.script(request)
+        time.sleep(server.delay)
+        if "status" in message:
+            self._answer(message["status"], {"error": {"message": message["words"]}}, message["headers"])
+            return
+        if server.dribbles:
+            self._dribble()
+            return
+        if "input" in request:
+            body = {"id": "x", "object": "response", "created_at": 0, "model": "scripted", "status": "completed"}
+            body |= {"output": server.response, "usage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}}
+            self._answer(200, body | {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []})
+            return
         choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
         if request.get("stream"):
-            self._stream(message)
+            self._stream(message, usage if request.get("stream_options") else None)
         else:
             self._answer(200, body | {"usage": usage})
 
-    def _stream(self, message: Answer) -> None:
+    def _dribble(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+    def _stream(self, message: Answer, usage: Answer | None) -> None:
         """The answer word by word, as server-sent events; a `broken` one ends in the middle."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -79,11 +118,14 @@ class _Handler(BaseHTTPRequestHandler):
         deltas: list[Answer] = [{"role": "assistant", "content": word} for word in words]
         calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", []))]
         deltas += [{"role": "assistant", "content": None, "tool_calls": calls}] if calls else []
+        deltas += [{"reasoning_content": message["reasoning_content"]}] if "reasoning_content" in message else []
         for delta in deltas:
             self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         if not message.get("broken"):
             finish = "tool_calls" if calls else "stop"
             self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+            if usage:
+                self._event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
         self.close_connection = True
 
@@ -92,9 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(f"data: {json.dumps(body)}\n\n".encode())
         self.wfile.flush()
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
+    def _answer(self, status: int, content: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -15,7 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
-from graphs.state import Candidate, SearchState
+from graphs.state import Bits, Candidate, SearchState
 from tap_eval.bench import Bench
 from tests.agents.scripted import Answer, ChatServer, proposal
 from tools.sandbox import MontySandbox
@@ -36,13 +36,20 @@ def script(request: dict[str, Any]) -> Answer:
 
 
 class Run:
-    """One search over the digits, with what it emitted."""
+    """One session of a search over the digits, with what it emitted; `before` are the events of earlier sessions."""
 
-    def __init__(self, url: str, bench: Bench, sandbox: MontySandbox, settings: SearchSettings) -> None:
+    def __init__(
+        self, url: str, bench: Bench, sandbox: MontySandbox, settings: SearchSettings, before: list[dict[str, Any]]
+    ) -> None:
         self.events: list[dict[str, Any]] = []
+        self.before = before
         self.final: list[SearchState] = []
         proposer = Proposer(LanguageModel("scripted", url), [bench], sandbox)
-        self.search = Search(lambda: proposer, settings, self.emit, self.final.append)
+        self.search = Search(lambda: proposer, settings, self.emit, self.final.append, self.recall)
+
+    def recall(self, name: str) -> list[Bits]:
+        (proposed,) = [event for event in self.before if event["event"] == "proposed" and event["name"] == name]
+        return [Bits.model_validate(bits) for bits in proposed["allocations"]]
 
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -66,9 +73,13 @@ def facts(state: SearchState) -> Any:
 def open_run(bench: Bench, sandbox: MontySandbox) -> Any:
     with ChatServer(script) as server:
 
-        def opened(settings: SearchSettings = SETTINGS, answer: Callable[[Any], Answer] = script) -> Run:
+        def opened(
+            settings: SearchSettings = SETTINGS,
+            answer: Callable[[Any], Answer] = script,
+            before: Run | None = None,
+        ) -> Run:
             server.script = answer
-            return Run(server.url, bench, sandbox, settings)
+            return Run(server.url, bench, sandbox, settings, before.events if before else [])
 
         yield opened
 
@@ -93,6 +104,13 @@ def test_the_state_is_plain_json_without_anything_large(open_run: Any, tmp_path:
     state = open_run().invoke(tmp_path / "c.sqlite")
     assert json.loads(json.dumps(state)) == state
     assert len(json.dumps(state)) < 100_000
+    with SqliteSaver.from_conn_string(str(tmp_path / "c.sqlite")) as saver:
+        kept = [each.checkpoint["channel_values"].get("candidates", {}) for each in saver.list(CONFIG)]
+    assert len(kept[0]) == 12
+    assert not [record for each in kept for record in each.values() if record.get("allocations")]
+    for name, record in kept[0].items():
+        in_full = [Bits.model_validate(bits).means() for bits in state["candidates"][name]["allocations"]]
+        assert record["bits"] == in_full
 
 
 def test_the_same_seed_and_script_give_the_same_search(open_run: Any, tmp_path: Path) -> None:
@@ -117,7 +135,7 @@ def test_a_search_that_breaks_off_gives_on_resuming_what_it_would_have_given(
     broken = open_run(answer=breaking)
     with pytest.raises(ModelMistake, match="the language model failed"):
         broken.invoke(tmp_path / "broken.sqlite")
-    resumed = open_run()
+    resumed = open_run(before=broken)
     assert facts(resumed.invoke(tmp_path / "broken.sqlite", None)) == facts(expected)
     done = {event["name"] for event in broken.events if event["event"] == "judged"}
     again = {event["name"] for event in resumed.events if event["event"] == "proposed"}

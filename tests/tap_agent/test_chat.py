@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agents.account import Account
 from agents.refinement import Stopped
 from tap_agent import chat
 from tap_agent.cli import Exit
@@ -182,6 +183,9 @@ def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
         assert "kept as c000" in words(conversation.answer({question.identity: "yes"}))
         assert conversation.version.name == "c000"
     assert [each.name for each in run.result().refinements] == ["c000"]  # type: ignore[union-attr]
+    with Account(run.calls) as account:
+        told = [answer.tokens for name, _, _, answer in account.answers() if name.startswith("chat about")]
+    assert told == [(10, 5)] * len(server.asked)
 
 
 def test_a_conversation_goes_on_in_another_process_and_after_a_broken_connection(talk: Callable[..., Any]) -> None:

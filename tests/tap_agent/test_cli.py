@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "measured layer error" in done.stdout
-    assert "generation 1" in done.stdout
+    assert "generation index=1" in done.stdout
     assert str(folder / "report.html") in done.stdout
     assert "Traceback" not in done.stderr
     return folder

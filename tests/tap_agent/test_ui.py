@@ -152,10 +152,10 @@ def test_a_run_is_started_stopped_resumed_and_watched_and_its_proxy_refined(
     result = run.result()
     assert result
     assert [event["event"] for event in run.events()].count("resumed") == 1
-    assert "generation 1" in run.log.read_text()
+    assert "generation index=1" in run.log.read_text()
     told = of_events(run.events())
     assert (told.networks, told.generations, told.best) == (result.networks, result.generations, result.best)
-    later = {"prints", "seconds"}
+    later = {"prints", "bits", "seconds"}
     assert [each.model_dump(exclude=later) for each in told.candidates] == [
         each.model_dump(exclude=later) for each in result.candidates
     ]
@@ -167,8 +167,10 @@ def test_a_run_is_started_stopped_resumed_and_watched_and_its_proxy_refined(
     other = next(each for each in result.candidates if each.name != result.best and each.failure is None)
     look.locator("tr", has_text=other.name).click()
     expect(look.locator("#facts h2")).to_have_text(other.name)
-    expect(look.locator("#facts pre")).to_contain_text("def sensitivity")
+    expect(look.locator("#facts > pre")).to_contain_text("def sensitivity")
     expect(look.locator("#figure-bits-0 svg").first).to_be_visible()
+    look.get_by_text("How embedded came to it").click()
+    expect(look.locator("#facts .said pre", has_text="def sensitivity")).to_be_visible()
     keep(look, "proxies")
 
     look.get_by_role("link", name="Refine it").click()
@@ -201,6 +203,16 @@ def test_a_run_is_started_stopped_resumed_and_watched_and_its_proxy_refined(
     keep(look, "family")
     child = run.result().candidate("c000")  # type: ignore[union-attr]
     assert (child.parents, child.code) == ([other.name], BY_STD)
+
+    limited = RunFolder(shutil.copytree(run.path, site.runs / "limited"))
+    limited.extend(result.model_copy(update={"stopped": "--max-calls 6 is reached."}), "")
+    look.get_by_role("link", name="limited").click()
+    expect(state).to_have_text("stopped")
+    look.get_by_label("Most calls").fill("0")
+    keep(look, "limited")
+    look.get_by_role("button", name="Resume").click()
+    expect(look.locator("#head .trouble")).to_contain_text("Invalid value for '--max-calls'")
+    keep(look, "refused")
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""Tables of the pages that are made from the code when the pages are built, so that they cannot go stale."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+from tap_agent.cli import app
+from tap_agent.flags import RENAMED
+from tap_agent.settings import NetworkSettings, Settings
+from tap_eval.features import METADATA, STATISTICS, TASK
+from tap_eval.images import Transform
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """MkDocs calls this with the text of each page; puts the tables in the place of their names."""
+    for name, table in TABLES.items():
+        if f"{{{{ {name} }}}}" in markdown:
+            markdown = markdown.replace(f"{{{{ {name} }}}}", table())
+    return markdown
+
+
+def settings(model: type[BaseModel]) -> str:
+    """A line a setting: its name in a config, its flag, what it takes, its default and its meaning."""
+    flags = options()
+    rows = [
+        (
+            f"`{name}`",
+            f"`{flags[name][0]}`" if name in flags else "",
+            _takes(field),
+            _default(field),
+            (field.description or flags.get(name, ("", ""))[1]).replace("\n", " "),
+        )
+        for name, field in model.model_fields.items()
+    ]
+    return _table(("in a config", "flag", "takes", "default", "what it is"), rows)
+
+
+def options() -> dict[str, tuple[str, str]]:
+    """The flag and the help of each setting that `tap-agent run` has one for."""
+    run: Any = get_command(app)
+    return {
+        RENAMED.get(option.name, option.name): (option.opts[0], option.help or "")
+        for option in run.commands["run"].params
+    }
+
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
+BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+
+
+def _takes(field: FieldInfo) -> str:
+    """What a setting accepts, in words."""
+    limits = [words.format(getattr(each, name)) for each in field.metadata for name, words in BOUNDS.items()
+              if hasattr(each, name)]  # fmt: skip
+    return " ".join([_kind(field.annotation), *limits])
+
+
+def _kind(annotation: Any) -> str:
+    parts = [part for part in typing.get_args(annotation) if part not in (type(None), ...)]
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin is tuple:
+        return f"list of {_kind(parts[0])}s"
+    if parts and origin is not dict:
+        return " or ".join(map(_kind, parts))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    return WORDS.get(annotation, "mapping")
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if isinstance(value, tuple) and any(isinstance(part, BaseModel) for part in value):
+        return "one, with its defaults"
+    return "" if value is None else f"`{json.dumps(value)}`"
+
+
+def _names(meanings: Mapping[str, str]) -> Callable[[], str]:
+    return lambda: _table(("name", "what it is"), [(f"`{name}`", text) for name, text in meanings.items()])
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": lambda: settings(Settings),
+    "network settings": lambda: settings(NetworkSettings),
+    "transform settings": lambda: settings(Transform),
+    "metadata": _names(METADATA),
+    "statistics": _names(STATISTICS),
+    "task": _names(TASK),
+}

@@ -1,0 +1,175 @@
+"""The LangGraph server's checkpoints, in the run folders: each thread is read and written where it belongs.
+
+The server takes one saver for all threads. This one looks a thread up in the databases of all
+runs, so that what the command line writes is seen at once, and writes to the database that the
+access at hand names (see `RunSaver.writing`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+)
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from tap_agent.folder import runs
+from tap_agent.lines import ask
+from tap_agent.session import SERDE
+
+
+class Place(Protocol):
+    """Where the checkpoints of one access go."""
+
+    def admit(self, source: str) -> None:
+        """Raises when no checkpoint of that source (input, loop, update, fork) may come now."""
+
+    def database(self) -> Path:
+        """The database; may take its time."""
+
+
+@asynccontextmanager
+async def _opened(database: Path) -> AsyncIterator[AsyncSqliteSaver]:
+    async with AsyncSqliteSaver.from_conn_string(str(database)) as saver:
+        saver.serde = SERDE
+        yield saver
+
+
+class _Access:
+    """One access that writes: its database, opened with the first write."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._opening = asyncio.Lock()
+        self._held = AsyncExitStack()
+        self._saver: AsyncSqliteSaver | None = None
+
+    async def saver(self) -> AsyncSqliteSaver:
+        async with self._opening:
+            path = await asyncio.to_thread(self.place.database)
+            if self._saver is None:
+                self._saver = await self._held.enter_async_context(_opened(path))
+            return self._saver
+
+    async def close(self) -> None:
+        async with self._opening:
+            await self._held.aclose()
+
+
+class RunSaver(BaseCheckpointSaver[str]):
+    """The checkpoints of all threads of the runs under a folder.
+
+    A thread that is deleted is taken off the server's list alone: the run stays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(serde=SERDE)
+        self._folder = folder
+        self._accesses: dict[str, _Access] = {}
+
+    @asynccontextmanager
+    async def writing(self, thread: str, place: Place) -> AsyncIterator[None]:
+        """Lets `thread` be written, to where it is told."""
+        access = _Access(place)
+        self._accesses[thread] = access
+        try:
+            yield
+        finally:
+            if self._accesses.get(thread) is access:
+                del self._accesses[thread]
+            await access.close()
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        newest: CheckpointTuple | None = None
+        for database in await asyncio.to_thread(self._databases, config):
+            async with _opened(database) as saver:
+                found = await saver.aget_tuple(config)
+            if found and (newest is None or found.checkpoint["id"] > newest.checkpoint["id"]):
+                newest = found
+        return newest
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        found: dict[tuple[str, str], CheckpointTuple] = {}
+        for database in await asyncio.to_thread(self._databases, config):
+            async with _opened(database) as saver:
+                async for each in saver.alist(config, filter=filter, before=before, limit=limit):
+                    found.setdefault((each.checkpoint["id"], each.config["configurable"]["checkpoint_ns"]), each)
+        for key in sorted(found, reverse=True)[:limit]:
+            yield found[key]
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        access = self._access(config)
+        if not config["configurable"]["checkpoint_ns"]:  # else it is that of a graph which a node has invoked
+            access.place.admit(metadata["source"])
+        saver = await access.saver()
+        return await saver.aput(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        saver = await self._access(config).saver()
+        await saver.aput_writes(config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Leaves the run where it is."""
+
+    def _access(self, config: RunnableConfig) -> _Access:
+        thread = str(config["configurable"]["thread_id"])
+        if (access := self._accesses.get(thread)) is None:
+            raise RuntimeError(f"thread {thread} is not being written: its session is over")
+        return access
+
+    def _databases(self, config: RunnableConfig | None) -> list[Path]:
+        """Those that hold the thread of `config`, the oldest first."""
+        files = [path for run in reversed(runs(self._folder)) for path in (run.checkpoints, run.conversations)]
+        if config is None:
+            return [path for path in files if path.exists()]
+        thread = str(config["configurable"]["thread_id"])
+        return [path for path in files if ask(path, "SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", thread)]
+
+
+def lend_waiting(saver: BaseCheckpointSaver[Any]) -> None:
+    """Gives a saver that can only be awaited the methods that a graph calls which a sync node invokes.
+
+    Nodes run in threads of their own, and wait there for the loop that calls this.
+    """
+    loop = asyncio.get_running_loop()
+
+    def wait(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(method(*args, **kwargs), loop).result()
+
+    async def listed(*args: Any, **kwargs: Any) -> list[CheckpointTuple]:
+        return [each async for each in saver.alist(*args, **kwargs)]
+
+    methods: dict[str, Callable[..., Any]] = {
+        "get_tuple": saver.aget_tuple,
+        "put": saver.aput,
+        "put_writes": saver.aput_writes,
+        "list": listed,
+    }
+    for name, method in methods.items():
+        setattr(saver, name, partial(wait, method))
