@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, get_args
 
-from agents.models import EMBEDDED
+from agents.embedded import EMBEDDED
 from tap_agent import flags
 from tap_agent.course import Glance, glance
 from tap_agent.folder import RunFolder, RunMistake, runs

@@ -34,11 +34,14 @@ _PROGRAM = """
 import contextlib, logging, sys
 import click
 from langgraph_cli.cli import cli
-logging.getLogger("langgraph_api.cli").setLevel(logging.WARNING)
+for name in ("cli", "graph", "timing.timer"):
+    logging.getLogger(f"langgraph_api.{name}").setLevel(logging.CRITICAL)
+logging.getLogger("langgraph_api.worker").addFilter(lambda record: "studio.Refusal" not in str(record.msg))
 with contextlib.suppress(click.Abort):
     cli.main(sys.argv[1:], standalone_mode=False)
 """
-"""`langgraph`, without its banner, which comes before the server answers, and without a word at the end"""
+"""`langgraph`, without its banner, which comes before it answers, its complaints that torch and a search take time to
+open, the stacks of mistakes, which are told where they were made, and a word at its end"""
 _JOBS = 8  # graphs at once: a conversation does not wait for a search
 _PAUSE = 2.0  # seconds between two looks for new runs
 _GRACE = 5.0  # seconds that what runs has to stop, and the server to end
@@ -77,6 +80,7 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
     server = subprocess.Popen(  # noqa: S603 in a session of its own, so that Ctrl-C reaches it through us alone
         [*command, *([] if browser else ["--no-browser"])],
         env={**_DEFAULTS, **os.environ, "PYTHONPATH": path},
+        stdout=sys.stderr,
         start_new_session=True,
     )
     before = signal.signal(signal.SIGTERM, _interrupt)

@@ -56,8 +56,8 @@ class Store(Protocol):
         """Keeps `numbers`, by name."""
         ...
 
-    def files(self, files: Sequence[Path]) -> None:
-        """Keeps files of the run folder, again if it has them."""
+    def files(self, files: Sequence[Path], step: int) -> None:
+        """Keeps files of the run folder, in place of those of an earlier step."""
         ...
 
     def end(self, status: Status) -> None:
@@ -107,12 +107,16 @@ class Tracker(AbstractContextManager["Tracker"]):
                 self._send(self._store, event)
 
     def conclude(self, result: Result) -> None:
-        """Sends the accuracies of the final table, the best allocation, the report and the proxy's code."""
+        """Sends the accuracies of the final table, the best allocation, the report and the proxy's code.
+
+        Their step is the number of candidates, since a search that a limit has stopped may go on and end better.
+        """
         if not self._settings.track:
             return
-        self._number(self._store, final_numbers(result), 0, datetime.datetime.now(datetime.UTC))
+        step = len(result.candidates)
+        self._number(self._store, final_numbers(result), step, datetime.datetime.now(datetime.UTC))
         proxy = self._folder.path / "proxies" / f"{result.best}.py"
-        self._store.files([self._folder.path / "best.json", self._folder.report, proxy])
+        self._store.files([self._folder.path / "best.json", self._folder.report, proxy], step)
 
     @cached_property
     def _store(self) -> Store:
@@ -217,8 +221,8 @@ class MLflowStore:
             metrics = [Metric(name, value, milliseconds, step) for name, value in numbers.items()]
             self._client.log_batch(self._run, metrics=metrics)
 
-    def files(self, files: Sequence[Path]) -> None:
-        """See `Store.files`."""
+    def files(self, files: Sequence[Path], step: int) -> None:
+        """See `Store.files`; a best proxy that is no longer the best stays."""
         with _told(self._folder):
             for file in files:
                 self._client.log_artifact(self._run, str(file))
@@ -238,7 +242,7 @@ class TensorBoardStore:
         self._path = folder.path / "tensorboard"
         self._has = self._read()
         self._writer: Any = SummaryWriter(str(self._path))
-        self._text("config", dump(settings))
+        self._text("config", dump(settings), 0)
 
     def _read(self) -> Any:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -256,15 +260,17 @@ class TensorBoardStore:
             self._writer.add_scalar(name, value, step, walltime=at.timestamp())
         self._writer.flush()
 
-    def files(self, files: Sequence[Path]) -> None:
+    def files(self, files: Sequence[Path], step: int) -> None:
         """As text, in which TensorBoard shows code; the report, which is a page, stays in the run folder."""
         for file in files:
             if file.suffix != ".html":
-                self._text("proxy" if file.suffix == ".py" else file.name, file.read_text())
+                self._text("proxy" if file.suffix == ".py" else file.name, file.read_text(), step)
 
-    def _text(self, name: str, text: str) -> None:
-        if f"{name}/text_summary" not in self._has.Tags()["tensors"]:
-            self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
+    def _text(self, name: str, text: str, step: int) -> None:
+        tag = f"{name}/text_summary"
+        known = self._has.Tensors(tag) if tag in self._has.Tags()["tensors"] else []
+        if step not in [each.step for each in known]:
+            self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), step)
 
     def end(self, status: Status) -> None:
         """See `Store.end`."""

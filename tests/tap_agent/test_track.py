@@ -46,7 +46,7 @@ def from_mlflow(run: Path) -> History:
     assert found.data.params["networks.0.network"] == "digits"
     assert found.data.params["population"] == "3"
     best = json.loads((run / "best.json").read_text())["provenance"]["proxy"]
-    assert {file.path for file in client.list_artifacts(found.info.run_id)} == {
+    assert {file.path for file in client.list_artifacts(found.info.run_id)} >= {
         "best.json", "report.html", f"{best}.py",
     }  # fmt: skip
     fetched = Path(client.download_artifacts(found.info.run_id, "best.json"))
@@ -60,7 +60,7 @@ def from_mlflow(run: Path) -> History:
 def from_tensorboard(run: Path) -> History:
     read = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
     texts = {
-        name: read.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+        name: read.Tensors(f"{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
         for name in ("config", "best.json", "proxy")
     }
     assert "population: 3" in texts["config"]
@@ -71,7 +71,7 @@ def from_tensorboard(run: Path) -> History:
 
 
 @pytest.mark.parametrize(("track", "read"), [("mlflow", from_mlflow), ("tensorboard", from_tensorboard)])
-def test_a_tracked_run_that_was_interrupted_is_one_run_with_everything_once(
+def test_a_tracked_run_that_broke_off_and_was_stopped_is_one_run_with_everything_once(
     work: Path, capsys: pytest.CaptureFixture[str], track: str, read: Callable[[Path], History]
 ) -> None:
     count = itertools.count()
@@ -83,7 +83,8 @@ def test_a_tracked_run_that_was_interrupted_is_one_run_with_everything_once(
         arguments = [*RUN, "--llm", "scripted", "--base-url", server.url, "--seed", "3", "--track", track]
         assert tap(*arguments, "--out", "runs/one") == Exit.MODEL
         server.script = script
-        assert tap("resume", "runs/one") == Exit.OK
+        assert tap("resume", "runs/one", "--max-calls", "6") == Exit.LIMIT
+        assert tap("resume", "runs/one", "--max-calls", "100") == Exit.OK
     run = work / "runs" / "one"
     history = read(run)
     result = RunFolder(run).result()
@@ -100,13 +101,17 @@ def test_a_tracked_run_that_was_interrupted_is_one_run_with_everything_once(
         },
         "candidate/fitness": [(number, each.fitness) for number, each in alive],
         "candidate/accuracy": [(number, each.top1[0]) for number, each in alive],
-        "test/proxy": [(0, row.test.top1) for row in result.table if row.kind == "proxy"],
-        "search/random scores": [(0, row.search.top1) for row in result.table if row.label == "random scores"],
     }
     for name, values in expected.items():
         known = [(step, pytest.approx(value)) for step, value in values if value is not None]
         assert history[name] == known, name
-    proxy = next(row for row in result.table if row.kind == "proxy")
+    rows = {row.label if row.kind == "baseline" else row.kind: row for row in result.table}
+    for name, value in (("test/proxy", rows["proxy"].test), ("search/random scores", rows["random scores"].search)):
+        assert value is not None
+        (stopped, _), ended = history[name]  # the table of the search that was stopped, and of the whole one
+        assert stopped < 6
+        assert ended == (6, pytest.approx(value.top1))
+    proxy = rows["proxy"]
     assert (int(result.best[1:]), proxy.size_bytes) in history["candidate/bytes"]
     before = capsys.readouterr()
     assert tap("resume", "runs/one") == Exit.OK  # which has ended: its numbers are not sent twice
