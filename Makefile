@@ -9,7 +9,7 @@ run: .venv/ready
 	$(BIN)/tap-agent run
 
 test: .venv/tested
-	$(BIN)/python -m pytest -q
+	TAP_SCREENSHOTS=artefacts $(BIN)/python -m pytest -q
 
 lint: .venv/tested
 	$(BIN)/ruff check .
@@ -27,4 +27,6 @@ lint: .venv/tested
 
 .venv/tested: .venv/ready
 	$(BIN)/python -m pip install --quiet --group dev
+	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install --only-shell chromium \
+		|| echo "There is no browser: the test that drives the page will be skipped."
 	touch $@

@@ -146,19 +146,14 @@ class Account(AbstractContextManager["Account"]):
 
         Raises `LimitMistake` where sending would pass a limit, and whatever `send` raises.
         """
-        if (known := self._recorded(call)) is not None:
-            return known
+
+        def own() -> Answer:
+            return self._recorded(call) or self._sent(call, send)
+
         if self._cache is None:
-            return self._sent(call, send)
-        fresh = False
-
-        def paid() -> Any:
-            nonlocal fresh
-            fresh = True
-            return self._sent(call, send).model_dump(mode="json")
-
-        answer = Answer.model_validate(self._cache.recall(call.request, paid))
-        if not fresh:
+            return own()
+        answer = Answer.model_validate(self._cache.recall(call.request, lambda: own().model_dump(mode="json")))
+        if self._recorded(call) is None:
             self.keep(call, answer)
         return answer
 

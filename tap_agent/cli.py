@@ -5,7 +5,9 @@ torch and LangChain take seconds to import, so each command imports what it need
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -295,6 +297,26 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where the runs are.")
         out.print(f"no runs in {folder}: start one with `tap-agent run`.")
         return
     out.print(runs_table(found))
+
+
+@app.command()
+def ui(
+    folder: Annotated[Path, typer.Argument(metavar="[RUNS_DIR]", help="Where the runs are.")] = RUNS,
+    host: Annotated[str, typer.Option(help="Address; any but the loopback needs a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Show the runs in the browser: start, watch, stop and resume them, and talk about their proxies.
+
+    The password, where others than this machine reach the page, comes from the environment variable TAP_UI_PASSWORD.
+    """
+    from tap_agent.desk import Desk
+    from tap_agent.ui import PASSWORD, serve
+    from tap_agent.workshop import cache_folder
+
+    password = os.environ.pop(PASSWORD, None)  # no run that the page starts inherits it
+    with Desk(folder, cache_folder()) as desk, suppress(KeyboardInterrupt):
+        serve(desk, host, port, password, browser)
 
 
 @app.command()

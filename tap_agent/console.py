@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.account import Spent
+from tap_agent.course import glance
 from tap_agent.folder import RunFolder
 from tap_agent.result import MeasuredTop1, Result, Row
 
@@ -41,20 +42,13 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
     table = Table()
     for name in ("run", "network", "budget", "state", "fitness", "test"):
         table.add_column(name)
-    for run in runs:
-        settings, result = run.settings(), run.result()
-        networks = ", ".join(network.network for network in settings.networks)
-        if result:
-            ended = "stopped by a limit" if result.stopped else "finished"
-            proxy = [row for row in result.table if row.kind == "proxy"]
-            tests = ", ".join(f"{100 * row.test.top1:.1f} %" for row in proxy)
-            table.add_row(
-                run.name, networks, settings.budget, ended, f"{result.candidate(result.best).value:.4f}", tests
-            )
-            continue
-        done = sum(event["event"] == "generation" for event in run.events())
-        state = "running" if run.is_held() else "interrupted"
-        table.add_row(run.name, networks, settings.budget, f"{state}, {done} of {settings.generations + 1} generations")
+    for found in map(glance, runs):
+        state = found.note or found.state
+        if found.state in ("running", "interrupted"):
+            state += f", {found.done} of {found.of} generations"
+        fitness = f"{found.fitness:.4f}" if found.fitness is not None else ""
+        tests = ", ".join(f"{100 * test:.1f} %" for test in found.tests)
+        table.add_row(found.name, found.networks, found.budget, state, fitness, tests)
     return table
 
 

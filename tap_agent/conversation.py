@@ -29,6 +29,8 @@ from tap_agent.settings import NetworkSettings
 from tap_agent.workshop import Workshop
 from tap_eval.bench import Bench
 from tap_eval.mistake import Mistake
+from tap_eval.proxy import Rejection
+from tools.evaluation import Scored
 
 
 class NameMistake(Mistake):
@@ -81,7 +83,18 @@ class Conversation(AbstractContextManager["Conversation"]):
     @property
     def version(self) -> Version:
         """The proxy as it stands."""
-        return current(self._state if "versions" in self._state else self._start)
+        state = self._state
+        return current(state if state.get("versions") else self._start)
+
+    @property
+    def before(self) -> Version | None:
+        """The last accepted version before the one as it stands."""
+        versions = [Version(**version) for version in self._state.get("versions", [])[:-1]]
+        return next((version for version in reversed(versions) if version.name), None)
+
+    def score(self, version: Version) -> Scored | Rejection:
+        """What a version makes of the networks of the run."""
+        return self._refinement.surroundings.score(version.code)
 
     @property
     def unanswered(self) -> bool:

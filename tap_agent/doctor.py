@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from agents.models import EMBEDDED, PROVIDERS, LanguageModel
+from agents.embedded import EMBEDDED
+from agents.models import PROVIDERS, LanguageModel
 from tap_eval.digits import load_digits_cnn
 from tap_eval.integer import exact
 from tap_eval.mistake import Mistake

@@ -90,6 +90,11 @@ class RunFolder:
         """The HTML report."""
         return self.path / "report.html"
 
+    @property
+    def log(self) -> Path:
+        """What the run printed, where it was started from the page."""
+        return self.path / "log.txt"
+
     def settings(self) -> Settings:
         """The resolved config with which the run was started."""
         return read_settings(self.path / "config.yaml", {})
@@ -97,9 +102,9 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keeps other processes out; raises `RunMistake` when one is in. Another thread may end it."""
-        lock = FileLock(self.path / ".lock", timeout=0, thread_local=False)
+        lock = FileLock(self.path / ".lock", thread_local=False)
         try:
-            lock.acquire()
+            lock.acquire(timeout=0.2, poll_interval=0.02)  # longer than `is_held` has it
         except Timeout as error:
             raise RunMistake(f"{self.path} is being written by another process: wait for it, or stop it.") from error
         try:
@@ -110,10 +115,24 @@ class RunFolder:
     def is_held(self) -> bool:
         """Whether a process is writing here."""
         try:
-            with self.held():
+            with FileLock(self.path / ".lock", timeout=0):
                 return False
-        except RunMistake:
+        except Timeout:
             return True
+
+    def holder(self) -> int | None:
+        """The process that is writing here, where the system tells; else None.
+
+        Linux tells it of the user's own processes.
+        """
+        lock = (self.path / ".lock").resolve()
+        found: list[int] = []
+        for opened in Path("/proc").glob("[0-9]*/fd/*"):
+            with suppress(OSError):
+                process = opened.parent.parent
+                if opened.readlink() == lock and "FLOCK" in (process / "fdinfo" / opened.name).read_text():
+                    found.append(int(process.name))
+        return min(found, default=None)
 
     def record(self, event: dict[str, Any]) -> None:
         """Appends one event, and keeps the proxy of a proposal that lives as a file of its own."""

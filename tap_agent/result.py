@@ -75,8 +75,30 @@ class NetworkRecord(_Record):
     """nats, at the lowest bit choice"""
 
 
-class Result(_Record):
-    """Everything that a report shows."""
+class Course(_Record):
+    """How a search went, or how far it has come: what figures are drawn from."""
+
+    networks: list[NetworkRecord]
+    generations: list[Generation]
+    candidates: list[Candidate]
+    refinements: list[Candidate] = []
+    """what conversations made of them, after the search"""
+    best: str | None
+    """of the search; None while no candidate lives"""
+    table: list[Row] = []
+
+    @property
+    def everyone(self) -> list[Candidate]:
+        """Every candidate, of the search and of conversations."""
+        return [*self.candidates, *self.refinements]
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`."""
+        return next(candidate for candidate in self.everyone if candidate.name == name)
+
+
+class Result(Course):
+    """A search that has ended: everything that a report shows."""
 
     run: str
     config: dict[str, Any]
@@ -87,18 +109,7 @@ class Result(_Record):
     """the limit that stopped the search early, in a sentence"""
     measured: int
     """allocations and layer errors that had to be measured; the rest was recalled"""
-    networks: list[NetworkRecord]
-    generations: list[Generation]
-    candidates: list[Candidate]
-    refinements: list[Candidate] = []
-    """what conversations made of them, after the search"""
     best: str
-    """of the search"""
-    table: list[Row]
-
-    def candidate(self, name: str) -> Candidate:
-        """The candidate called `name`."""
-        return next(candidate for candidate in (*self.candidates, *self.refinements) if candidate.name == name)
 
 
 Advance = Callable[[], None]

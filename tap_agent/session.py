@@ -20,7 +20,7 @@ from graphs.search import Search
 from graphs.state import SearchState
 from tap_agent import report
 from tap_agent.folder import RunFolder
-from tap_agent.result import Result, best_record, conclude
+from tap_agent.result import Result, best_record, conclude, network_record
 from tap_agent.settings import Settings
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
@@ -103,6 +103,9 @@ class Session(AbstractContextManager["Session"]):
 
     def emit(self, event: dict[str, Any]) -> None:
         """Records an event and passes it on."""
+        if event["event"] == "prepared":
+            (bench,) = (each for each in self._workshop.benches if each.name == event["network"])
+            event = {**event, "record": network_record(bench).model_dump(mode="json")}
         event = {**event, "measured": self._workshop.ledger.measured}
         self._folder().record(event)
         self._listen(event)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 from jinja2 import UndefinedError
 
-from agents.models import LanguageModel, _embedded_server
+from agents.account import Account, Conversation
+from agents.embedded import start
+from agents.models import LanguageModel
 from prompts import grammar, render
 from tap_eval.bench import Bench
 from tools.evaluation import Scored, score
@@ -63,6 +66,13 @@ def test_a_foreign_proxy_has_no_expression() -> None:
         grammar.code_of(sentence("params + 1"))
 
 
+def ask(seed: int, sentences: str, text: str = "Write.") -> list[Any]:
+    """The tool calls with which the embedded model answers, outside of any run."""
+    conversation = Conversation(Account(), "", "embedded")
+    answer = LanguageModel("embedded").chat(conversation, seed, sentences).invoke([("user", text)])
+    return answer.tool_calls
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_model_decodes_valid_sentences_under_every_grammar(seed: int) -> None:
     rng = random.Random(seed)
@@ -73,10 +83,9 @@ def test_the_model_decodes_valid_sentences_under_every_grammar(seed: int) -> Non
         "mutation": grammar.mutation(second, names, rng),
         "crossover": grammar.crossover(first, second, rng),
     }
-    assert _embedded_server()
+    assert start()  # once for all
     for template, sentences in grammars.items():
-        answer = LanguageModel("embedded").chat(seed, sentences).invoke([("user", f"Write a {template}.")])
-        (call,) = answer.tool_calls
+        (call,) = ask(seed, sentences, f"Write a {template}.")
         expression = grammar.expression_of(call["args"]["code"])
         assert expression
         if template == "mutation":
@@ -88,12 +97,9 @@ def test_the_same_seed_gives_the_same_sentence_whoever_asked_before() -> None:
     names = grammar.features("metadata", 9, random.Random(0))
     sentences = grammar.initialization(names, random.Random(0))
 
-    def ask(seed: int) -> object:
-        return LanguageModel("embedded").chat(seed, sentences).invoke([("user", "Write.")]).tool_calls
-
-    first = ask(1)
-    ask(2)
-    assert ask(1) == first
+    first = ask(1, sentences)
+    ask(2, sentences)
+    assert ask(1, sentences) == first
 
 
 def test_metadata_alone_offers_no_statistics() -> None:

@@ -18,10 +18,12 @@ import pytest
 from graphs.state import Candidate
 from tap_agent import server
 from tap_agent.cli import Exit
+from tap_agent.conversation import conversations
 from tap_agent.folder import RunFolder
 from tap_agent.lines import tip_of
 from tests.agents.scripted import ChatServer
 from tests.graphs.test_search import script
+from tests.tap_agent.test_chat import agent
 from tests.tap_agent.test_cli import tap
 
 SMALL = ["--population", "2", "--generations", "1", "--search", "100", "--test", "100", "--draws", "1"]
@@ -234,6 +236,22 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(studio: Studio) -> None:
         assert error["error"] == "Refusal"
         assert sentence in error["message"]
     assert studio.runs() == before
+
+
+def test_a_conversation_asks_and_goes_on_with_the_answer(studio: Studio) -> None:
+    with ChatServer(agent) as talker:
+        thread = studio.post("/threads")["thread_id"]
+        about = {"assistant_id": "refinement", "context": {"run": "first", "llm": f"scripted@{talker.url}"}}
+        said = {"messages": [{"role": "user", "content": "measure it"}]}
+        (asked,) = studio.post(f"/threads/{thread}/runs/wait", input=said, **about)["__interrupt__"]
+        assert "100 images" in asked["value"]["question"]
+        assert studio.get(f"/threads/{thread}/state")["next"] == ["agent"]
+        answered = studio.post(f"/threads/{thread}/runs/wait", command={"resume": "yes"}, **about)
+    assert "search images" in answered["messages"][-1]["content"]
+    result = studio.run("first").result()
+    assert result
+    assert answered["versions"][-1]["name"] == result.best
+    assert thread in conversations(studio.run("first"))
 
 
 def test_the_graph_is_drawn_and_its_settings_are_a_form(studio: Studio) -> None:

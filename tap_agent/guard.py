@@ -1,0 +1,70 @@
+"""Who may use the page, and what its answers may load."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+_PAGE = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+REPORT = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+"""for the report, a single file with its scripts in it"""
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "Cache-Control": "no-store"}
+_WRONG_PASSWORD_SECONDS = 1.0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, which no other machine reaches."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Guard(BaseHTTPMiddleware):
+    """Asks for the password where there is one, else answers to the loopback's names alone; refuses other sites' forms.
+
+    Without the check of the name, a page elsewhere whose name resolves to the loopback could read and send.
+    """
+
+    def __init__(self, app: ASGIApp, password: str | None) -> None:
+        super().__init__(app)
+        self._password = password
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Refuses, or hands on."""
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        if self._password is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return PlainTextResponse(f"'{host}' is not served: open http://127.0.0.1 with the port.\n", 421)
+        if self._password is not None and not _knows(request.headers.get("authorization", ""), self._password):
+            if "authorization" in request.headers:
+                await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
+            asks = {"WWW-Authenticate": 'Basic realm="TAP", charset="UTF-8"'}
+            return PlainTextResponse("The password is needed; any user name will do.\n", 401, asks)
+        if request.method != "GET" and origin is not None and urlsplit(origin).netloc != host:
+            return PlainTextResponse(f"A form of {origin} is not taken here.\n", 403)
+        answer = await call_next(request)
+        for name, value in {**_HEADERS, "Content-Security-Policy": _PAGE}.items():
+            answer.headers.setdefault(name, value)
+        return answer
+
+
+def _knows(authorization: str, password: str) -> bool:
+    """Whether HTTP Basic credentials hold the password, whatever the user name."""
+    kind, _, encoded = authorization.partition(" ")
+    try:
+        given = base64.b64decode(encoded, validate=True).partition(b":")[2]
+    except ValueError:
+        return False
+    return kind.lower() == "basic" and secrets.compare_digest(given, password.encode())
