@@ -321,7 +321,7 @@ def ui(
 
 @app.command()
 def studio(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server listens.")] = 2024,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the server listens; 0 is a free port.")] = 2024,
     host: Annotated[
         str, typer.Option(help="The address that it listens on; whoever reaches it can have code run here.")
     ] = "127.0.0.1",

@@ -9,8 +9,11 @@ answers, and the stack of each mistake, which is told where it was made.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+
+from tap_agent.gate import HOST
 
 CONFIG = Path(__file__).resolve().parent.parent / "langgraph.json"
 _SILENT = ("cli", "graph", "timing.timer")  # the banner, and that torch and a search take time to open
@@ -25,12 +28,14 @@ def main(host: str, port: int, *, browser: bool) -> None:
     for name in _SILENT:
         logging.getLogger(f"langgraph_api.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("langgraph_api.worker").addFilter(lambda record: "studio.Refusal" not in str(record.msg))
+    os.environ[HOST] = host
     config = validate_config_file(CONFIG)
     run_server(
         host,
         port,
         graphs=config["graphs"],
         checkpointer=config["checkpointer"],
+        http=config["http"],
         n_jobs_per_worker=_JOBS,
         open_browser=browser,
         disable_persistence=True,

@@ -13,6 +13,7 @@ import datetime
 import json
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -168,7 +169,7 @@ def fork(origin: RunFolder, checkpoint: str) -> RunFolder:
     for event in origin.events():
         if datetime.datetime.fromisoformat(event["at"]) <= until:
             folder.record(event)
-    folder.record({"event": "forked", "run": origin.name, "checkpoint": checkpoint})
+    folder.record({"event": "forked", "run": origin.name, "checkpoint": checkpoint, "line": str(uuid.uuid4())})
     _copy_calls(origin, folder)
     return folder
 

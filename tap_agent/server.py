@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,17 +17,14 @@ import httpx
 from tap_agent.conversation import conversations
 from tap_agent.dev import CONFIG
 from tap_agent.folder import runs
+from tap_agent.gate import ORIGINS
 from tap_agent.lines import tip_of
+from tap_agent.port import listen
 from tap_eval.mistake import Mistake
 
 STUDIO = "https://smith.langchain.com/studio/?baseUrl="
-_DEFAULTS = {
-    "LANGGRAPH_NO_VERSION_CHECK": "true",
-    "LOG_LEVEL": "ERROR",
-    "CORS_ALLOW_ORIGINS": "https://smith.langchain.com,https://eu.smith.langchain.com",
-}
-"""the server's environment where ours says nothing; it would let any page that the browser shows ask it, and a search
-can be asked to run code"""
+_DEFAULTS = {"LANGGRAPH_NO_VERSION_CHECK": "true", "LOG_LEVEL": "ERROR", "CORS_ALLOW_ORIGINS": ORIGINS}
+"""the server's environment where ours says nothing"""
 _PAUSE = 2.0  # seconds between two looks for new runs
 _GRACE = 5.0  # seconds that what runs has to stop, and the server to end
 
@@ -37,12 +33,6 @@ class StudioMistake(Mistake):
     """A server that is not installed, or not whole."""
 
     kind = "studio"
-
-
-class PortMistake(Mistake):
-    """A port on which the server cannot listen."""
-
-    kind = "port"
 
 
 def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[str], None]) -> None:
@@ -56,7 +46,8 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
         raise StudioMistake("the LangGraph server is not installed: `pip install 'tap-agent[studio]'` brings it.")
     if not CONFIG.is_file():
         raise StudioMistake(f"{CONFIG} is not there: run tap-agent from a checkout, installed with `pip install -e`.")
-    _check_port(host, port)
+    with listen(host, port) as free:
+        port = free.getsockname()[1]
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 it is named, not bound
     url = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
     path = os.pathsep.join(filter(None, [str(CONFIG.parent), os.environ.get("PYTHONPATH")]))
@@ -77,17 +68,6 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
     finally:
         signal.signal(signal.SIGTERM, before)
         server.kill()
-
-
-def _check_port(host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise PortMistake(f"port {port} of {host} cannot be listened on ({reason}): give another --port.") from error
 
 
 def _interrupt(*_: object) -> NoReturn:

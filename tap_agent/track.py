@@ -34,7 +34,7 @@ _NEEDED: dict[Track, tuple[str, ...]] = {
 }
 _EXPERIMENT = "tap"
 _THREAD = "tap.thread"
-"""tag of an MLflow run: the thread of the search, by which a resumed run finds it again"""
+"""tag of an MLflow run: the thread of the search, or the line of a fork, by which a resumed run finds it again"""
 Numbers = Mapping[str, float]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -121,7 +121,8 @@ class Tracker(AbstractContextManager["Tracker"]):
     @cached_property
     def _store(self) -> Store:
         events = self._folder.events()  # an event is recorded before it is listened to, so the first is there
-        thread = next(event["thread"] for event in events if "thread" in event)
+        forks = [event["line"] for event in events if event["event"] == "forked"]
+        thread = forks[-1] if forks else next(event["thread"] for event in events if "thread" in event)
         store: Store
         if self._settings.track == "mlflow":
             store = MLflowStore(self._folder, self._settings, thread)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import socket
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +39,7 @@ from tap_agent.course import Glance, read
 from tap_agent.desk import COMMON, LIMITS, Desk, fields
 from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.guard import REPORT, Guard, is_loopback
+from tap_agent.port import listen
 from tap_agent.report import template
 from tap_agent.result import Result
 from tap_agent.settings import ConfigMistake
@@ -52,12 +52,6 @@ _ALIVE = ("starting", "running", "stopping")
 _LOG_SHOWN = 20_000
 
 
-class PortMistake(Mistake):
-    """An address that cannot be listened on."""
-
-    kind = "port"
-
-
 def serve(desk: Desk, host: str, port: int, password: str | None, browser: bool) -> None:
     """Serves the page until Ctrl-C; raises `PortMistake`, and `ConfigMistake` where a password is missing."""
     if not is_loopback(host) and not password:
@@ -65,7 +59,7 @@ def serve(desk: Desk, host: str, port: int, password: str | None, browser: bool)
             f"{PASSWORD} is not set: at --host {host} others reach the page and can do what you can, "
             "so put a password in it, or leave --host out."
         )
-    with _listen(host, port) as listening:
+    with listen(host, port) as listening:
         at = f"[{host}]" if ":" in host else host
         url = f"http://{at}:{listening.getsockname()[1]}"
         out.print(
@@ -75,17 +69,6 @@ def serve(desk: Desk, host: str, port: int, password: str | None, browser: bool)
             webbrowser.open(url)
         config = uvicorn.Config(application(desk, password), log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]
-        raise PortMistake(
-            f"{host}:{port} cannot be listened on ({reason}): give another --port, 0 for a free one, or another --host."
-        ) from error
 
 
 def application(desk: Desk, password: str | None) -> Starlette:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,23 +77,20 @@ class Studio:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("studio")
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch, ChatServer(script) as model:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch, ChatServer(script) as model:
         patch.chdir(folder)
         patch.setenv("TAP_CACHE", str(cache))
         arguments = ["run", *SMALL, "--llm", "scripted", "--base-url", model.url, "--seed", "5", "--out", "runs/first"]
         assert tap(*arguments) == Exit.OK
-        free.close()
-        program = [sys.executable, "-m", "tap_agent", "studio", "--port", str(port), "--no-browser"]
+        program = [sys.executable, "-m", "tap_agent", "studio", "--port", "0", "--no-browser"]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         with subprocess.Popen(program, env=env, stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout
             try:
                 said = [running.stdout.readline() for _ in range(2)]
-                assert f"baseUrl=http://127.0.0.1:{port}" in said[0]
+                port = said[0].strip().rpartition("studio/?baseUrl=http://127.0.0.1:")[2]
                 assert f"http://127.0.0.1:{port}/docs" in said[1]
-                yield Studio(folder, port, model.url)
+                yield Studio(folder, int(port), model.url)
             finally:
                 running.send_signal(signal.SIGINT)
         assert running.returncode == Exit.OK
@@ -267,10 +263,21 @@ def test_the_graph_is_drawn_and_its_settings_are_a_form(studio: Studio) -> None:
     assert {"population", "generations", "networks", "llm"} <= schemas["context_schema"]["properties"].keys()
 
 
+def test_pages_of_other_sites_are_refused(studio: Studio) -> None:
+    def ask(**headers: str) -> int:
+        return studio.client.post(
+            "/threads", content=b"{}", headers={"Content-Type": "text/plain", **headers}
+        ).status_code
+
+    assert ask() == ask(Origin="https://smith.langchain.com") == 200
+    assert ask(Origin="https://elsewhere.example") == 403
+    assert ask(Host=f"elsewhere.example:{studio.port}") == 403
+
+
 def test_a_port_in_use_is_one_sentence(studio: Studio, capsys: pytest.CaptureFixture[str]) -> None:
     assert tap("studio", "--port", str(studio.port), "--no-browser") == Exit.PORT
     said = capsys.readouterr().err
-    assert f"port {studio.port} of 127.0.0.1 cannot be listened on (address already in use)" in said
+    assert f"127.0.0.1:{studio.port} cannot be listened on (Address already in use): give another --port" in said
     assert len(said.strip().splitlines()) == 1
 
 

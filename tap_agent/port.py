@@ -1,0 +1,25 @@
+"""The address that a server listens on."""
+
+from __future__ import annotations
+
+import socket
+
+from tap_eval.mistake import Mistake
+
+
+class PortMistake(Mistake):
+    """An address that cannot be listened on."""
+
+    kind = "port"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there, at a free port for port 0; raises `PortMistake`."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise PortMistake(
+            f"{host}:{port} cannot be listened on ({reason}): give another --port, 0 for a free one, or another --host."
+        ) from error
