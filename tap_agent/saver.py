@@ -137,6 +137,10 @@ class RunSaver(BaseCheckpointSaver[str]):
     async def adelete_thread(self, thread_id: str) -> None:
         """Leaves the run where it is."""
 
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Raises `ValueError`, which the server passes on."""
+        raise ValueError(f"thread {source_thread_id} is kept in a run and is not copied: fork it from a checkpoint.")
+
     def _access(self, config: RunnableConfig) -> _Access:
         thread = str(config["configurable"]["thread_id"])
         if (access := self._accesses.get(thread)) is None:

@@ -16,33 +16,19 @@ from typing import NoReturn
 import httpx
 
 from tap_agent.conversation import conversations
+from tap_agent.dev import CONFIG
 from tap_agent.folder import runs
 from tap_agent.lines import tip_of
 from tap_eval.mistake import Mistake
 
-CONFIG = Path(__file__).resolve().parent.parent / "langgraph.json"
 STUDIO = "https://smith.langchain.com/studio/?baseUrl="
 _DEFAULTS = {
-    "LANGGRAPH_CLI_NO_ANALYTICS": "1",
     "LANGGRAPH_NO_VERSION_CHECK": "true",
     "LOG_LEVEL": "ERROR",
     "CORS_ALLOW_ORIGINS": "https://smith.langchain.com,https://eu.smith.langchain.com",
 }
 """the server's environment where ours says nothing; it would let any page that the browser shows ask it, and a search
 can be asked to run code"""
-_PROGRAM = """
-import contextlib, logging, sys
-import click
-from langgraph_cli.cli import cli
-for name in ("cli", "graph", "timing.timer"):
-    logging.getLogger(f"langgraph_api.{name}").setLevel(logging.CRITICAL)
-logging.getLogger("langgraph_api.worker").addFilter(lambda record: "studio.Refusal" not in str(record.msg))
-with contextlib.suppress(click.Abort):
-    cli.main(sys.argv[1:], standalone_mode=False)
-"""
-"""`langgraph`, without its banner, which comes before it answers, its complaints that torch and a search take time to
-open, the stacks of mistakes, which are told where they were made, and a word at its end"""
-_JOBS = 8  # graphs at once: a conversation does not wait for a search
 _PAUSE = 2.0  # seconds between two looks for new runs
 _GRACE = 5.0  # seconds that what runs has to stop, and the server to end
 
@@ -74,11 +60,9 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 it is named, not bound
     url = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
     path = os.pathsep.join(filter(None, [str(CONFIG.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-c", _PROGRAM, "dev", "--config", str(CONFIG), "--no-reload"]
-    command += ["--host", host, "--port", str(port), "--n-jobs-per-worker", str(_JOBS)]
-    command += ["--server-log-level", "ERROR"]
+    command = [sys.executable, "-P", "-m", "tap_agent.dev", host, str(port), *(["browser"] if browser else [])]
     server = subprocess.Popen(  # noqa: S603 in a session of its own, so that Ctrl-C reaches it through us alone
-        [*command, *([] if browser else ["--no-browser"])],
+        command,
         env={**_DEFAULTS, **os.environ, "PYTHONPATH": path},
         stdout=sys.stderr,
         start_new_session=True,

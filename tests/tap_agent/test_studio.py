@@ -88,14 +88,15 @@ def studio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[St
         free.close()
         program = [sys.executable, "-m", "tap_agent", "studio", "--port", str(port), "--no-browser"]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        running = subprocess.Popen(program, env=env, stdout=subprocess.PIPE, text=True)
-        assert running.stdout
-        said = [running.stdout.readline() for _ in range(2)]
-        assert f"baseUrl=http://127.0.0.1:{port}" in said[0]
-        assert f"http://127.0.0.1:{port}/docs" in said[1]
-        yield Studio(folder, port, model.url)
-        running.send_signal(signal.SIGINT)
-        running.communicate(timeout=60)
+        with subprocess.Popen(program, env=env, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout
+            try:
+                said = [running.stdout.readline() for _ in range(2)]
+                assert f"baseUrl=http://127.0.0.1:{port}" in said[0]
+                assert f"http://127.0.0.1:{port}/docs" in said[1]
+                yield Studio(folder, port, model.url)
+            finally:
+                running.send_signal(signal.SIGINT)
         assert running.returncode == Exit.OK
 
 
