@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tap_agent import RUNS
+from tap_agent.exit import Exit
 from tap_agent.flags import (
     ActivationBitsOption,
     AddressOption,
@@ -57,35 +57,6 @@ if TYPE_CHECKING:
     from tap_agent.folder import RunFolder
     from tap_agent.result import Result
     from tap_agent.workshop import Workshop
-
-
-class Exit(IntEnum):
-    """What the exit status says."""
-
-    OK = 0
-    FAILED = 1
-    """the machinery failed"""
-    USAGE = 2
-    """a flag that does not exist or does not parse"""
-    CONFIG = 3
-    NETWORK = 4
-    WEIGHTS = 5
-    IMAGES = 6
-    BUDGET = 7
-    BITS = 8
-    MODEL = 9
-    SANDBOX = 10
-    RUN = 11
-    PROXY = 12
-    """a proxy that cannot be applied, or a search that found none"""
-    EXECUTOR = 13
-    LIMIT = 14
-    """a limit of calls, cost or time has stopped the search; the best so far is kept"""
-    TRACKING = 15
-    PORT = 16
-    STUDIO = 17
-    """the server behind LangGraph Studio is not installed"""
-    INTERRUPTED = 130
 
 
 app = typer.Typer(

@@ -16,7 +16,8 @@ import pytest
 from typer.main import get_command
 
 from graphs.search import Search, SearchSettings
-from tap_agent.cli import Exit, app
+from tap_agent.cli import app
+from tap_agent.exit import Exit
 from tap_agent.settings import NetworkSettings, Settings
 from tests.agents.scripted import ChatServer
 from tests.docs.pages import PAGES, ROOT, Command, blocks, inline

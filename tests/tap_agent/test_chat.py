@@ -14,8 +14,8 @@ import pytest
 from agents.account import Account
 from agents.refinement import Stopped
 from tap_agent import chat
-from tap_agent.cli import Exit
 from tap_agent.conversation import Conversation, Part
+from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tap_agent.settings import Settings
 from tap_agent.workshop import Workshop

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tap_agent.__main__ import main
-from tap_agent.cli import Exit
+from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tests.agents.scripted import ChatServer
 from tests.graphs.test_search import script

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tap_agent.cli import Exit
+from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tap_agent.result import Result
 from tests.agents.scripted import ChatServer, refusal

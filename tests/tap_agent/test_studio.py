@@ -16,8 +16,8 @@ import pytest
 
 from graphs.state import Candidate
 from tap_agent import server
-from tap_agent.cli import Exit
 from tap_agent.conversation import conversations
+from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tap_agent.lines import tip_of
 from tests.agents.scripted import ChatServer

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from graphs.state import TEMPLATES
-from tap_agent.cli import Exit
+from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tests.agents.scripted import Answer, ChatServer
 from tests.graphs.test_search import script

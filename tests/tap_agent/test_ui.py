@@ -23,9 +23,9 @@ from plotly.graph_objects import Figure
 from starlette.testclient import TestClient
 
 from tap_agent import view
-from tap_agent.cli import Exit
 from tap_agent.course import of_events
 from tap_agent.desk import Desk
+from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tap_agent.settings import Settings
 from tap_agent.ui import PASSWORD, application
