@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,10 +29,21 @@ def intruder() -> str | None:
     return None
 
 
+def hear_interrupts() -> None:
+    """Lets a process with a session of its own be interrupted.
+
+    A background job of a shell ignores SIGINT, and so does what it starts: the runs of a page, say,
+    which no terminal can interrupt, but the page does.
+    """
+    if os.getsid(0) == os.getpid() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Runs the program; exit status 1 if its packages are not its own."""
     if sentence := intruder():
         sys.exit(f"error: {sentence}")
+    hear_interrupts()
     from tap_agent.cli import run_app
 
     run_app()

@@ -84,7 +84,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[St
         assert tap(*arguments) == Exit.OK
         program = [sys.executable, "-m", "tap_agent", "studio", "--port", "0", "--no-browser"]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        with subprocess.Popen(program, env=env, stdout=subprocess.PIPE, text=True) as running:
+        with subprocess.Popen(  # in a session of its own, so that it hears the interrupt of a background job too
+            program, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as running:
             assert running.stdout
             try:
                 said = [running.stdout.readline() for _ in range(2)]
