@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from tap_eval.allocation import uniform
 from tap_eval.bench import Bench
 from tap_eval.features import describe
-from tap_eval.images import Images
+from tap_eval.images import Images, Transform
 from tap_eval.layers import prepare
 from tap_eval.measurer import Measurer
 from tap_eval.quantizer import Affine, Allocation, QuantizedNetwork, calibrate, observe, output_mean, quantize_weight
@@ -90,7 +91,9 @@ def test_a_layer_that_is_called_twice_and_has_two_names_is_one_layer() -> None:
             return self.second(10 * self.first(x)).mean((2, 3))
 
     network = Twice()
-    x = torch.rand(4, 3, 8, 8)
+    stored = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), np.uint8)
+    images = Images(stored, torch.zeros(4), Transform(mean=(0.0,) * 3, std=(1.0,) * 3))
+    x = images.pixels
     prepared = prepare(network, x)
     assert [layer.name for layer in prepared.layers] == ["first"]
     (seen,) = calibrate(prepared, x)
@@ -100,7 +103,7 @@ def test_a_layer_that_is_called_twice_and_has_two_names_is_one_layer() -> None:
     assert (seen.low, seen.high) == pytest.approx((float(both.min()), float(both.max())))
     apart = [observe(network.first, part) for part in (x, middle)]
     assert torch.allclose(seen.mean_patch, (apart[0].mean_patch + apart[1].mean_patch) / 2, atol=1e-5)
-    (features,) = describe(prepared, Images(x, torch.zeros(4)), "statistics")
+    (features,) = describe(prepared, images, "statistics")
     assert features["input_absmax"] == pytest.approx(float(both.abs().max()))
     quantized = QuantizedNetwork(prepared, [seen])
     quantized.choose(Allocation((2,), (8,)))
