@@ -120,10 +120,10 @@ def run(
     from tap_agent.workshop import Workshop, cache_folder
 
     settings = read_settings(config, flags)
-    path = path or usual_path(settings)
     with Workshop(settings, cache_folder()) as workshop:
         _check(workshop)
-        _search(RunFolder.create(path, settings), workshop)
+        folder = RunFolder.create(path, settings) if path else RunFolder.unused(usual_path(settings), settings)
+        _search(folder, workshop)
 
 
 @app.command()
