@@ -48,6 +48,7 @@ code on request. Take a model that converses, with --llm and --base-url. These w
 
 {HELP}"""
 _COMMANDS = re.compile(r"\s*(show|diff|undo|measure|accept|help|use)(?:(?<=show)[ \t]+(\S+)|(?<=use)\s+(.+))?\s*", re.S)
+_UNNAMED = "a draft"
 _FENCE = re.compile(r"```(?:python)?\n(.*?)```", re.S)
 
 
@@ -59,8 +60,8 @@ class Run:
     """name of the candidate that it begins with"""
     candidates: Callable[[], Mapping[str, Candidate]]
     """by name, those that conversations added too"""
-    adopt: Callable[[Candidate], None]
-    """adds a judged candidate to the run for good"""
+    adopt: Callable[[Candidate], Candidate]
+    """adds a judged candidate to the run for good, and gives it the name that it has there"""
 
 
 class Refinement:
@@ -165,7 +166,7 @@ class Refinement:
         if isinstance(scored, Rejection):  # it ran when it became a version
             raise RuntimeError(f"{descends} cannot be followed: {refusal(scored)}")
         child = Candidate(
-            name=f"c{sum(name.startswith('c') for name in everyone):03d}",
+            name=_UNNAMED,
             generation=everyone[descends].generation + 1,
             template="refinement",
             parents=[descends],
@@ -175,9 +176,8 @@ class Refinement:
             prints=list(scored.prints),
             allocations=[Bits.of(allocation) for allocation in scored.allocations],
         )
-        judged = self._open_judge().judge([child.name], everyone | {child.name: child}, [], 1)[child.name]
-        self._run.adopt(judged)
-        return version.model_copy(update={"name": judged.name})
+        judged = self._open_judge().judge([_UNNAMED], everyone | {_UNNAMED: child}, [], 1)[_UNNAMED]
+        return version.model_copy(update={"name": self._run.adopt(judged).name})
 
     def _accepted(self, kept: Version) -> str:
         everyone = self._run.candidates()

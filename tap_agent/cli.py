@@ -182,9 +182,9 @@ def apply(
     """
     flags = given(locals(), "proxy", "config", "path")
     from tap_agent import application
-    from tap_agent.console import out, results_table
     from tap_agent.folder import make_parent, write
     from tap_agent.settings import read_settings
+    from tap_agent.terminal.console import out, results_table
     from tap_agent.workshop import Workshop, cache_folder
 
     if path:
@@ -223,11 +223,11 @@ def chat(
     Measuring and accepting ask first. The conversation is kept in the run and goes on where it was; its calls are
     in the run's account, but its limits do not stop a person.
     """
-    from tap_agent import chat
-    from tap_agent.console import out
     from tap_agent.conversation import Conversation, finished
     from tap_agent.folder import RunMistake, runs
     from tap_agent.settings import read_settings
+    from tap_agent.terminal import chat
+    from tap_agent.terminal.console import out
     from tap_agent.workshop import Workshop, cache_folder
 
     ended = [folder for folder in runs(RUNS) if folder.result()] if run is None else [_folder(run)]
@@ -260,8 +260,8 @@ def make_report(run: Annotated[Path, typer.Argument(help="Folder of the run.")])
 @app.command("list")
 def list_runs(folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = RUNS) -> None:
     """List the runs, the newest first."""
-    from tap_agent.console import out, runs_table
     from tap_agent.folder import runs
+    from tap_agent.terminal.console import out, runs_table
 
     found = runs(folder)
     if not found:
@@ -281,13 +281,13 @@ def ui(
 
     The password, where others than this machine reach the page, comes from the environment variable TAP_UI_PASSWORD.
     """
-    from tap_agent.desk import Desk
-    from tap_agent.ui import PASSWORD, serve
+    from tap_agent.page.app import PASSWORD, serve
+    from tap_agent.page.desk import Desk
     from tap_agent.workshop import cache_folder
 
     password = os.environ.pop(PASSWORD, None)  # no run that the page starts inherits it
     with Desk(folder, cache_folder()) as desk, suppress(KeyboardInterrupt):
-        serve(desk, host, port, password, browser)
+        serve(desk, host, port, password, browser=browser, tell=typer.echo)
 
 
 @app.command()
@@ -302,17 +302,16 @@ def studio(
 
     A run is a thread there; one that is started there is a run here. Ctrl-C ends the server.
     """
-    from tap_agent.console import out
-    from tap_agent.server import serve
+    from tap_agent.studio.server import serve
 
-    serve(RUNS, host, port, browser=browser, tell=out.print)
+    serve(RUNS, host, port, browser=browser, tell=typer.echo)
 
 
 @app.command("doctor")
 def examine() -> None:
     """Say what works on this machine, and the next step for what does not."""
-    from tap_agent import doctor
-    from tap_agent.console import out
+    from tap_agent.terminal import doctor
+    from tap_agent.terminal.console import out
     from tap_agent.workshop import cache_folder
 
     findings = doctor.examine(cache_folder())
@@ -341,7 +340,7 @@ def _folder(path: Path) -> RunFolder:
 
 def _check(workshop: Workshop) -> None:
     """Opens every part, so that what is missing shows before anything is written."""
-    from tap_agent.console import out
+    from tap_agent.terminal.console import out
     from tap_agent.track import check
 
     check(workshop.settings.track)
@@ -351,8 +350,8 @@ def _check(workshop: Workshop) -> None:
 
 def _search(folder: RunFolder, workshop: Workshop) -> None:
     from agents.account import LimitMistake
-    from tap_agent.display import make_display
     from tap_agent.session import search
+    from tap_agent.terminal.display import make_display
     from tap_agent.track import Tracker
 
     settings = workshop.settings
@@ -377,7 +376,8 @@ def _search(folder: RunFolder, workshop: Workshop) -> None:
 
 
 def _show(folder: RunFolder, result: Result) -> None:
-    from tap_agent.console import out, results_table, summary
+    from tap_agent.result import summary
+    from tap_agent.terminal.console import out, results_table
 
     best = result.candidate(result.best)
     out.print(results_table(result.table))

@@ -33,6 +33,9 @@ from tap_eval.proxy import Rejection
 from tools.evaluation import Scored
 
 
+_PATIENCE = 10.0  # seconds that accepting waits for another conversation which accepts
+
+
 class NameMistake(Mistake):
     """A proxy that the run does not have, or a name that several have."""
 
@@ -62,14 +65,15 @@ class Conversation(AbstractContextManager["Conversation"]):
         """`proxy` is the name of a living candidate; raises `NameMistake`."""
         candidate = pick(finished(folder), proxy)
         name = candidate.name
+        self._folder = folder
         self._start = start(candidate)
         self._held = ExitStack()
         account = self._held.enter_context(workshop.account(folder.calls))
         saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
         self._refinement = make_refinement(folder, name, workshop, account)
         self._graph = self._refinement.graph().compile(checkpointer=saver)
-        thread = uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}")
-        self._config: RunnableConfig = {"configurable": {"thread_id": str(thread)}}
+        self._thread = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}"))
+        self._config: RunnableConfig = {"configurable": {"thread_id": self._thread}}
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
@@ -112,7 +116,9 @@ class Conversation(AbstractContextManager["Conversation"]):
         return self._stream({"messages": [{"role": "user", "content": text}]})
 
     def answer(self, answers: Mapping[str, str]) -> Iterator[Part]:
-        """What follows from the person's answers, by the identity of the question."""
+        """What follows from the person's answers, by the identity of the question; raises `RunMistake`."""
+        if not answers.keys() <= {question.identity for question in self.questions}:
+            raise RunMistake("that question is no longer open: it was answered elsewhere.")
         return self._stream(Command(resume=dict(answers)))
 
     def again(self) -> Iterator[Part]:
@@ -129,17 +135,18 @@ class Conversation(AbstractContextManager["Conversation"]):
 
     def _stream(self, given: Any) -> Iterator[Part]:
         self._refinement.stop.clear()
-        said: Iterator[Any] = self._graph.stream(
-            given, self._config, stream_mode="messages", subgraphs=True, durability="sync"
-        )
-        for _, (message, _) in said:
-            if isinstance(message, ToolMessage):
-                yield Part("result", str(message.text))
-            elif isinstance(message, AIMessage):
-                calls = message.tool_call_chunks if isinstance(message, AIMessageChunk) else message.tool_calls
-                yield from (Part("call", str(call["name"])) for call in calls if call["name"])
-                if message.text:
-                    yield Part("words", str(message.text))
+        with self._folder.conversing(self._thread):
+            said: Iterator[Any] = self._graph.stream(
+                given, self._config, stream_mode="messages", subgraphs=True, durability="sync"
+            )
+            for _, (message, _) in said:
+                if isinstance(message, ToolMessage):
+                    yield Part("result", str(message.text))
+                elif isinstance(message, AIMessage):
+                    calls = message.tool_call_chunks if isinstance(message, AIMessageChunk) else message.tool_calls
+                    yield from (Part("call", str(call["name"])) for call in calls if call["name"])
+                    if message.text:
+                        yield Part("words", str(message.text))
 
 
 def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: calls.Account) -> Refinement:
@@ -156,12 +163,14 @@ def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: 
         result = finished(folder)
         return {each.name: each for each in (*result.candidates, *result.refinements)}
 
-    def adopt(child: Candidate) -> None:
-        with folder.held():
+    def adopt(child: Candidate) -> Candidate:
+        with folder.held(_PATIENCE):
             result = finished(folder)
+            child = child.model_copy(update={"name": f"c{len(result.refinements):03d}"})
             result = result.model_copy(update={"refinements": [*result.refinements, child]})
             folder.record({"event": "refined", **child.model_dump(mode="json", exclude={"scores", "prints"})})
             folder.extend(result, report.render(result))
+            return child
 
     def elsewhere(network: str, images: str | None, weights: str | None) -> Bench:
         own = workshop.settings.networks[0].model_dump(exclude={"budget"})

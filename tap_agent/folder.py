@@ -100,17 +100,21 @@ class RunFolder:
         return read_settings(self.path / "config.yaml", {})
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other processes out; raises `RunMistake` when one is in. Another thread may end it."""
-        lock = FileLock(self.path / ".lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0.2, poll_interval=0.02)  # longer than `is_held` has it
-        except Timeout as error:
-            raise RunMistake(f"{self.path} is being written by another process: wait for it, or stop it.") from error
-        try:
+    def held(self, patience: float = 0.2) -> Iterator[None]:
+        """Keeps other processes out; raises `RunMistake` when one stays in for longer than `patience` seconds.
+
+        Another thread may end it.
+        """
+        busy = f"{self.path} is being written by another process: wait for it, or stop it."
+        with _locked(self.path / ".lock", busy, patience):
             yield
-        finally:
-            lock.release()
+
+    @contextmanager
+    def conversing(self, thread: str) -> Iterator[None]:
+        """Keeps others out of one of its conversations; raises `RunMistake` when somebody is answered there."""
+        busy = f"the conversation is being answered elsewhere, in {self.path}: wait for that answer, or stop it."
+        with _locked(self.path / f".lock-{thread}", busy):
+            yield
 
     def is_held(self) -> bool:
         """Whether a process is writing here."""
@@ -201,6 +205,19 @@ class RunFolder:
         """The result of a run that has finished, or that a limit has stopped."""
         path = self.path / "result.json"
         return Result.model_validate_json(path.read_text()) if path.exists() else None
+
+
+@contextmanager
+def _locked(path: Path, busy: str, patience: float = 0.2) -> Iterator[None]:
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.02)  # no shorter than `is_held` has it
+    except Timeout as error:
+        raise RunMistake(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def usual_path(settings: Settings) -> Path:

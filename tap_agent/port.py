@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from tap_eval.mistake import Mistake
@@ -23,3 +24,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise PortMistake(
             f"{host}:{port} cannot be listened on ({reason}): give another --port, 0 for a free one, or another --host."
         ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, which no other machine reaches."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

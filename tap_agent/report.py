@@ -11,8 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from tap_agent import figures, layers
-from tap_agent.console import draws_text, summary, top1_text
-from tap_agent.result import Course, NetworkRecord, Result
+from tap_agent.result import Course, NetworkRecord, Result, draws_text, summary, top1_text
 
 
 @cache

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 
 from agents.account import Account
 from agents.refinement import Stopped
-from tap_agent import chat
 from tap_agent.conversation import Conversation, Part
 from tap_agent.exit import Exit
-from tap_agent.folder import RunFolder
+from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.settings import Settings
+from tap_agent.terminal import chat
 from tap_agent.workshop import Workshop
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.tap_agent.test_cli import SMALL, tap
@@ -233,6 +234,40 @@ def test_a_person_need_not_wait_for_the_model(talk: Callable[..., Any]) -> None:
         assert not released.is_set()
         released.set()
         assert words(conversation.again()) == "At last."
+
+
+def test_two_cannot_answer_at_once(talk: Callable[..., Any]) -> None:
+    with ChatServer(agent) as server, talk(server.url) as first, talk(server.url) as second:
+        answer = first.say("measure it")
+        next(answer)
+        with pytest.raises(RunMistake, match="answered elsewhere"):
+            list(second.say("show"))
+        list(answer)
+        (question,) = second.questions
+        list(second.answer({question.identity: "no"}))
+        with pytest.raises(RunMistake, match="no longer open"):
+            first.answer({question.identity: "yes"})
+        assert not first.unanswered
+
+
+def test_both_of_two_that_accept_keep_what_they_accepted(run: RunFolder, cache: Path) -> None:
+    result = run.result()
+    assert result
+    with ExitStack() as stack:
+        workshop = stack.enter_context(Workshop(run.settings(), cache))
+        proxies = [result.best, next(each.name for each in result.candidates if each.name != result.best)]
+        both = [stack.enter_context(Conversation(run, name, workshop)) for name in proxies]
+        for conversation, code in zip(both, (BY_STD, BY_SIZE), strict=True):
+            list(conversation.say(f"use\n{code}"))
+        threads = [threading.Thread(target=lambda each=each: list(each.say("accept"))) for each in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {each.version.name for each in both} == {"c000", "c001"}
+    after = run.result()
+    assert after
+    assert {each.code for each in after.refinements} == {BY_STD, BY_SIZE}
 
 
 def test_the_terminal_asks_and_shows(

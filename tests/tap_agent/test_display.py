@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from graphs.state import TEMPLATES
-from tap_agent.display import event_line
 from tap_agent.exit import Exit
+from tap_agent.terminal.display import event_line
 from tests.agents.scripted import Answer, ChatServer, proposal
 from tests.graphs.test_search import script
 from tests.tap_agent.test_cli import tap

@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from graphs.state import Candidate
-from tap_agent import server
 from tap_agent.conversation import conversations
 from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
 from tap_agent.lines import tip_of
+from tap_agent.studio import server
 from tests.agents.scripted import ChatServer
 from tests.graphs.test_search import script
 from tests.tap_agent.test_chat import agent

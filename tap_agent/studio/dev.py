@@ -13,9 +13,9 @@ import os
 import sys
 from pathlib import Path
 
-from tap_agent.gate import HOST
+from tap_agent.studio.gate import HOST
 
-CONFIG = Path(__file__).resolve().parent.parent / "langgraph.json"
+CONFIG = Path(__file__).resolve().parents[2] / "langgraph.json"
 _SILENT = ("cli", "graph", "timing.timer")  # the banner, and that torch and a search take time to open
 _JOBS = 8  # graphs at once: a conversation does not wait for a search
 
@@ -27,7 +27,7 @@ def main(host: str, port: int, *, browser: bool) -> None:
 
     for name in _SILENT:
         logging.getLogger(f"langgraph_api.{name}").setLevel(logging.CRITICAL)
-    logging.getLogger("langgraph_api.worker").addFilter(lambda record: "studio.Refusal" not in str(record.msg))
+    logging.getLogger("langgraph_api.worker").addFilter(lambda record: "graphs.Refusal" not in str(record.msg))
     os.environ[HOST] = host
     config = validate_config_file(CONFIG)
     run_server(

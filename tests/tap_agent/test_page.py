@@ -22,13 +22,13 @@ from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 from plotly.graph_objects import Figure
 from starlette.testclient import TestClient
 
-from tap_agent import view
 from tap_agent.course import of_events
-from tap_agent.desk import Desk
 from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
+from tap_agent.page import view
+from tap_agent.page.app import PASSWORD, application
+from tap_agent.page.desk import Desk
 from tap_agent.settings import Settings
-from tap_agent.ui import PASSWORD, application
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.tap_agent.test_chat import BY_STD, results, said, text
 from tests.tap_agent.test_cli import tap

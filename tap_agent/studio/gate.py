@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tap_agent.guard import is_loopback
+from tap_agent.port import is_loopback
 
 ORIGINS = "https://smith.langchain.com,https://eu.smith.langchain.com"
 """the pages that are Studio; the variable `CORS_ALLOW_ORIGINS` names others"""

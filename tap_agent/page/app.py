@@ -3,7 +3,7 @@
 It is a Starlette application of a dozen routes, without a JavaScript framework. Gradio, the alternative, brings 341 MB,
 fonts and analytics to switch off, and a look and an API of its own. Here a view is a plain page with an address, and a
 script asks for it again while something goes on and replaces the parts that differ. Nothing is loaded from elsewhere:
-see the policy in `tap_agent.guard`.
+see the policy in `tap_agent.page.guard`.
 
 Whoever reaches the page can do what its user can do on the command line: a run may import a factory, read any file as
 weights, and send the key of the language model to any address. So it listens on the loopback alone, unless it has a
@@ -33,27 +33,31 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from tap_agent import view
-from tap_agent.console import out
 from tap_agent.course import Glance, read
-from tap_agent.desk import COMMON, LIMITS, Desk, fields
 from tap_agent.folder import RunFolder, RunMistake
-from tap_agent.guard import REPORT, Guard, is_loopback
-from tap_agent.port import listen
+from tap_agent.page import view
+from tap_agent.page.desk import COMMON, LIMITS, Desk, fields
+from tap_agent.page.guard import REPORT, Guard
+from tap_agent.page.view import VIEWS
+from tap_agent.port import is_loopback, listen
 from tap_agent.report import template
 from tap_agent.result import Result
 from tap_agent.settings import ConfigMistake
-from tap_agent.view import VIEWS
 from tap_eval.mistake import Mistake
 
 PASSWORD = "TAP_UI_PASSWORD"  # noqa: S105 the name of the variable that holds it
-_FILES = Path(__file__).parent / "templates"
+_FILES = Path(__file__).parent.parent / "templates"
 _ALIVE = ("starting", "running", "stopping")
 _LOG_SHOWN = 20_000
 
 
-def serve(desk: Desk, host: str, port: int, password: str | None, browser: bool) -> None:
-    """Serves the page until Ctrl-C; raises `PortMistake`, and `ConfigMistake` where a password is missing."""
+def serve(
+    desk: Desk, host: str, port: int, password: str | None, *, browser: bool, tell: Callable[[str], None]
+) -> None:
+    """Serves the page until Ctrl-C; `tell` is given its address once it is listened on.
+
+    Raises `PortMistake`, and `ConfigMistake` where a password is missing.
+    """
     if not is_loopback(host) and not password:
         raise ConfigMistake(
             f"{PASSWORD} is not set: at --host {host} others reach the page and can do what you can, "
@@ -62,9 +66,7 @@ def serve(desk: Desk, host: str, port: int, password: str | None, browser: bool)
     with listen(host, port) as listening:
         at = f"[{host}]" if ":" in host else host
         url = f"http://{at}:{listening.getsockname()[1]}"
-        out.print(
-            f"{url} shows the runs in {desk.folder}; Ctrl-C ends the page, not the runs.", highlight=False, markup=False
-        )
+        tell(f"{url} shows the runs in {desk.folder}; Ctrl-C ends the page, not the runs.")
         if browser and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
             webbrowser.open(url)
         config = uvicorn.Config(application(desk, password), log_level="warning", timeout_graceful_shutdown=1)

@@ -15,9 +15,9 @@ from agents.embedded import EMBEDDED
 from tap_agent import flags
 from tap_agent.course import Glance, glance
 from tap_agent.folder import RunFolder, RunMistake, runs
-from tap_agent.launch import Launch, stop
+from tap_agent.page.launch import Launch, stop
+from tap_agent.page.talk import Talk
 from tap_agent.settings import NetworkSettings, Settings, read_settings
-from tap_agent.talk import Talk
 from tap_agent.workshop import Workshop
 
 FIELDS: dict[str, tuple[str, Any]] = {

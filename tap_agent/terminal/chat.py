@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.markdown import Markdown
 
 from graphs.refinement import HELP
-from tap_agent.console import out
 from tap_agent.conversation import Conversation, Part
+from tap_agent.terminal.console import out
 from tap_eval.mistake import Mistake
 
 _WRAPPING = Console()
@@ -84,7 +84,11 @@ def _settle(conversation: Conversation, read: Callable[[str], str]) -> None:
     """Asks what the graph has stopped for, until it has not."""
     while questions := conversation.questions:
         answers = {each.identity: read(f"{each.text} [yes, no, a number] ").strip() or "no" for each in questions}
-        _show(conversation.answer(answers))
+        _show(_answer(conversation, answers))
+
+
+def _answer(conversation: Conversation, answers: dict[str, str]) -> Iterator[Part]:
+    yield from conversation.answer(answers)  # a mistake is shown as one of an answer is
 
 
 def _show(answer: Iterator[Part]) -> None:

@@ -28,9 +28,9 @@ from tap_agent.conversation import conversations, finished, make_refinement, pic
 from tap_agent.folder import RunFolder, RunMistake, runs
 from tap_agent.lines import ThreadMistake, Writing, begin, go_on, lines
 from tap_agent.result import Result
-from tap_agent.saver import RunSaver, lend_waiting
 from tap_agent.session import Session
 from tap_agent.settings import Settings, read_settings
+from tap_agent.studio.saver import RunSaver, lend_waiting
 from tap_agent.workshop import Workshop, cache_folder
 from tap_eval.mistake import Mistake
 
@@ -147,6 +147,10 @@ async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> Asy
                 await asyncio.to_thread(workshop.check)
             account = await asyncio.to_thread(workshop.account, folder.calls)
             held.push_async_callback(asyncio.to_thread, account.__exit__)
+            if execution:
+                conversing = folder.conversing(thread)
+                await asyncio.to_thread(conversing.__enter__)
+                held.push_async_callback(asyncio.to_thread, conversing.__exit__, None, None, None)
             await held.enter_async_context(_SAVER.writing(thread, _Spoken(folder)))
             if saver := config["configurable"].get(CONFIG_KEY_CHECKPOINTER):
                 lend_waiting(saver)

@@ -15,11 +15,11 @@ from typing import NoReturn
 import httpx
 
 from tap_agent.conversation import conversations
-from tap_agent.dev import CONFIG
 from tap_agent.folder import runs
-from tap_agent.gate import ORIGINS
 from tap_agent.lines import tip_of
 from tap_agent.port import listen
+from tap_agent.studio.dev import CONFIG
+from tap_agent.studio.gate import ORIGINS
 from tap_eval.mistake import Mistake
 
 STUDIO = "https://smith.langchain.com/studio/?baseUrl="
@@ -51,7 +51,7 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 it is named, not bound
     url = f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
     path = os.pathsep.join(filter(None, [str(CONFIG.parent), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-m", "tap_agent.dev", host, str(port), *(["browser"] if browser else [])]
+    command = [sys.executable, "-P", "-m", "tap_agent.studio.dev", host, str(port), *(["browser"] if browser else [])]
     server = subprocess.Popen(  # noqa: S603 in a session of its own, so that Ctrl-C reaches it through us alone
         command,
         env={**_DEFAULTS, **os.environ, "PYTHONPATH": path},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import secrets
 from urllib.parse import urlsplit
 
@@ -12,6 +11,8 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
+
+from tap_agent.port import is_loopback
 
 _PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -21,14 +22,6 @@ REPORT = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 """for the report, a single file with its scripts in it"""
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "Cache-Control": "no-store"}
 _WRONG_PASSWORD_SECONDS = 1.0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own, which no other machine reaches."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Guard(BaseHTTPMiddleware):

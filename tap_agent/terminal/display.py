@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from graphs.state import TEMPLATES
-from tap_agent.console import out
 from tap_agent.settings import Settings
+from tap_agent.terminal.console import out
 
 Event = Mapping[str, Any]
 _LINES_BESIDE = 8

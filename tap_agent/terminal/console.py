@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from agents.account import Spent
 from tap_agent.course import glance
 from tap_agent.folder import RunFolder
-from tap_agent.result import MeasuredTop1, Result, Row
+from tap_agent.result import Row, draws_text, top1_text
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -50,34 +49,3 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
         tests = ", ".join(f"{100 * test:.1f} %" for test in found.tests)
         table.add_row(found.name, found.networks, found.budget, state, fitness, tests)
     return table
-
-
-def top1_text(found: MeasuredTop1) -> str:
-    """Per cent with interval and count."""
-    return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}, n = {found.count:,})"
-
-
-def draws_text(row: Row) -> str:
-    """Mean and standard deviation over calibration draws, in per cent."""
-    if len(row.draws) < 2:
-        return ""
-    return f"{100 * sum(row.draws) / len(row.draws):.1f} ± {100 * row.spread:.1f}"
-
-
-def summary(result: Result) -> str:
-    """What happened, in a line."""
-    living = [candidate for candidate in result.candidates if candidate.failure is None]
-    whole = max((sum(candidate.images) for candidate in living), default=0) * len(living)
-    share = sum(sum(candidate.images) for candidate in living) / (whole or 1)
-    raced = f" measured on {share:.0%} of the images" if share < 1 else ""
-    return (
-        f"{len(result.candidates)} proposals, {len(living)} distinct and alive{raced}; "
-        f"{result.measured} measurements; {f'{spent_text(result.spent)}; ' if result.spent else ''}"
-        f"{result.seconds:.0f} s"
-    )
-
-
-def spent_text(spent: Spent) -> str:
-    """Calls of language models, tokens and cost."""
-    cost = "cost unknown" if spent.cost is None else f"${spent.cost:,.4f}" if spent.cost else "$0"
-    return f"{spent.calls:,} model calls, {spent.tokens_in:,} tokens in, {spent.tokens_out:,} out, {cost}"

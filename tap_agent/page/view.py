@@ -14,13 +14,12 @@ from agents.answer import Answer
 from graphs import population
 from graphs.state import Candidate
 from tap_agent import figures, layers, report
-from tap_agent.console import summary
 from tap_agent.figures import Section
 from tap_agent.folder import RunFolder
 from tap_agent.lines import ask
-from tap_agent.result import Course, Result
+from tap_agent.page.talk import Talk
+from tap_agent.result import Course, Result, summary
 from tap_agent.settings import Settings, dump
-from tap_agent.talk import Talk
 
 VIEWS = {
     "search": "Search",

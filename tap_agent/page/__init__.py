@@ -1,0 +1,1 @@
+"""Runs in the browser: the page of `tap-agent ui`."""
