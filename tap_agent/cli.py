@@ -62,13 +62,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     epilog="Exit codes: " + ", ".join(f"{code.value} {code.name.lower()}" for code in Exit) + ".",
     help="""Finds out how many bits each layer of a vision network deserves.
 
-    A language model and evolution discover a [b]proxy[/b]: a small Python function that scores how sensitive each
+    A language model and evolution discover a *proxy*: a small Python function that scores how sensitive each
     layer is to quantization. Bits are allocated from its scores within a budget, and the network is quantized and
-    measured. Start with [b]tap-agent run[/b]; [b]tap-agent doctor[/b] says what works on this machine.""",
+    measured. Start with `tap-agent run`; `tap-agent doctor` says what works on this machine.""",
 )
 
 
@@ -272,7 +272,7 @@ def list_runs(folder: Annotated[Path, typer.Argument(help="Where the runs are.")
 
 @app.command()
 def ui(
-    folder: Annotated[Path, typer.Argument(metavar="[RUNS_DIR]", help="Where the runs are.")] = RUNS,
+    folder: Annotated[Path, typer.Argument(metavar="RUNS_DIR", help="Where the runs are.")] = RUNS,
     host: Annotated[str, typer.Option(help="Address; any but the loopback needs a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 7860,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,

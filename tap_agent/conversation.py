@@ -32,7 +32,6 @@ from tap_eval.mistake import Mistake
 from tap_eval.proxy import Rejection
 from tools.evaluation import Scored
 
-
 _PATIENCE = 10.0  # seconds that accepting waits for another conversation which accepts
 
 
