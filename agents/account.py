@@ -29,12 +29,15 @@ from tap_eval.mistake import Mistake
 Price = tuple[float, float]
 """USD for a million tokens in, and for a million out"""
 
+CHAT = "chat about "
+"""begins the name of a call for a conversation, where another has that of a candidate"""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY,
     at TEXT NOT NULL,
     llm TEXT NOT NULL,
-    name TEXT NOT NULL,         -- of the candidate
+    name TEXT NOT NULL,         -- of the candidate, after `CHAT` for a conversation about it
     ordinal INTEGER NOT NULL,   -- of the call within the proposal, from 1; further tries have the same
     request TEXT NOT NULL,      -- hash
     sent INTEGER NOT NULL,      -- 0 for an answer from the cache or a replay file, which is free
@@ -60,6 +63,10 @@ class LimitMistake(Mistake):
     """A limit of the run that the next call would pass."""
 
     kind = "limit"
+
+
+class Stopping(Exception):
+    """A call that does not begin, since its run was interrupted."""
 
 
 class CallFailed(Exception):
@@ -110,7 +117,7 @@ class Account(AbstractContextManager["Account"]):
     """The calls of one run, in the file at `path` or, without one, in memory; for any number of threads.
 
     `seconds` tells the time that the run has taken. With a `cache`, answers are kept there for
-    other runs, and taken from there for nothing.
+    other runs, and taken from there for nothing. Once `stopping` is set, no call begins.
     """
 
     def __init__(
@@ -120,11 +127,13 @@ class Account(AbstractContextManager["Account"]):
         prices: Mapping[str, Price] | None = None,
         seconds: Callable[[], float] = float,
         cache: Ledger | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._prices = prices or {}
         self._seconds = seconds
         self._cache = cache
+        self._stopping = stopping or threading.Event()
         self._ended = threading.Condition()
         self._in_flight: dict[int, float] = {}
         self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
@@ -162,8 +171,10 @@ class Account(AbstractContextManager["Account"]):
         with self._ended:
             self._insert(call, sent=False, cost=0.0, answer=answer)
 
-    def check_time(self) -> None:
-        """Raises `LimitMistake` when the run has taken its minutes."""
+    def check(self) -> None:
+        """Raises `Stopping` once no call is to begin, and `LimitMistake` when the run has taken its minutes."""
+        if self._stopping.is_set():
+            raise Stopping("the run is being stopped")
         limit = self._limits.minutes
         if limit is not None and self._seconds() >= 60 * limit:
             raise LimitMistake(f"--max-minutes {limit:g} is reached: {_FURTHER}.")
@@ -174,11 +185,12 @@ class Account(AbstractContextManager["Account"]):
             return self._spent()
 
     def answers(self) -> list[tuple[str, int, str, Answer]]:
-        """Candidate, ordinal, language model and answer of every answered call, in order."""
+        """Candidate, ordinal, language model and latest answer of every answered call of the search, in order."""
         with self._ended:
             rows = self._database.execute(
-                "SELECT name, ordinal, llm, answer, max(id) FROM calls WHERE answer IS NOT NULL "
-                "GROUP BY name, ordinal ORDER BY name, ordinal"
+                "SELECT name, ordinal, llm, answer, max(id) FROM calls WHERE answer IS NOT NULL AND name NOT LIKE ? "
+                "GROUP BY name, ordinal ORDER BY name, ordinal",
+                (f"{CHAT}%",),
             ).fetchall()
         return [(name, ordinal, llm, Answer.model_validate_json(answer)) for name, ordinal, llm, answer, _ in rows]
 
@@ -288,6 +300,6 @@ class Conversation:
         self._ordinals = itertools.count(1)
 
     def call(self, request: object, tokens_in: int = 0, tokens_out: int = 0) -> Call:
-        """The next call, for `request`, which is JSON; raises `LimitMistake` when the run's time is over."""
-        self.account.check_time()
+        """The next call, for `request`, which is JSON; raises what `Account.check` does."""
+        self.account.check()
         return Call(self.llm, self.name, next(self._ordinals), key(request), tokens_in, tokens_out)

@@ -99,8 +99,9 @@ class MeteredChat(ChatOpenAI):
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             whole = chunk if whole is None else whole + chunk
-        if whole is None:
-            raise ValueError("the stream is empty")
+        facts = {**(whole.generation_info or {}), **whole.message.response_metadata} if whole else {}
+        if whole is None or not (facts.get("finish_reason") or facts.get("status")):
+            raise ConnectionError("the answer was cut off")
         return message_chunk_to_message(whole.message)
 
     def _send(self, asked: Coroutine[Any, Any, BaseMessage], seconds: float) -> Answer:

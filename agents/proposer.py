@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
-from agents.account import Account, Conversation
+from agents.account import Account, Conversation, Stopping
 from agents.answer import SUBMIT
 from agents.chat import ModelMistake, reason
 from agents.models import Model, Models
@@ -51,7 +51,7 @@ class Failures(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(request)
-        except Mistake:
+        except (Mistake, Stopping):
             raise
         except Exception as error:
             raise ModelMistake(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextvars
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from langchain.agents import AgentState, create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware, ModelRequest, dynamic_prompt
@@ -34,10 +35,13 @@ from tap_eval.mistake import Mistake
 from tap_eval.proxy import Rejection
 from tools.evaluation import Measured, Scored, measure, score
 from tools.sandbox import Sandbox, published
-from tools.toolbox import layer_table
+from tools.toolbox import layer_table, refusal
 
+T = TypeVar("T")
 MODEL_CALLS = 12
 """in answer to one message of the person"""
+_ASKING = ("measure", "accept", "try_network")
+_ONE_AT_A_TIME = "Ask for one thing at a time that the person has to allow; this was not done."
 
 
 class Version(BaseModel):
@@ -60,33 +64,57 @@ class RefinementState(AgentState[Any]):
     versions: Annotated[list[dict[str, Any]], _latest]
     """a `Version` each; the first is the proxy that the conversation began with, the last is the current one"""
     allowance: Annotated[int, _latest]
-    """measurements that the person has allowed in advance"""
+    """measurements of the proxy as it stands that the person has allowed in advance"""
 
 
 class Stopped(Exception):
     """The person did not wait for the answer."""
 
 
+def begin(work: Callable[[], T]) -> Future[T]:
+    """Does `work` in a thread of its own, which nobody has to wait for."""
+    done: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001 it is raised where the result is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=[do], daemon=True).start()
+    return done
+
+
+def await_(done: Future[T], stop: threading.Event) -> T:
+    """What comes of it; raises `Stopped` soon after `stop` is set."""
+    while not wait([done], timeout=0.1).done:
+        if stop.is_set():
+            raise Stopped
+    return done.result()
+
+
 class _Stoppable(AgentMiddleware[Any, Any, Any]):
-    """Lets go of a model that is being waited for, once `stop` is set; what it still says is not heard."""
+    """Lets go of a model or a tool that is being waited for, once `stop` is set.
+
+    What the model says to nobody is paid for, so it is heard when the same is asked again.
+    """
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
+        self._asked: tuple[list[str], Future[Any]] | None = None
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
-        answer: Future[Any] = Future()
+        messages = [message.model_dump_json() for message in request.messages]
+        known, answer = self._asked or ([], None)
+        if answer is None or known != messages or (answer.done() and answer.exception()):
+            answer = begin(lambda: handler(request))
+        self._asked = messages, answer
+        found = await_(answer, self._stop)
+        self._asked = None
+        return found
 
-        def ask() -> None:
-            try:
-                answer.set_result(handler(request))
-            except Exception as error:  # noqa: BLE001 it is raised where the answer is waited for
-                answer.set_exception(error)
-
-        threading.Thread(target=contextvars.copy_context().run, args=[ask], daemon=True).start()
-        while not wait([answer], timeout=0.1).done:
-            if self._stop.is_set():
-                raise Stopped
-        return answer.result()
+    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        return await_(begin(lambda: handler(request)), self._stop)
 
 
 class RefinementInput(MessagesState):
@@ -151,6 +179,11 @@ class Surroundings:
             for place, (bench, mine, its) in enumerate(zip(self.benches, one.scores, other.scores, strict=True))
         )
 
+    def names(self) -> set[str]:
+        """What layers are called by: their names and indices."""
+        features = [each for bench in self.benches for each in bench.features]
+        return {str(each[kind]) for each in features for kind in ("name", "index")}
+
     def images(self) -> int:
         """Images that one measurement reads."""
         return sum(len(bench.splits.search) for bench in self.benches)
@@ -178,11 +211,6 @@ def consent(question: str) -> int:
     return int(words) if words.isdecimal() else int(words in ("yes", "y", "true", "ok"))
 
 
-def refusal(rejection: Rejection) -> str:
-    """A failure as a sentence."""
-    return f"{rejection.failure}: {rejection.message}"
-
-
 def measured_text(found: Measured, surroundings: Surroundings) -> str:
     """Accuracy and rank correlation, a line a network."""
     return "\n".join(
@@ -197,10 +225,16 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
 
     def may_measure(runtime: ToolRuntime[Any, Any], what: str) -> int | None:
         """The allowance that is left when this measurement is done, or None when it may not be."""
-        allowance = runtime.state["allowance"] or consent(
-            f"Measure {what} on {surroundings.images():,} images? (a number allows that many measurements)"
-        )
+        allowance = runtime.state["allowance"] or consent(f"Measure {what}? (a number allows that many measurements)")
         return allowance - 1 if allowance else None
+
+    def crowded(runtime: ToolRuntime[Any, Any]) -> bool:
+        """Whether one message asks for several things that need consent, of which this is not the first.
+
+        They would run side by side, each with the whole allowance.
+        """
+        asked = [call["id"] for call in runtime.state["messages"][-1].tool_calls if call["name"] in _ASKING]
+        return runtime.tool_call_id != asked[0]
 
     def answer(runtime: ToolRuntime[Any, Any], text: str, **update: Any) -> Command[Any]:
         message = ToolMessage(text, tool_call_id=runtime.tool_call_id)
@@ -238,7 +272,9 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
     @tool("measure")
     def measure_it(runtime: ToolRuntime[Any, Any]) -> Command[Any]:
         """Quantizes the networks as the proxy says and measures their accuracy, if the person allows it."""
-        left = may_measure(runtime, "the proxy as it stands")
+        if crowded(runtime):
+            return answer(runtime, _ONE_AT_A_TIME)
+        left = may_measure(runtime, f"the proxy as it stands on {surroundings.images():,} images")
         if left is None:
             return answer(runtime, "The person does not allow it.")
         return answer(runtime, surroundings.measure(current(runtime.state).code), allowance=left)
@@ -246,6 +282,8 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
     @tool("accept")
     def accept_it(runtime: ToolRuntime[Any, Any]) -> Command[Any]:
         """Keeps the proxy as it stands in the run, measured, as a child of the one before, if the person agrees."""
+        if crowded(runtime):
+            return answer(runtime, _ONE_AT_A_TIME)
         version = current(runtime.state)
         if version.name:
             return answer(runtime, f"Nothing has changed since {version.name}.")
@@ -266,16 +304,22 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
         """
         if ":" in network:  # it would import and call what a model names
             return answer(runtime, "A factory can only be named by the person, on the command line.")
-        left = may_measure(runtime, f"{network} on {images or 'the images of the run'}")
-        if left is None:
+        if crowded(runtime):
+            return answer(runtime, _ONE_AT_A_TIME)
+        if not re.fullmatch(r"[\w.-]+", network):
+            return answer(runtime, f"{network!r} is no name of a network.")
+        from_file = f" with the weights in {weights!r}" if weights else ""
+        where = repr(images) if images else "the images of the run"
+        if not consent(f"Open {network}{from_file}, and measure it on {where}?"):
             return answer(runtime, "The person does not allow it.")
         try:
             bench = surroundings.elsewhere(network, images, weights)
+            there = Surroundings([bench], surroundings.sandbox, surroundings.proxies, surroundings.elsewhere)
+            code = current(runtime.state).code
+            found = f"{there.table(code)}\n\n{there.measure(code)}"
         except Mistake as mistake:
             return answer(runtime, str(mistake))
-        there = Surroundings([bench], surroundings.sandbox, surroundings.proxies, surroundings.elsewhere)
-        code = current(runtime.state).code
-        return answer(runtime, f"{there.table(code)}\n\n{there.measure(code)}", allowance=left)
+        return answer(runtime, found)
 
     return [run_code, show_layers, show_features, compare, propose, measure_it, accept_it, try_network]
 

@@ -24,14 +24,16 @@ from agents.refinement import (
     RefinementState,
     Surroundings,
     Version,
+    await_,
+    begin,
     current,
     make_agent,
     parent,
-    refusal,
 )
 from graphs.judge import Judge
 from graphs.state import Bits, Candidate
 from tap_eval.proxy import Rejection
+from tools.toolbox import refusal
 
 HELP = """\
 show          the proxy as it stands, with every layer's score and bits
@@ -40,15 +42,18 @@ diff          what has changed since the last accepted version
 undo          back to the version before
 measure       its accuracy on the search images
 accept        keep it in the run as a child of what it goes back to, with its own fitness
-use CODE      your own code as the next version
+use CODE      your own code, in full, as the next version
 Anything else is said to the agent."""
 UNABLE = f"""\
-The embedded language model writes a formula under a grammar; it cannot read a question, reason about layers or change
-code on request. Take a model that converses, with --llm and --base-url. These work without one:
+The embedded language model writes formulas under a grammar, and a replay repeats what was recorded: such a model cannot
+read a question, reason about layers or change code on request. Take one that converses, with --llm and --base-url.
+These work without one:
 
 {HELP}"""
 _COMMANDS = re.compile(r"\s*(show|diff|undo|measure|accept|help|use)(?:(?<=show)[ \t]+(\S+)|(?<=use)\s+(.+))?\s*", re.S)
 _UNNAMED = "a draft"
+_LAYER = re.compile(r"[\d._]")
+"""what a name has that is no word; a layer of another name is looked up"""
 _FENCE = re.compile(r"```(?:python)?\n(.*?)```", re.S)
 
 
@@ -71,13 +76,13 @@ class Refinement:
         self, open_surroundings: Callable[[], Surroundings], open_model: Callable[[], BaseChatModel | None],
         judge: Callable[[], Judge], run: Run,
     ) -> None:  # fmt: skip
-        """`open_model` gives None for a model that cannot converse."""
+        """`open_model` gives None where no model can converse; it may raise a `Mistake`."""
         self._open_surroundings = open_surroundings
         self._open_model = open_model
         self._open_judge = judge
         self._run = run
         self.stop = threading.Event()
-        """set while nobody waits for the agent's answer"""
+        """set while nobody waits for the answer"""
 
     @cached_property
     def surroundings(self) -> Surroundings:
@@ -94,15 +99,22 @@ class Refinement:
         return {} if state.get("versions") else start(self._run.candidates()[self._run.proxy])
 
     def route(self, state: RefinementState) -> Literal["command", "agent"]:
-        """Whether the person's last message is a command."""
-        return "command" if _COMMANDS.fullmatch(_said(state)) else "agent"
+        """Whether the person's last message is a command, rather than a sentence that begins like one."""
+        found = _COMMANDS.fullmatch(_said(state))
+        if found is None:
+            return "agent"
+        _, layer, code = found.groups()
+        sentence = (code and "def " not in code) or (
+            layer and not _LAYER.search(layer) and layer not in self.surroundings.names()
+        )
+        return "agent" if sentence else "command"
 
     def command(self, state: RefinementState) -> dict[str, Any]:
         """Does what the person's last message says, which is their consent too."""
         found = _COMMANDS.fullmatch(_said(state))
         assert found
         word, layer, code = found.groups()
-        text, versions = self._done(word, layer, code, state)
+        text, versions = await_(begin(lambda: self._done(word, layer, code, state)), self.stop)
         update: dict[str, Any] = {"messages": [AIMessage(text)]}
         return update if versions is None else update | {"versions": versions}
 

@@ -223,7 +223,7 @@ def chat(
     Measuring and accepting ask first. The conversation is kept in the run and goes on where it was; its calls are
     in the run's account, but its limits do not stop a person.
     """
-    from tap_agent.conversation import Conversation, finished
+    from tap_agent.conversation import Conversation, finished, unlimited
     from tap_agent.folder import RunMistake, runs
     from tap_agent.settings import read_settings
     from tap_agent.terminal import chat
@@ -235,9 +235,9 @@ def chat(
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
     result = finished(ended[0])
     settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
-    unlimited = {"max_cost": None, "max_calls": None, "max_minutes": None}
-    with Workshop(settings.model_copy(update=unlimited), cache_folder()) as workshop:
-        _check(workshop)
+    with Workshop(unlimited(settings), cache_folder()) as workshop:
+        with out.status("opening network, images and sandbox"):
+            workshop.open()
         with Conversation(ended[0], proxy or result.best, workshop) as conversation:
             out.print(f"[dim]{ended[0].path}[/dim]")
             chat.talk(conversation)
@@ -352,10 +352,11 @@ def _search(folder: RunFolder, workshop: Workshop) -> None:
     from agents.account import LimitMistake
     from tap_agent.session import search
     from tap_agent.terminal.display import make_display
+    from tap_agent.terminal.interrupt import interruptible
     from tap_agent.track import Tracker
 
     settings = workshop.settings
-    with folder.held():
+    with folder.held(), interruptible(workshop.stopping):
         try:
             with make_display(settings, folder.events()) as display, Tracker(folder, settings) as tracker:
 

@@ -16,7 +16,6 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from agents import account as calls
-from agents.models import LanguageModel
 from agents.refinement import Surroundings, Version, current
 from graphs.judge import Judge
 from graphs.refinement import Refinement, Run, start
@@ -25,7 +24,7 @@ from tap_agent import report
 from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.lines import ask
 from tap_agent.result import Result
-from tap_agent.settings import NetworkSettings
+from tap_agent.settings import NetworkSettings, Settings
 from tap_agent.workshop import Workshop
 from tap_eval.bench import Bench
 from tap_eval.mistake import Mistake
@@ -61,16 +60,19 @@ class Conversation(AbstractContextManager["Conversation"]):
     """Sends what the person says, and gives back the answer while it comes; goes on where it was."""
 
     def __init__(self, folder: RunFolder, proxy: str, workshop: Workshop) -> None:
-        """`proxy` is the name of a living candidate; raises `NameMistake`."""
+        """`proxy` is the name of a living candidate; raises `NameMistake`.
+
+        The settings of `workshop` are to be `unlimited`.
+        """
         candidate = pick(finished(folder), proxy)
         name = candidate.name
         self._folder = folder
         self._start = start(candidate)
         self._held = ExitStack()
-        account = self._held.enter_context(workshop.account(folder.calls))
-        saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._refinement = make_refinement(folder, name, workshop, account)
-        self._graph = self._refinement.graph().compile(checkpointer=saver)
+        self._account = self._held.enter_context(workshop.account(folder.calls))
+        self._saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
+        self._refinement = make_refinement(folder, name, workshop, self._account)
+        self._graph = self._refinement.graph().compile(checkpointer=self._saver)
         self._thread = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}"))
         self._config: RunnableConfig = {"configurable": {"thread_id": self._thread}}
 
@@ -110,9 +112,19 @@ class Conversation(AbstractContextManager["Conversation"]):
         found = self._graph.get_state(self._config).interrupts
         return [Question(each.id, str(each.value["question"])) for each in found]
 
+    @property
+    def spent(self) -> calls.Spent:
+        """What the run has spent on language models, in its search and in its conversations."""
+        return self._account.spent()
+
+    @property
+    def step(self) -> str:
+        """Differs from what it was once the conversation has gone on, wherever that was."""
+        return str(self._graph.get_state(self._config).config["configurable"].get("checkpoint_id"))
+
     def say(self, text: str) -> Iterator[Part]:
-        """The answer to a message."""
-        return self._stream({"messages": [{"role": "user", "content": text}]})
+        """The answer to a message; of one before that was cut off, what was done stays done."""
+        return self._stream({"messages": [{"role": "user", "content": text}]}, begins=True)
 
     def answer(self, answers: Mapping[str, str]) -> Iterator[Part]:
         """What follows from the person's answers, by the identity of the question; raises `RunMistake`."""
@@ -132,9 +144,22 @@ class Conversation(AbstractContextManager["Conversation"]):
     def _state(self) -> dict[str, Any]:
         return self._graph.get_state(self._config).values
 
-    def _stream(self, given: Any) -> Iterator[Part]:
+    def _keep(self) -> None:
+        """Ends an answer that was cut off where it stands, without the calls of tools that have no result."""
+        for task in self._graph.get_state(self._config).tasks:
+            place = {"thread_id": self._thread, "checkpoint_ns": f"{task.name}:{task.id}"}
+            if task.name == "agent" and (reached := self._saver.get_tuple({"configurable": place})):
+                state = reached.checkpoint["channel_values"]
+                done = {name: state[name] for name in ("messages", "versions", "allowance")}
+                while isinstance(done["messages"][-1], AIMessage) and done["messages"][-1].tool_calls:
+                    done["messages"] = done["messages"][:-1]
+                self._graph.update_state(self._config, done, as_node="agent")
+
+    def _stream(self, given: Any, begins: bool = False) -> Iterator[Part]:
         self._refinement.stop.clear()
         with self._folder.conversing(self._thread):
+            if begins:
+                self._keep()
             said: Iterator[Any] = self._graph.stream(
                 given, self._config, stream_mode="messages", subgraphs=True, durability="sync"
             )
@@ -152,11 +177,12 @@ def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: 
     """The refinement graph about a proxy of a run, by its name, over the networks of the run."""
 
     def chat_model() -> BaseChatModel | None:
-        seed = time.time_ns()
-        model = workshop.models.draw(proxy, seed)
-        if model.small or not isinstance(model, LanguageModel):
+        model = next((each for each in workshop.models.members if not each.small), None)
+        if model is None:
             return None
-        return model.chat(calls.Conversation(account, f"chat about {proxy}", model.spec), seed, None, streams=True)
+        model.check()
+        asking = calls.Conversation(account, f"{calls.CHAT}{proxy}", model.spec)
+        return model.chat(asking, time.time_ns(), None, streams=True)
 
     def candidates() -> dict[str, Candidate]:
         result = finished(folder)
@@ -165,9 +191,13 @@ def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: 
     def adopt(child: Candidate) -> Candidate:
         with folder.held(_PATIENCE):
             result = finished(folder)
+            for known in result.refinements:  # as after a kill before the conversation could write it down
+                if (known.code, known.parents) == (child.code, child.parents):
+                    return known
             child = child.model_copy(update={"name": f"c{len(result.refinements):03d}"})
-            result = result.model_copy(update={"refinements": [*result.refinements, child]})
-            folder.record({"event": "refined", **child.model_dump(mode="json", exclude={"scores", "prints"})})
+            update = {"refinements": [*result.refinements, child], "spent": account.spent()}
+            result = result.model_copy(update=update)
+            folder.record({"event": "refined", **child.model_dump(mode="json", exclude={"prints"})})
             folder.extend(result, report.render(result))
             return child
 
@@ -191,6 +221,11 @@ def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: 
         lambda: Judge(workshop.benches, workshop.search_settings().fitness),
         Run(proxy, candidates, adopt),
     )
+
+
+def unlimited(settings: Settings) -> Settings:
+    """For a conversation: the limits of a run do not stop a person."""
+    return settings.model_copy(update={"max_cost": None, "max_calls": None, "max_minutes": None})
 
 
 def conversations(folder: RunFolder) -> list[str]:

@@ -100,6 +100,7 @@ def of_events(events: Sequence[dict[str, Any]]) -> Course:
     networks: dict[str, NetworkRecord] = {}
     candidates: dict[str, dict[str, Any]] = {}
     generations: dict[int, Generation] = {}
+    refinements: dict[str, Candidate] = {}
     for event in events:
         match event["event"]:
             case "prepared" if "record" in event:  # events of earlier versions lack it
@@ -108,6 +109,8 @@ def of_events(events: Sequence[dict[str, Any]]) -> Course:
                 candidates[event["name"]] = event
             case "judged" if event["name"] in candidates:
                 candidates[event["name"]] = candidates[event["name"]] | event
+            case "refined":
+                refinements[event["name"]] = Candidate.model_validate(event)
             case "generation":
                 generations[event["index"]] = Generation.model_validate(event)
             case _:
@@ -117,5 +120,6 @@ def of_events(events: Sequence[dict[str, Any]]) -> Course:
         networks=list(networks.values()),
         generations=[generations[index] for index in sorted(generations)],
         candidates=found,
+        refinements=list(refinements.values()),
         best=population.best(found),
     )

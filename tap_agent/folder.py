@@ -172,6 +172,8 @@ class RunFolder:
         """Time spent on the run, without the pauses between its sessions."""
         total, started, last = 0.0, None, None
         for event in self.events():
+            if event["event"] in ("refined", "forked"):  # these come at any time after
+                continue
             at = datetime.datetime.fromisoformat(event["at"])
             if event["event"] in ("started", "resumed"):
                 started = at

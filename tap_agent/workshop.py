@@ -41,6 +41,8 @@ class Workshop(AbstractContextManager["Workshop"]):
         self.settings = settings
         self.cache = cache
         self._held = ExitStack()
+        self.stopping = threading.Event()
+        """set once no call of a language model is to begin"""
         self._opening = threading.RLock()
 
     def __exit__(self, *_: object) -> None:
@@ -120,8 +122,8 @@ class Workshop(AbstractContextManager["Workshop"]):
             self.benches  # noqa: B018
             self.sandbox  # noqa: B018
 
-    def account(self, path: Path | None = None, seconds: float = 0.0) -> Account:
-        """The account in the file at `path`, or in memory, of a run that has taken `seconds` before."""
+    def account(self, path: Path, seconds: float = 0.0) -> Account:
+        """The account in the file at `path`, of a run that has taken `seconds` before."""
         settings = self.settings
         started = time.monotonic()
         return Account(
@@ -130,13 +132,13 @@ class Workshop(AbstractContextManager["Workshop"]):
             priced(self.models, settings.prices),
             lambda: seconds + time.monotonic() - started,
             Ledger(self.cache / "answers.sqlite") if settings.cache_llm else None,
+            self.stopping,
         )
 
-    def proposer(self, account: Account | None = None) -> Proposer:
-        """The agents, over all of the above; without an `account` theirs is in memory."""
+    def proposer(self, account: Account) -> Proposer:
+        """The agents, over all of the above."""
         self.open()
         rounds, allowance = self.settings.rounds, self.settings.allowance
-        account = account or self.account()
         return Proposer(self.models, self.benches, self.sandbox, rounds, allowance, account=account)
 
     def search_settings(self) -> SearchSettings:

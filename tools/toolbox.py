@@ -21,7 +21,7 @@ def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> li
     def run_code(code: str) -> str:
         """Runs a proxy on every layer of every network; shows its scores and the bits that follow, or its error."""
         scored = score(code, benches, sandbox)
-        return _refusal(scored) if isinstance(scored, Rejection) else _table(scored, benches)
+        return refusal(scored) if isinstance(scored, Rejection) else _table(scored, benches)
 
     @tool("measure")
     def measure_code(code: str) -> str:
@@ -31,7 +31,7 @@ def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> li
             return "Your allowance of measurements is used up: submit your proposal."
         scored = score(code, benches, sandbox)
         if isinstance(scored, Rejection):
-            return _refusal(scored)
+            return refusal(scored)
         left -= 1
         found = measure(scored, benches)
         lines = [
@@ -58,7 +58,8 @@ def layer_table(bench: Bench, scored: Scored, place: int, before: Scored | None 
     return "\n".join(lines)
 
 
-def _refusal(rejection: Rejection) -> str:
+def refusal(rejection: Rejection) -> str:
+    """A failure as a sentence."""
     return f"{rejection.failure}: {rejection.message}"
 
 

@@ -18,6 +18,7 @@ import secrets
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -38,6 +39,7 @@ from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.page import view
 from tap_agent.page.desk import COMMON, LIMITS, Desk, fields
 from tap_agent.page.guard import REPORT, Guard
+from tap_agent.page.talk import Talk
 from tap_agent.page.view import VIEWS
 from tap_agent.port import is_loopback, listen
 from tap_agent.report import template
@@ -123,15 +125,18 @@ class Page:
         proxy = request.path_params.get("proxy") or course.best
         if proxy and proxy not in [each.name for each in course.everyone]:
             raise HTTPException(404)
-        talk = self._desk.talk(run, str(proxy)) if kind == "talk" and isinstance(course, Result) else None
         log = run.log.read_text(errors="replace")[-_LOG_SHOWN:] if kind == "log" and run.log.exists() else ""
 
-        def values() -> dict[str, Any]:
-            made = view.show(kind, run, course, proxy, events, talk)
-            return {**shown, "proxy": proxy, "log": log, **view.progress(course, run.settings(), events), **made}
+        with ExitStack() as held:
+            talks = kind == "talk" and isinstance(course, Result)
+            talk = held.enter_context(self._desk.talk(run, str(proxy))) if talks else None
 
-        facts = [len(events), len(course.everyone), shown["failure"], talk and talk.stamp, log]
-        return self._answer(request, "run", glances, facts, values)
+            def values() -> dict[str, Any]:
+                made = view.show(kind, run, course, proxy, events, talk)
+                return {**shown, "proxy": proxy, "log": log, **view.progress(course, run.settings(), events), **made}
+
+            facts = [len(events), len(course.everyone), shown["failure"], talk and talk.stamp, log]
+            return self._answer(request, "run", glances, facts, values)
 
     def report(self, request: Request) -> Response:
         """The report of a run that has ended."""
@@ -162,8 +167,12 @@ class Page:
 
     def _say(self, run: RunFolder, proxy: str, form: Mapping[str, str]) -> None:
         if "llm" in form:
-            return self._desk.change_model(run, proxy, form["llm"], form["base_url"])
-        talk = self._desk.talk(run, proxy)
+            return self._desk.change_model(run, proxy, form["llm"], form.get("base_url", ""))
+        with self._desk.talk(run, proxy) as talk:
+            return self._turn(talk, form)
+
+    @staticmethod
+    def _turn(talk: Talk, form: Mapping[str, str]) -> None:
         answers = {name.removeprefix("answer-"): text for name, text in form.items() if name.startswith("answer-")}
         if "stop" in form:
             return talk.conversation.stop()
@@ -173,7 +182,7 @@ class Page:
             return talk.turn(lambda conversation: conversation.again(), goes_on=True)
         if talk.conversation.questions:
             raise RunMistake("it has asked something: answer that first.")
-        text = f"use\n```python\n{form['code'].strip()}\n```" if "code" in form else form["say"].strip()
+        text = f"use\n```python\n{form['code'].strip()}\n```" if "code" in form else form.get("say", "").strip()
         return talk.turn(lambda conversation: conversation.say(text)) if text else None
 
     def static(self, request: Request) -> Response:

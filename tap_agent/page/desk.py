@@ -6,8 +6,8 @@ import dataclasses
 import datetime
 import re
 import threading
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,10 +61,11 @@ class Desk(AbstractContextManager["Desk"]):
         self._forms: dict[str, Mapping[str, str]] = {}
         self._stopping: set[str] = set()
         self._talks: dict[tuple[str, str], Talk] = {}
+        self._left: list[Talk] = []  # with another model than now, and perhaps still in use
         self._lock = threading.RLock()
 
     def __exit__(self, *_: object) -> None:
-        for talk in self._talks.values():
+        for talk in (*self._talks.values(), *self._left):
             talk.__exit__()
 
     def run(self, name: str) -> RunFolder | None:
@@ -132,12 +133,20 @@ class Desk(AbstractContextManager["Desk"]):
             else:
                 raise RunMistake(f"{name} is not running.")
 
-    def talk(self, run: RunFolder, proxy: str) -> Talk:
-        """The conversation about a proxy of a run that has ended; raises a `Mistake`."""
+    @contextmanager
+    def talk(self, run: RunFolder, proxy: str) -> Iterator[Talk]:
+        """The conversation about a proxy of a run that has ended, to be used meanwhile; raises a `Mistake`."""
         with self._lock:
             if (run.name, proxy) not in self._talks:
                 self._open(run, proxy, run.settings())
-            return self._talks[run.name, proxy]
+            talk = self._talks[run.name, proxy]
+            talk.users += 1
+        try:
+            yield talk
+        finally:
+            with self._lock:
+                talk.users -= 1
+                self._close()
 
     def change_model(self, run: RunFolder, proxy: str, llm: str, base_url: str) -> None:
         """Goes on with another language model; raises a `Mistake` when it cannot be asked."""
@@ -151,14 +160,20 @@ class Desk(AbstractContextManager["Desk"]):
             self._open(run, proxy, settings)
 
     def _open(self, run: RunFolder, proxy: str, settings: Settings) -> None:
-        """Opens a conversation, and closes those that have been idle for longest."""
+        """Opens a conversation, in place of the one about the same proxy."""
         opened = Talk(run, proxy, settings, self._cache)
         if before := self._talks.pop((run.name, proxy), None):
-            before.__exit__()
+            self._left.append(before)
         self._talks[run.name, proxy] = opened
-        idle = [key for key, talk in self._talks.items() if not talk.busy and talk is not opened]
+
+    def _close(self) -> None:
+        """Closes what nobody uses: those with another model, and of the others the oldest beyond `_TALKS_OPEN`."""
+        idle = [key for key, talk in self._talks.items() if not (talk.users or talk.busy)]
         for key in idle[: max(0, len(self._talks) - _TALKS_OPEN)]:
-            self._talks.pop(key).__exit__()
+            self._left.append(self._talks.pop(key))
+        for talk in [talk for talk in self._left if not (talk.users or talk.busy)]:
+            self._left.remove(talk)
+            talk.__exit__()
 
 
 def fields(given: Mapping[str, str]) -> list[dict[str, Any]]:

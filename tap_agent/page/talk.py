@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agents.refinement import Stopped, Version
 from graphs.state import Bits
-from tap_agent.conversation import Conversation, Part
+from tap_agent.conversation import Conversation, Part, unlimited
 from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.layers import Drawn
 from tap_agent.result import Course
@@ -31,8 +31,9 @@ class Talk(AbstractContextManager["Talk"]):
         self.settings = settings
         self.trouble = ""
         """why the last answer broke off, in a sentence"""
-        unlimited = {"max_cost": None, "max_calls": None, "max_minutes": None}  # they do not stop a person
-        self._workshop = Workshop(settings.model_copy(update=unlimited), cache)
+        self.users = 0
+        """requests that are at it, kept by the desk"""
+        self._workshop = Workshop(unlimited(settings), cache)
         self.conversation = Conversation(folder, proxy, self._workshop)
         self._said: list[Part] = []
         self._scored: dict[str, Scored | Rejection] = {}
@@ -52,7 +53,7 @@ class Talk(AbstractContextManager["Talk"]):
     def stamp(self) -> tuple[object, ...]:
         """Differs from what it was when there is something new to see."""
         model = (self.settings.llm, self.settings.base_url)
-        return (*model, len(self._said), self.busy, self.trouble, len(self._scored))
+        return (*model, self.conversation.step, len(self._said), self.busy, self.trouble, len(self._scored))
 
     def said(self) -> list[Part]:
         """The last answer, as far as it has come; words that follow each other in one part."""

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 from tap_agent.studio.gate import HOST
 
 CONFIG = Path(__file__).resolve().parents[2] / "langgraph.json"
 _SILENT = ("cli", "graph", "timing.timer")  # the banner, and that torch and a search take time to open
+_PAUSE = 1.0  # seconds between two looks for the parent
 _JOBS = 8  # graphs at once: a conversation does not wait for a search
 
 
@@ -29,6 +33,7 @@ def main(host: str, port: int, *, browser: bool) -> None:
         logging.getLogger(f"langgraph_api.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("langgraph_api.worker").addFilter(lambda record: "graphs.Refusal" not in str(record.msg))
     os.environ[HOST] = host
+    threading.Thread(target=_leave_with, args=[os.getppid()], daemon=True).start()
     config = validate_config_file(CONFIG)
     run_server(
         host,
@@ -41,6 +46,13 @@ def main(host: str, port: int, *, browser: bool) -> None:
         disable_persistence=True,
         server_level="ERROR",
     )
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process once its parent has gone, killed or not."""
+    while os.getppid() == parent:
+        time.sleep(_PAUSE)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

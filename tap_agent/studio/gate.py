@@ -29,7 +29,7 @@ class Gate:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._origins = os.environ.get("CORS_ALLOW_ORIGINS", ORIGINS).split(",")
-        self._local = is_loopback(os.environ.get(HOST, ""))
+        self._local = is_loopback(os.environ.get(HOST, "127.0.0.1"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses, or hands on."""

@@ -24,7 +24,7 @@ from agents.account import LimitMistake
 from graphs.refinement import Refinement, Run
 from graphs.search import Search, SearchSettings
 from tap_agent import RUNS, track
-from tap_agent.conversation import conversations, finished, make_refinement, pick
+from tap_agent.conversation import conversations, finished, make_refinement, pick, unlimited
 from tap_agent.folder import RunFolder, RunMistake, runs
 from tap_agent.lines import ThreadMistake, Writing, begin, go_on, lines
 from tap_agent.result import Result
@@ -144,7 +144,7 @@ async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> Asy
             workshop = Workshop(settings, cache_folder())
             held.push_async_callback(asyncio.to_thread, workshop.__exit__)
             if execution:
-                await asyncio.to_thread(workshop.check)
+                await asyncio.to_thread(workshop.open)
             account = await asyncio.to_thread(workshop.account, folder.calls)
             held.push_async_callback(asyncio.to_thread, account.__exit__)
             if execution:
@@ -167,7 +167,7 @@ def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
         raise RunMistake(f"no run {about.run or ''} in {RUNS} has ended: there is no proxy to talk about.")
     result = finished(named[0])
     settings = read_settings(named[0].path / "config.yaml", {"llm": about.llm})
-    return named[0], pick(result, about.proxy or result.best).name, settings
+    return named[0], pick(result, about.proxy or result.best).name, unlimited(settings)
 
 
 @cache

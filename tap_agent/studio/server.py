@@ -58,7 +58,7 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
         stdout=sys.stderr,
         start_new_session=True,
     )
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
             try:
@@ -66,7 +66,8 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
             except KeyboardInterrupt:
                 _end(client, server)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         server.kill()
 
 

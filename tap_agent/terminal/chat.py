@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import readline  # noqa: F401  # gives input() a history
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tap_agent.conversation import Conversation, Part
 from tap_agent.terminal.console import out
 from tap_eval.mistake import Mistake
 
+_FILE = re.compile(r"use\s+(\S*[./~]\S*)")
 _WRAPPING = Console()
 WORDS = """\
 edit          the code in your editor; what you save is the next version
@@ -59,7 +61,7 @@ def _talk(conversation: Conversation, read: Callable[[str], str]) -> None:
         if said == "quit":
             return
         if said:
-            _show(_turn(conversation, said))
+            _show(conversation, _turn(conversation, said))
 
 
 def _turn(conversation: Conversation, said: str) -> Iterator[Part]:
@@ -71,11 +73,18 @@ def _turn(conversation: Conversation, said: str) -> Iterator[Part]:
             return iter([Part("words", "There is nothing to go on with.")])
         case "help":
             return iter([Part("words", f"```\n{WORDS}{HELP}\n```")])
-        case _ if said.startswith("use ") and (path := Path(said.removeprefix("use ").strip())).is_file():
-            return conversation.say(f"use\n```python\n{path.read_text()}\n```")
+        case _ if named := _FILE.fullmatch(said):
+            try:
+                code = Path(named[1]).expanduser().read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                return iter([Part("words", f"{named[1]} cannot be read: {error}")])
+            return conversation.say(f"use\n```python\n{code}\n```")
         case "edit":
-            code = click.edit(conversation.version.code, extension=".py")
-            return conversation.say(f"use\n```python\n{code}\n```") if code else iter([Part("words", "Unchanged.")])
+            try:
+                edited = click.edit(conversation.version.code, extension=".py")
+            except click.ClickException as error:
+                return iter([Part("words", f"{error.format_message()} The variable EDITOR names another.")])
+            return conversation.say(f"use\n```python\n{edited}\n```") if edited else iter([Part("words", "Unchanged.")])
         case _:
             return conversation.say(said)
 
@@ -84,14 +93,14 @@ def _settle(conversation: Conversation, read: Callable[[str], str]) -> None:
     """Asks what the graph has stopped for, until it has not."""
     while questions := conversation.questions:
         answers = {each.identity: read(f"{each.text} [yes, no, a number] ").strip() or "no" for each in questions}
-        _show(_answer(conversation, answers))
+        _show(conversation, _answer(conversation, answers))
 
 
 def _answer(conversation: Conversation, answers: dict[str, str]) -> Iterator[Part]:
     yield from conversation.answer(answers)  # a mistake is shown as one of an answer is
 
 
-def _show(answer: Iterator[Part]) -> None:
+def _show(conversation: Conversation, answer: Iterator[Part]) -> None:
     """Prints an answer as it comes; a failure of the model, or Ctrl-C, leaves the conversation as it was."""
     try:
         for kind, parts in itertools.groupby(answer, lambda part: part.kind):
@@ -104,7 +113,7 @@ def _show(answer: Iterator[Part]) -> None:
     except Mistake as mistake:
         out.print(str(mistake), style="red", highlight=False, markup=False)
     except KeyboardInterrupt:
-        out.print("stopped; again goes on.", style="dim")
+        out.print("stopped; again goes on." if conversation.unanswered else "stopped.", style="dim")
 
 
 def _print_words(texts: Iterator[str]) -> None:

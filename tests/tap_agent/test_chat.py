@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from agents.account import Account
+from agents.chat import ModelMistake
 from agents.refinement import Stopped
 from tap_agent.conversation import Conversation, Part
 from tap_agent.exit import Exit
@@ -120,7 +124,7 @@ def agent(request: dict[str, Any]) -> Answer:
 def test_without_a_model_the_commands_work(run: RunFolder, talk: Callable[..., Any]) -> None:
     with talk() as conversation:
         began = conversation.version
-        assert "cannot read a question" in words(conversation.say("why is layer 3 so low?"))
+        assert "cannot\nread a question" in words(conversation.say("why is layer 3 so low?"))
         assert LAYERS in words(conversation.say("show"))
         assert '"kind": "depthwise"' in words(conversation.say(f"show {LAYERS}"))
         assert "nothing to undo" in words(conversation.say("undo"))
@@ -146,6 +150,8 @@ def test_without_a_model_the_commands_work(run: RunFolder, talk: Callable[..., A
 def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
     run: RunFolder, talk: Callable[..., Any]
 ) -> None:
+    with Account(run.calls) as account:
+        before = account.spent()
     with ChatServer(agent) as server, talk(server.url) as conversation:
         parts = list(conversation.say("why is it so low?"))
         assert [part.text for part in parts if part.kind == "call"] == ["show_features"]
@@ -170,6 +176,7 @@ def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
         assert not conversation.questions
         list(conversation.say("elsewhere"))
         (question,) = conversation.questions
+        assert question.text == "Open digits, and measure it on the images of the run?"
         assert "search images" in words(conversation.answer({question.identity: "yes"}))
         list(conversation.say("nowhere"))
         (question,) = conversation.questions
@@ -185,8 +192,9 @@ def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
         assert conversation.version.name == "c000"
     assert [each.name for each in run.result().refinements] == ["c000"]  # type: ignore[union-attr]
     with Account(run.calls) as account:
-        told = [answer.tokens for name, _, _, answer in account.answers() if name.startswith("chat about")]
-    assert told == [(10, 5)] * len(server.asked)
+        after = account.spent()
+    assert after.calls - before.calls == len(server.asked)
+    assert after.tokens_in - before.tokens_in == 10 * len(server.asked)
 
 
 def test_a_conversation_goes_on_in_another_process_and_after_a_broken_connection(talk: Callable[..., Any]) -> None:
@@ -215,6 +223,85 @@ def test_a_conversation_goes_on_in_another_process_and_after_a_broken_connection
             assert "score before" in words(conversation.again())
             assert conversation.version.code == BY_STD
             assert [message.type for message in conversation.messages].count("human") == 2
+
+
+def test_a_sentence_that_begins_like_a_command_is_for_the_agent(talk: Callable[..., Any]) -> None:
+    with ChatServer(lambda request: text("Yes.")) as server, talk(server.url) as conversation:
+        for sentence in ("use the kurtosis instead", "show layers that are deep", "show weights", "measure it twice"):
+            assert words(conversation.say(sentence)) == "Yes."
+        assert len(server.asked) == 4
+        assert '"index": 0' in words(conversation.say("show 0"))
+        assert len(server.asked) == 4
+
+
+def test_one_allowance_is_not_used_by_two_calls_of_one_message(talk: Callable[..., Any]) -> None:
+    def greedy(request: dict[str, Any]) -> Answer:
+        done = results(request)
+        if done:
+            return text(" ".join(done))
+        calls = [tool_call("measure")["tool_calls"][0] | {"id": f"c{place}"} for place in range(3)]
+        return {"role": "assistant", "content": None, "tool_calls": calls}
+
+    with ChatServer(greedy) as server, talk(server.url) as conversation:
+        list(conversation.say("go on"))
+        (question,) = conversation.questions
+        said = words(conversation.answer({question.identity: "2"}))
+        assert said.count("search images") == 1
+        assert said.count("one thing at a time") == 2
+
+
+def test_what_was_done_before_a_break_stays(run: RunFolder, talk: Callable[..., Any]) -> None:
+    def breaks(request: dict[str, Any]) -> Answer:
+        if not results(request):
+            return tool_call("propose", thought="By spread.", code=BY_STD)
+        return {"role": "assistant", "content": "It is now by the", "broken": True}
+
+    with ChatServer(breaks) as server, talk(server.url) as conversation:
+        with pytest.raises(Exception, match="cut off"):
+            list(conversation.say("change it"))
+        assert conversation.unanswered
+        assert "weight_std" in words(conversation.say("diff"))
+        assert conversation.version.code == BY_STD
+        assert "Kept as c000" in words(conversation.say("accept"))
+        version, parent = conversation.version, conversation.before
+        assert parent
+        kept = conversation._refinement.accept(version, str(parent.name))  # as after a kill in the middle
+        assert kept.name == "c000"
+    result = run.result()
+    assert result
+    assert [each.name for each in result.refinements] == ["c000"]
+
+
+def test_commands_need_no_model(talk: Callable[..., Any]) -> None:
+    with talk("http://127.0.0.1:9/v1") as conversation:
+        assert LAYERS in words(conversation.say("show"))
+        with pytest.raises(ModelMistake, match="does not answer"):
+            list(conversation.say("why?"))
+        assert conversation.unanswered
+        assert "nothing to undo" in words(conversation.say("undo"))
+
+
+def test_an_answer_that_was_interrupted_is_heard_later_and_paid_once(
+    talk: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = threading.Event()
+
+    def slow(request: dict[str, Any]) -> Answer:
+        threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+        released.wait(30)
+        return text("Since it is wide.")
+
+    def read(prompt: str) -> str:
+        if len(asked) == 1:
+            released.set()
+        asked.append(prompt)
+        return lines[len(asked) - 1]
+
+    lines, asked = ["why?", "again", "quit"], list[str]()
+    with ChatServer(slow) as server, talk(server.url) as conversation:
+        chat.talk(conversation, read)
+        assert len(server.asked) == 1
+    assert re.search("stopped; again goes on.*Since it is wide", capsys.readouterr().out, re.S)
 
 
 def test_a_person_need_not_wait_for_the_model(talk: Callable[..., Any]) -> None:
