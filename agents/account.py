@@ -219,13 +219,13 @@ class Account(AbstractContextManager["Account"]):
             raise
         finally:
             with self._ended:
+                del self._in_flight[row]
+                self._ended.notify_all()
                 columns = {"seconds": round(time.perf_counter() - started, 3), **end}
                 self._database.execute(
                     f"UPDATE calls SET {', '.join(f'{name} = :{name}' for name in columns)} WHERE id = :row",  # noqa: S608
                     {"row": row, **columns},
                 )
-                del self._in_flight[row]
-                self._ended.notify_all()
 
     def _reserve(self, call: Call) -> int:
         """Commits the row of a call that may be sent, and gives its id.

@@ -10,10 +10,12 @@ import json
 from typing import Any, Self
 
 from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata
 from pydantic import BaseModel, ConfigDict, model_validator
 
 SUBMIT = "Proposal"
 """Name of the tool with which an agent submits its proposal."""
+_MOST_TOKENS = 2**31
 REASONING = "reasoning_content"
 """Under this name some servers give a model's reasoning, and want it back with the next request."""
 
@@ -25,6 +27,13 @@ class ToolCall(BaseModel):
     name: str
     args: dict[str, Any]
     id: str = ""
+
+
+def _counted(usage: UsageMetadata | None) -> tuple[int, int] | None:
+    """Tokens in and out, where a server's count can be one: every request has some."""
+    if usage is None or not (0 < usage["input_tokens"] < _MOST_TOKENS and 0 <= usage["output_tokens"] < _MOST_TOKENS):
+        return None
+    return usage["input_tokens"], usage["output_tokens"]
 
 
 class Answer(BaseModel):
@@ -46,7 +55,6 @@ class Answer(BaseModel):
     @classmethod
     def of(cls, message: AIMessage) -> Self:
         """The record of `message`; a call whose arguments are no JSON becomes something said."""
-        usage = message.usage_metadata
         said = [str(message.text), *(str(call["args"]) for call in message.invalid_tool_calls)]
         return cls.model_validate(
             {
@@ -56,7 +64,7 @@ class Answer(BaseModel):
                     for place, call in enumerate(message.tool_calls)
                 ],
                 "reasoning": message.additional_kwargs.get(REASONING) or "",
-                "tokens": (usage["input_tokens"], usage["output_tokens"]) if usage else None,
+                "tokens": _counted(message.usage_metadata),
             }
         )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from functools import cache
 from typing import Any, Literal
 
+import httpx2
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -24,6 +26,8 @@ from agents.answer import REASONING, Answer
 from tap_eval.mistake import Mistake
 
 TRIES = 3
+_LONGEST = 2**24
+"""bytes of an answer"""
 _AGAIN = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError)
 _PAUSE = wait_exponential_jitter(initial=1, max=20)
 
@@ -93,12 +97,14 @@ class MeteredChat(ChatOpenAI):
         if not self.streams:
             result = await super()._agenerate(messages, stop, **options)
             return result.generations[0].message
-        whole: ChatGenerationChunk | None = None
+        chunks: list[ChatGenerationChunk] = []
         async for chunk in super()._astream(messages, stop, stream_usage=True, **options):
             chunk.message.id = _identity(run_manager)
             if run_manager:
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-            whole = chunk if whole is None else whole + chunk
+            chunks.append(chunk)
+            await asyncio.sleep(0)  # else what comes without a pause could not be cancelled
+        whole = chunks[0] + chunks[1:] if chunks else None
         facts = {**(whole.generation_info or {}), **whole.message.response_metadata} if whole else {}
         if whole is None or not (facts.get("finish_reason") or facts.get("status")):
             raise ConnectionError("the answer was cut off")
@@ -143,6 +149,10 @@ class MeteredChat(ChatOpenAI):
         return payload
 
     def _create_chat_result(self, response: Any, generation_info: dict[str, Any] | None = None) -> ChatResult:
+        for choice in getattr(response, "choices", None) or ():
+            for call in choice.message.tool_calls or ():
+                if call.type == "function" and not call.function.arguments.lstrip().startswith("{"):
+                    call.function.arguments = f"no object: {call.function.arguments}"  # as LangChain takes no JSON
         result = super()._create_chat_result(response, generation_info)
         choices = getattr(response, "choices", None) or ()
         for choice, generation in zip(choices, result.generations, strict=False):
@@ -178,9 +188,39 @@ def _pause(state: RetryCallState) -> float:
 
 def _wanted_pause(error: Exception) -> float | None:
     try:
-        return float(error.response.headers["retry-after"]) if isinstance(error, openai.APIStatusError) else None
+        wanted = float(error.response.headers["retry-after"]) if isinstance(error, openai.APIStatusError) else -1.0
     except (KeyError, ValueError):  # none, or a date
         return None
+    return wanted if 0 <= wanted < math.inf else None
+
+
+@cache
+def client() -> httpx2.AsyncClient:
+    """The HTTP client of all calls, which takes no answer beyond `_LONGEST`, nor one that would unpack to more."""
+
+    async def bound(response: httpx2.Response) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise httpx2.DecodingError("the answer is compressed, though that was not asked for")
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = _Bounded(response.stream)
+
+    return openai.DefaultAsyncHttpxClient(headers={"Accept-Encoding": "identity"}, event_hooks={"response": [bound]})
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            size += len(part)
+            if size > _LONGEST:
+                raise httpx2.ReadError(f"the answer is longer than {_LONGEST / 2**20:g} MiB")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 _STARTING = threading.Lock()

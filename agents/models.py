@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import httpx
+import httpx2
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 from agents.account import Conversation, Price
-from agents.chat import MeteredChat, ModelMistake
+from agents.chat import MeteredChat, ModelMistake, client
 from agents.embedded import EMBEDDED, embedded_chat, start
 from agents.replay import Replay
 
@@ -144,6 +144,7 @@ class LanguageModel:
             limit=self.provider.limit,
             forced=self.provider.forced,
             streams=streams,
+            http_async_client=client(),
             **asking,
         )
 
@@ -174,12 +175,12 @@ class LanguageModel:
         except (ValueError, LookupError, TypeError) as error:
             raise ModelMistake(f"{self._url} lists no model: name one, as --llm MODEL@{self._url}.") from error
 
-    def _listed(self) -> httpx.Response:
+    def _listed(self) -> httpx2.Response:
         """What the server answers when it is asked for its models."""
         key = self._key() or "none"
         try:
-            answer = httpx.get(f"{self._url}/models", headers={"Authorization": f"Bearer {key}"}, timeout=10)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            answer = httpx2.get(f"{self._url}/models", headers={"Authorization": f"Bearer {key}"}, timeout=10)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ModelMistake(
                 f"{self._url} does not answer ({error}): start the server, or give another --base-url, "
                 f"or take --llm {EMBEDDED}."
@@ -191,7 +192,10 @@ class LanguageModel:
         return answer
 
     def _key(self) -> str | None:
-        return os.environ.get(self.provider.key) or None
+        key = os.environ.get(self.provider.key, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ModelMistake(f"{self.provider.key} holds characters that no key has: set it anew.")
+        return key or None
 
 
 @dataclass(frozen=True)

@@ -285,7 +285,7 @@ def ui(
     from tap_agent.page.desk import Desk
     from tap_agent.workshop import cache_folder
 
-    password = os.environ.pop(PASSWORD, None)  # no run that the page starts inherits it
+    password = os.environ.pop(PASSWORD, None) or None  # no run that the page starts inherits it
     with Desk(folder, cache_folder()) as desk, suppress(KeyboardInterrupt):
         serve(desk, host, port, password, browser=browser, tell=typer.echo)
 
@@ -326,8 +326,10 @@ def run_app() -> None:
     try:
         app()
     except Mistake as mistake:
+        from tap_agent.terminal.console import plain
+
         typer.secho("error: ", fg="red", nl=False, err=True)
-        typer.echo(str(mistake), err=True)
+        typer.echo(plain(str(mistake)), err=True)
         sys.exit(Exit[mistake.kind.upper()])
 
 

@@ -24,6 +24,7 @@ from tap_agent import report
 from tap_agent.folder import RunFolder, RunMistake
 from tap_agent.lines import ask
 from tap_agent.result import Result
+from tap_agent.session import SERDE
 from tap_agent.settings import NetworkSettings, Settings
 from tap_agent.workshop import Workshop
 from tap_eval.bench import Bench
@@ -71,6 +72,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         self._held = ExitStack()
         self._account = self._held.enter_context(workshop.account(folder.calls))
         self._saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
+        self._saver.serde = SERDE
         self._refinement = make_refinement(folder, name, workshop, self._account)
         self._graph = self._refinement.graph().compile(checkpointer=self._saver)
         self._thread = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}"))

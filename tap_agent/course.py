@@ -8,13 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from graphs import population
 from graphs.state import Candidate, Generation
 from tap_agent.folder import RunFolder
 from tap_agent.result import Course, NetworkRecord, Result
-from tap_eval.mistake import Mistake
 
 State = Literal["starting", "running", "stopping", "interrupted", "stopped", "finished", "unreadable"]
 """`stopped` is by a limit, with a result; `interrupted` is without one"""
@@ -50,7 +47,7 @@ def glance(folder: RunFolder, held: bool | None = None) -> Glance:
         if folder.is_held() if held is None else held:
             return _glance(folder, "running", read(folder, live=True))
         return ended or _glance(folder, "interrupted", read(folder))
-    except (Mistake, ValidationError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 whatever is in one folder, the others are shown
         return Glance(folder.name, "unreadable", note=" ".join(str(error).split()))
 
 

@@ -153,9 +153,11 @@ class RunFolder:
         """Every event so far; lines that a crash cut short are left out."""
         path = self.path / "events.jsonl"
         found: list[dict[str, Any]] = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
             with suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
+                event = json.loads(line)
+                if isinstance(event, dict) and {"event", "at"} <= event.keys():
+                    found.append(event)
         return found
 
     def allocations(self, name: str) -> list[Bits]:
@@ -256,5 +258,6 @@ def runs(folder: Path) -> list[RunFolder]:
     """The runs under `folder`, the newest first."""
     if not folder.is_dir():
         return []
-    found = [RunFolder(path) for path in folder.iterdir() if (path / "config.yaml").is_file()]
+    named = [path for path in folder.iterdir() if path.name.isprintable()]  # others cannot be shown
+    found = [RunFolder(path) for path in named if (path / "config.yaml").is_file()]
     return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime, reverse=True)

@@ -207,12 +207,12 @@ def _holds(folder: RunFolder, checkpoint: str) -> bool:
 
 
 def ask(database: Path, sql: str, *parameters: str) -> list[Any]:
-    """What a database answers; nothing from one that is not there or has no tables yet."""
+    """What a database answers; nothing from one that is not there, has no tables yet, or is none."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             return connection.execute(sql, parameters).fetchall()
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error) or "unable to open" in str(error):
+    except sqlite3.DatabaseError as error:
+        if any(words in str(error) for words in ("no such table", "unable to open", "not a database", "malformed")):
             return []
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from urllib.parse import urlsplit
 
 from tap_eval.mistake import Mistake
 
@@ -24,6 +25,22 @@ def listen(host: str, port: int) -> socket.socket:
         raise PortMistake(
             f"{host}:{port} cannot be listened on ({reason}): give another --port, 0 for a free one, or another --host."
         ) from error
+
+
+def name_of(host: str) -> str:
+    """The name or address in a `Host` header, without its port; empty where there is none to be had."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address rather than a name, which somebody else may let resolve to this machine."""
+    try:
+        return bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
@@ -125,11 +124,12 @@ class Settings(BaseModel):
     @classmethod
     def _without_secret(cls, text: str | None) -> str | None:
         """Settings are written to the run folder, so a key has no place in them."""
-        for url in re.findall(r"https?://[^,]+", text or ""):
-            parts = urlsplit(url)
-            if parts.username or parts.password or parts.query or parts.fragment:
-                clean = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-                raise ValueError(f"it is written to the run's files, so give {clean}, and the key in OPENAI_API_KEY")
+        for address in re.findall(r"//(.*)", text or "", re.S):
+            if re.search(r"@(?!https?://)|[?#]", address):
+                raise ValueError(
+                    "an address is written to the run's files: leave out what stands before @ and after ? in it, and "
+                    "give the key in OPENAI_API_KEY"
+                )
         return text
 
     @field_validator("llm")

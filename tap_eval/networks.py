@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -74,11 +73,13 @@ def _from_factory(name: str) -> nn.Module:
 
 
 def _load_weights(network: nn.Module, name: str, path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise WeightsMistake(f"{path} is no file: give that of a state dict.")
     try:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsMistake(f"{path} does not exist: give the file of a state dict with --weights.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what a file of another kind makes of the unpickler is anybody's guess
         reason = str(error).split("\n")[0].split(". ")[0]
         raise WeightsMistake(f"{path} cannot be read as a state dict ({reason}).") from error
     for wrapper in ("state_dict", "model"):

@@ -51,6 +51,7 @@ PASSWORD = "TAP_UI_PASSWORD"  # noqa: S105 the name of the variable that holds i
 _FILES = Path(__file__).parent.parent / "templates"
 _ALIVE = ("starting", "running", "stopping")
 _LOG_SHOWN = 20_000
+_LONGEST_FORM = 2**20
 
 
 def serve(
@@ -232,5 +233,16 @@ class Page:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form."""
-    return dict(parse_qsl((await request.body()).decode(), keep_blank_values=True))
+    """The fields of a form; one that is no text, or longer than any that a person fills in, is refused."""
+    sent = bytearray()
+    async for part in request.stream():
+        sent += part
+        if len(sent) > _LONGEST_FORM:
+            raise HTTPException(413)
+    try:
+        form = dict(parse_qsl(sent.decode(), keep_blank_values=True, errors="strict"))
+    except ValueError as error:
+        raise HTTPException(400) from error
+    if any("\0" in text for text in form.values()):
+        raise HTTPException(400)
+    return form

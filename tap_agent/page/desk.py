@@ -101,7 +101,7 @@ class Desk(AbstractContextManager["Desk"]):
     def start(self, form: Mapping[str, str]) -> str:
         """Starts a search with the flags in `form`, and gives the name of its run; raises `RunMistake`."""
         given = {name: form[name].strip() for name in FIELDS if form.get(name, "").strip()}
-        word = re.sub(r"[^\w.-]+", "-", Path(given.get("network", "digits")).name)
+        word = re.sub(r"[^\w.-]+", "-", Path(given.get("network", "digits")).name)[:60]
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{word}"
         with self._lock:
             if name in self._launches or (self.folder / name).exists():

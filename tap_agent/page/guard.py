@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from urllib.parse import urlsplit
 
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from tap_agent.port import is_loopback
+from tap_agent.port import is_loopback, name_of
 
 _PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-REPORT = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""for the report, a single file with its scripts in it"""
+REPORT = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; form-action 'none'"
+)
+"""for the report, a single file with its scripts in it, which are kept apart from the page"""
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "Cache-Control": "no-store"}
 _WRONG_PASSWORD_SECONDS = 1.0
 
@@ -33,20 +35,27 @@ class Guard(BaseHTTPMiddleware):
     def __init__(self, app: ASGIApp, password: str | None) -> None:
         super().__init__(app)
         self._password = password
+        self._wrong = asyncio.Lock()
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Refuses, or hands on."""
         host = request.headers.get("host", "")
         origin = request.headers.get("origin")
-        if self._password is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._password is None and not is_loopback(name_of(host)):
             return PlainTextResponse(f"'{host}' is not served: open http://127.0.0.1 with the port.\n", 421)
         if self._password is not None and not _knows(request.headers.get("authorization", ""), self._password):
             if "authorization" in request.headers:
-                await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
+                async with self._wrong:  # one after another, however many are tried side by side
+                    await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
             asks = {"WWW-Authenticate": 'Basic realm="TAP", charset="UTF-8"'}
             return PlainTextResponse("The password is needed; any user name will do.\n", 401, asks)
-        if request.method != "GET" and origin is not None and urlsplit(origin).netloc != host:
+        if request.method != "GET" and origin is not None and origin.partition("://")[2] != host:
             return PlainTextResponse(f"A form of {origin} is not taken here.\n", 403)
+        if (
+            request.headers.get("sec-fetch-site") == "cross-site"
+            and request.headers.get("sec-fetch-dest") != "document"
+        ):
+            return PlainTextResponse("Nothing here is part of another site's page.\n", 403)
         answer = await call_next(request)
         for name, value in {**_HEADERS, "Content-Security-Policy": _PAGE}.items():
             answer.headers.setdefault(name, value)

@@ -25,7 +25,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from tap_agent.folder import runs
-from tap_agent.lines import ask
+from tap_agent.lines import ThreadMistake, ask
 from tap_agent.session import SERDE
 
 
@@ -80,14 +80,15 @@ class RunSaver(BaseCheckpointSaver[str]):
 
     @asynccontextmanager
     async def writing(self, thread: str, place: Place) -> AsyncIterator[None]:
-        """Lets `thread` be written, to where it is told."""
+        """Lets `thread` be written, to where it is told; raises `ThreadMistake` while another access writes it."""
+        if thread in self._accesses:
+            raise ThreadMistake(f"thread {thread} is being written: wait until that has ended.")
         access = _Access(place)
         self._accesses[thread] = access
         try:
             yield
         finally:
-            if self._accesses.get(thread) is access:
-                del self._accesses[thread]
+            del self._accesses[thread]
             await access.close()
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

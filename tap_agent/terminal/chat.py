@@ -13,10 +13,11 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.markup import escape
 
 from graphs.refinement import HELP
 from tap_agent.conversation import Conversation, Part
-from tap_agent.terminal.console import out
+from tap_agent.terminal.console import out, plain
 from tap_eval.mistake import Mistake
 
 _FILE = re.compile(r"use\s+(\S*[./~]\S*)")
@@ -45,7 +46,7 @@ def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None
 
 def _talk(conversation: Conversation, read: Callable[[str], str]) -> None:
     version = conversation.version
-    out.print(f"[bold]{version.name or 'a draft'}[/bold]: {version.thought}", highlight=False)
+    out.print(f"[bold]{version.name or 'a draft'}[/bold]: {escape(plain(version.thought))}", highlight=False)
     out.print("[dim]help lists the commands; quit leaves.[/dim]")
     if conversation.unanswered:
         out.print("[dim]The last message was not answered; again goes on.[/dim]")
@@ -92,7 +93,9 @@ def _turn(conversation: Conversation, said: str) -> Iterator[Part]:
 def _settle(conversation: Conversation, read: Callable[[str], str]) -> None:
     """Asks what the graph has stopped for, until it has not."""
     while questions := conversation.questions:
-        answers = {each.identity: read(f"{each.text} [yes, no, a number] ").strip() or "no" for each in questions}
+        answers = {
+            each.identity: read(f"{plain(each.text)} [yes, no, a number] ").strip() or "no" for each in questions
+        }
         _show(conversation, _answer(conversation, answers))
 
 
@@ -105,13 +108,13 @@ def _show(conversation: Conversation, answer: Iterator[Part]) -> None:
     try:
         for kind, parts in itertools.groupby(answer, lambda part: part.kind):
             if kind == "words":
-                _print_words(part.text for part in parts)
+                _print_words(plain(part.text) for part in parts)
                 continue
             for part in parts:
                 text = part.text if kind == "call" else (part.text.splitlines() or [""])[0]
-                out.print(f"{'→' if kind == 'call' else '←'} {text}", style="dim", highlight=False, markup=False)
+                out.print(f"{'→' if kind == 'call' else '←'} {plain(text)}", style="dim", highlight=False, markup=False)
     except Mistake as mistake:
-        out.print(str(mistake), style="red", highlight=False, markup=False)
+        out.print(plain(str(mistake)), style="red", highlight=False, markup=False)
     except KeyboardInterrupt:
         out.print("stopped; again goes on." if conversation.unanswered else "stopped.", style="dim")
 

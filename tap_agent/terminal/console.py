@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -13,6 +14,11 @@ from tap_agent.result import Row, draws_text, top1_text
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Without control characters but tabs and ends of lines: what others wrote must not steer the terminal."""
+    return "".join(letter for letter in text if letter in "\t\n" or unicodedata.category(letter) not in ("Cc", "Cf"))
 
 
 def results_table(rows: Sequence[Row]) -> Table:
