@@ -107,6 +107,8 @@ class Attempt:
     rounds: int
     tokens: int
     tool_calls: tuple[str, ...]
+    conversation: tuple[dict[str, Any], ...]
+    """every message but the system's: `who` is human, ai or tool, with its `text`, and of the ai its `calls`"""
     seconds: float
 
 
@@ -154,14 +156,16 @@ class Proposer:
                 messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
             rounds += 1
             answer = agent.invoke({"messages": messages}, _APART)
-            said += answer["messages"][len(messages) :]
+            said += answer["messages"][len(messages) - 1 :]
             messages = list(answer["messages"])
             proposal = answer.get("structured_response")
             if isinstance(proposal, Proposal):
                 proxy = Proxy(proposal.thought, proposal.code)
                 outcome = self.judge(proxy, known)
         seconds = time.perf_counter() - started
-        return Attempt(proxy, outcome, model.spec, rounds, _tokens(said), _tool_calls(said), seconds)
+        return Attempt(
+            proxy, outcome, model.spec, rounds, _tokens(said), _tool_calls(said), _written_down(said), seconds
+        )
 
     def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
         limit = ModelCallLimitMiddleware[Any, Any](run_limit=self.model_calls, exit_behavior="end")
@@ -244,6 +248,18 @@ def _expressions(assignment: Assignment) -> list[str | None]:
 def _written(assignment: Assignment) -> str:
     """The template as a small model can follow it: parents that are no expressions cannot be edited."""
     return "initialization" if None in _expressions(assignment) else assignment.template
+
+
+def _written_down(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], ...]:
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        record: dict[str, Any] = {"who": message.type, "text": str(message.text)}
+        if isinstance(message, AIMessage):
+            record["calls"] = [{name: call[name] for name in ("name", "args", "id")} for call in message.tool_calls]
+        elif isinstance(message, ToolMessage):
+            record["of"] = message.tool_call_id
+        found.append(record)
+    return tuple(found)
 
 
 def _tokens(messages: Sequence[BaseMessage]) -> int:

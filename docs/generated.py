@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
+from agents.models import OTHER, PROVIDERS
 from tap_agent.cli import app
 from tap_agent.flags import RENAMED
 from tap_agent.settings import NetworkSettings, Settings
@@ -25,6 +26,15 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         if f"{{{{ {name} }}}}" in markdown:
             markdown = markdown.replace(f"{{{{ {name} }}}}", table())
     return markdown
+
+
+def keys() -> str:
+    """A line a variable that holds the key of a language model."""
+    providers: dict[str, list[str]] = {}
+    for name, provider in PROVIDERS.items():
+        providers.setdefault(provider.key, []).append(f"`{name}:`")
+    providers[OTHER.key].append("a server by its URL")
+    return "\n".join(f"| `{key}` | key of {', '.join(of)} |" for key, of in providers.items())
 
 
 def settings(model: type[BaseModel]) -> str:

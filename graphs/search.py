@@ -191,7 +191,7 @@ class Search:
         record = Candidate(**(record.model_dump() | found))
         self.emit(
             {"event": "proposed", **record.model_dump(mode="json", exclude=_LATER)}
-            | {"tool_calls": list(attempt.tool_calls)}
+            | {"tool_calls": list(attempt.tool_calls), "conversation": list(attempt.conversation)}
         )
         return {"candidates": {record.name: record.model_dump(mode="json", exclude=_LONG)}}
 

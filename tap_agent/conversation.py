@@ -75,7 +75,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         self._saver.serde = SERDE
         self._refinement = make_refinement(folder, name, workshop, self._account)
         self._graph = self._refinement.graph().compile(checkpointer=self._saver)
-        self._thread = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.path.resolve()}/{name}"))
+        self._thread = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.identity()}/{name}"))
         self._config: RunnableConfig = {"configurable": {"thread_id": self._thread}}
 
     def __exit__(self, *_: object) -> None:

@@ -175,8 +175,11 @@ def accuracy(course: Course, index: int) -> go.Figure:
             y=100 * full.test.top1,
             line={"dash": "dot", "color": INK, "width": 1},
             annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
-            annotation_position="bottom left",
+            annotation_position="top left",
         )
+        lowest = min([row.test.low for row in quantized] + [each.top1[index] for each in living], default=0.0)
+        room = full.test.top1 + 0.12 * (full.test.top1 - lowest)
+        figure.update_yaxes(autorangeoptions={"include": [100 * room]})  # for the words above the line
     return styled(figure, "size of the weights (KiB)", "top-1 (%)", height=440)
 
 

@@ -160,6 +160,11 @@ class RunFolder:
                     found.append(event)
         return found
 
+    def identity(self) -> str:
+        """Tells this run from all others, and stays when the folder is moved."""
+        forks = [event["line"] for event in self.events() if event["event"] == "forked"]
+        return str((forks or [event["thread"] for event in self.events() if "thread" in event])[-1 if forks else 0])
+
     def allocations(self, name: str) -> list[Bits]:
         """Those of a candidate that the run has proposed, one a network."""
         proposals = [event for event in self.events() if event["event"] == "proposed" and event["name"] == name]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from agents.account import Account, Limits
@@ -25,8 +26,7 @@ from tap_eval.ledger import Ledger
 from tap_eval.measurer import Measurer, Measures
 from tap_eval.networks import load_network
 from tap_eval.sources import open_source, split
-from tools.e2b import E2BSandbox
-from tools.sandbox import MontySandbox, Sandbox
+from tools.sandbox import MontySandbox, Sandbox, SandboxError
 
 
 def cache_folder() -> Path:
@@ -92,6 +92,10 @@ class Workshop(AbstractContextManager["Workshop"]):
     def sandbox(self) -> Sandbox:
         """Where candidates run; raises `SandboxError` when it cannot."""
         if self.settings.sandbox == "e2b":
+            if find_spec("e2b_code_interpreter") is None:
+                raise SandboxError("the client of E2B is not installed: `pip install 'tap-agent[e2b]'` brings it.")
+            from tools.e2b import E2BSandbox
+
             return self._held.enter_context(E2BSandbox())
         return self._held.enter_context(MontySandbox())
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from markdown_it import MarkdownIt
 
-from agents.answer import Answer
 from graphs import population
 from graphs.state import Candidate
 from tap_agent import figures, layers, report
 from tap_agent.figures import Section
 from tap_agent.folder import RunFolder
-from tap_agent.lines import ask
 from tap_agent.page.talk import Talk
 from tap_agent.result import Course, Result, summary
 from tap_agent.settings import Settings, dump
@@ -56,7 +54,7 @@ def show(
         case "search":
             return search(course)
         case "proxies":
-            return proxies(run, course, proxy, events)
+            return proxies(course, proxy, events)
         case "talk":
             return talk(course, opened) if opened else {}
         case "family":
@@ -93,30 +91,31 @@ def progress(course: Course, settings: Settings, events: Sequence[dict[str, Any]
     }
 
 
-def proxies(run: RunFolder, course: Course, chosen: str | None, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def proxies(course: Course, chosen: str | None, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The population, best first, and one candidate of it in full."""
     order = {candidate.name: place for place, candidate in enumerate(population.ranked(course.everyone))}
     rows = sorted(course.everyone, key=lambda each: (order.get(each.name, len(order) + bool(each.failure)), each.name))
     candidate = course.candidate(chosen) if chosen else None
+    proposed = _proposed(candidate.name, events) if candidate else {}
     return {
         "rows": [(each, "" if each.fitness is None else _kib(course, each), fate(each)) for each in rows],
         "candidate": candidate,
         "fate": candidate and fate(candidate),
         "children": [each.name for each in course.everyone if chosen in each.parents],
-        "tools": candidate and _tools(candidate, events),
-        "answers": spoken([each.message() for each in answers(run, candidate.name)]) if candidate else [],
+        "tools": _tools(proposed.get("tool_calls", [])),
+        "conversation": spoken(messages(proposed.get("conversation", []))),
         "sections": drawn(course, candidate) if candidate else [],
     }
 
 
-def answers(folder: RunFolder, name: str) -> list[Answer]:
-    """What language models said on the way to a candidate, in order; what tools answered is not kept."""
-    rows = ask(
-        folder.calls,
-        "SELECT answer, max(id) FROM calls WHERE name = ? AND answer IS NOT NULL GROUP BY ordinal ORDER BY ordinal",
-        name,
-    )
-    return [Answer.model_validate_json(answer) for answer, _ in rows]
+def messages(records: Sequence[dict[str, Any]]) -> list[BaseMessage]:
+    """The conversation that led to a candidate, as its event has it."""
+    made: dict[str, Callable[[dict[str, Any]], BaseMessage]] = {
+        "human": lambda record: HumanMessage(record["text"]),
+        "ai": lambda record: AIMessage(record["text"], tool_calls=record["calls"]),
+        "tool": lambda record: ToolMessage(record["text"], tool_call_id=record["of"]),
+    }
+    return [made[record["who"]](record) for record in records]
 
 
 def doing(event: dict[str, Any]) -> str:
@@ -225,14 +224,12 @@ def _kib(course: Course, candidate: Candidate) -> str:
     return ", ".join(f"{size:,.1f}" for size in sizes)
 
 
-def _tools(candidate: Candidate, events: Sequence[dict[str, Any]]) -> list[str]:
-    """The tools that the agent called on its way to a candidate, with how often."""
-    calls: list[str] = next(
-        (
-            event["tool_calls"]
-            for event in reversed(events)
-            if event["event"] == "proposed" and event["name"] == candidate.name
-        ),
-        [],
-    )
+def _proposed(name: str, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The event that told of a candidate, if one did."""
+    of_it = (event for event in reversed(events) if event["event"] == "proposed" and event["name"] == name)
+    return next(of_it, {})
+
+
+def _tools(calls: Sequence[str]) -> list[str]:
+    """Tools that were called, with how often."""
     return [f"{name} × {count}" if count > 1 else name for name, count in Counter(calls).items()]
