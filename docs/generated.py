@@ -1,8 +1,9 @@
-"""Tables of the pages that are made from the code when the pages are built, so that they cannot go stale."""
+"""Tables of the pages that are made from the code: this program writes them, and a test sees that it was run."""
 
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +21,14 @@ from tap_eval.features import METADATA, STATISTICS, TASK
 from tap_eval.images import Transform
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """MkDocs calls this with the text of each page; puts the tables in the place of their names."""
-    for name, table in TABLES.items():
-        if f"{{{{ {name} }}}}" in markdown:
-            markdown = markdown.replace(f"{{{{ {name} }}}}", table())
-    return markdown
+def filled(markdown: str) -> str:
+    """A page with its tables as they are now, each between a comment that names it and one that ends it."""
+    return re.sub(
+        r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->",
+        lambda found: f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]]()}\n\n<!-- end -->",
+        markdown,
+        flags=re.S,
+    )
 
 
 def keys() -> str:
@@ -34,7 +37,7 @@ def keys() -> str:
     for name, provider in PROVIDERS.items():
         providers.setdefault(provider.key, []).append(f"`{name}:`")
     providers[OTHER.key].append("a server by its URL")
-    return "\n".join(f"| `{key}` | key of {', '.join(of)} |" for key, of in providers.items())
+    return _table(("variable", "key of"), [(f"`{key}`", ", ".join(of)) for key, of in providers.items()])
 
 
 def settings(model: type[BaseModel]) -> str:
@@ -110,4 +113,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "metadata": _names(METADATA),
     "statistics": _names(STATISTICS),
     "task": _names(TASK),
+    "keys": keys,
 }
+
+if __name__ == "__main__":
+    for page in Path(__file__).parent.glob("*.md"):
+        page.write_text(filled(page.read_text()))

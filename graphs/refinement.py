@@ -38,18 +38,19 @@ from tools.toolbox import refusal
 HELP = """\
 show          the proxy as it stands, with every layer's score and bits
 show LAYER    the features of one layer, by its name or index
-diff          what has changed since the last accepted version
+diff          what has changed since the accepted version before
 undo          back to the version before
 measure       its accuracy on the search images
 accept        keep it in the run as a child of what it goes back to, with its own fitness
-use CODE      your own code, in full, as the next version
-Anything else is said to the agent."""
+use CODE      your own code, in full, as the next version"""
 UNABLE = f"""\
 The embedded language model writes formulas under a grammar, and a replay repeats what was recorded: such a model cannot
 read a question, reason about layers or change code on request. Take one that converses, with --llm and --base-url.
 These work without one:
 
-{HELP}"""
+```
+{HELP}
+```"""
 _COMMANDS = re.compile(r"\s*(show|diff|undo|measure|accept|help|use)(?:(?<=show)[ \t]+(\S+)|(?<=use)\s+(.+))?\s*", re.S)
 _UNNAMED = "a draft"
 _LAYER = re.compile(r"[\d._]")
@@ -146,7 +147,7 @@ class Refinement:
             case "use" if code:
                 return self._used(code, versions)
             case _:
-                return HELP, None
+                return f"```\n{HELP}\n```\n\nAnything else is said to the agent.", None
 
     def _used(self, code: str, versions: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]] | None]:
         fenced = _FENCE.search(code)

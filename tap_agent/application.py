@@ -14,6 +14,7 @@ from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
 from tap_eval.proxy import Rejection
 from tools.evaluation import score
+from tools.toolbox import layer_table
 
 
 class ProxyMistake(Mistake):
@@ -24,18 +25,21 @@ class ProxyMistake(Mistake):
 
 @dataclass(frozen=True)
 class Found:
-    """A proxy's code, where it came from, and the config of its run if that is known."""
+    """A proxy, where it came from, and the config of its run if that is known."""
 
     origin: str
+    thought: str
     code: str
     config: Path | None
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of it: the final table, the seconds of each step, and the text of an allocation file."""
+    """What came of it: the final table, the allocation, seconds of each step, and the text of an allocation file."""
 
     rows: list[Row]
+    layers: list[str]
+    """scores and bits of the layers, Markdown, one table a network"""
     scoring_seconds: float
     allocation_seconds: float
     record: str
@@ -45,16 +49,15 @@ def read_proxy(path: Path) -> Found:
     """The proxy in a file, or the best of a run; raises `ProxyMistake`."""
     if path.is_dir():
         folder = RunFolder(path)
-        result = folder.result()
-        if result is None:
-            raise ProxyMistake(f"{path} has no result yet: continue it with `tap-agent resume {path}`.")
-        return Found(f"{folder.name}/{result.best}", result.candidate(result.best).code, path / "config.yaml")
+        result = folder.finished()
+        best = result.candidate(result.best)
+        return Found(f"{folder.name}/{best.name}", best.thought, best.code, path / "config.yaml")
     try:
         code = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ProxyMistake(f"{path} is no proxy and no run: give a .py file or a run's folder.") from error
     run = path.parent.parent / "config.yaml"
-    return Found(str(path), code, run if path.parent.name == "proxies" and run.is_file() else None)
+    return Found(str(path), "", code, run if path.parent.name == "proxies" and run.is_file() else None)
 
 
 def apply(found: Found, workshop: Workshop, tell: Callable[[str], None]) -> Applied:
@@ -65,7 +68,8 @@ def apply(found: Found, workshop: Workshop, tell: Callable[[str], None]) -> Appl
     rows: list[Row] = []
     for bench, allocation in zip(workshop.benches, scored.allocations, strict=True):
         tell(bench.name)
-        rows += final_table(bench, "this proxy", allocation, workshop.settings.seed, lambda: None, search=False)
+        rows += final_table(bench, found.origin, allocation, workshop.settings.seed, lambda: None, search=False)
     provenance = {"proxy": found.origin, "at": time.strftime("%Y-%m-%d"), "seed": workshop.settings.seed}
-    record = best_record("", found.code, rows, [bench.layers for bench in workshop.benches], provenance)
-    return Applied(rows, scored.scoring_seconds, scored.allocation_seconds, json.dumps(record, indent=1))
+    record = best_record(found.thought, found.code, rows, [bench.layers for bench in workshop.benches], provenance)
+    tables = [layer_table(bench, scored, place) for place, bench in enumerate(workshop.benches)]
+    return Applied(rows, tables, scored.scoring_seconds, scored.allocation_seconds, json.dumps(record, indent=1))

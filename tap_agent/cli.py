@@ -128,7 +128,7 @@ def run(
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     max_cost: MaxCostOption = None,
     max_calls: MaxCallsOption = None,
     max_minutes: MaxMinutesOption = None,
@@ -181,6 +181,8 @@ def apply(
     Given a run and neither --network nor --config, the run's own network, images and settings are taken.
     """
     flags = given(locals(), "proxy", "config", "path")
+    from rich.markdown import Markdown
+
     from tap_agent import application
     from tap_agent.folder import make_parent, write
     from tap_agent.settings import read_settings
@@ -201,7 +203,9 @@ def apply(
     for bench in workshop.benches:
         for note in bench.notes:
             out.print(note)
-    out.print(results_table(applied.rows))
+    for table in applied.layers:
+        out.print(Markdown(table))
+    out.print(results_table(applied.rows, [network.budget or settings.budget for network in settings.networks]))
     out.print(
         f"scoring {applied.scoring_seconds:.4f} s, allocation {applied.allocation_seconds:.4f} s for "
         f"{len(workshop.benches[0].layers)} layers (the paper's Table 7, on its machine: 0.0133 s and 0.0645 s)"
@@ -213,7 +217,9 @@ def apply(
 
 @app.command()
 def chat(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a finished run; by default the latest.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder of a finished run; by default the latest.")
+    ] = None,
     proxy: Annotated[str | None, typer.Option(help="Name of a proxy of it; by default the best.")] = None,
     llm: LLMOption = None,
     base_url: BaseURLOption = None,
@@ -223,7 +229,7 @@ def chat(
     Measuring and accepting ask first. The conversation is kept in the run and goes on where it was; its calls are
     in the run's account, but its limits do not stop a person.
     """
-    from tap_agent.conversation import Conversation, finished, unlimited
+    from tap_agent.conversation import Conversation, unlimited
     from tap_agent.folder import RunMistake, runs
     from tap_agent.settings import read_settings
     from tap_agent.terminal import chat
@@ -233,32 +239,30 @@ def chat(
     ended = [folder for folder in runs(RUNS) if folder.result()] if run is None else [_folder(run)]
     if not ended:
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
-    result = finished(ended[0])
+    result = ended[0].finished()
+    out.print(f"[dim]{ended[0].path}[/dim]")
     settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
     with Workshop(unlimited(settings), cache_folder()) as workshop:
         with out.status("opening network, images and sandbox"):
             workshop.open()
         with Conversation(ended[0], proxy or result.best, workshop) as conversation:
-            out.print(f"[dim]{ended[0].path}[/dim]")
             chat.talk(conversation)
 
 
 @app.command("report")
-def make_report(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+def make_report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]) -> None:
     """Write the report of a finished run again, and print its table."""
     from tap_agent import report
-    from tap_agent.folder import RunMistake, write
+    from tap_agent.folder import write
 
     folder = _folder(run)
-    result = folder.result()
-    if result is None:
-        raise RunMistake(f"{folder.path} has not ended: continue it with `tap-agent resume {folder.path}`.")
+    result = folder.finished()
     write(folder.report, report.render(result))
     _show(folder, result)
 
 
 @app.command("list")
-def list_runs(folder: Annotated[Path, typer.Argument(help="Where the runs are.")] = RUNS) -> None:
+def list_runs(folder: Annotated[Path, typer.Argument(metavar="RUNS_DIR", help="Where the runs are.")] = RUNS) -> None:
     """List the runs, the newest first."""
     from tap_agent.folder import runs
     from tap_agent.terminal.console import out, runs_table
@@ -383,7 +387,7 @@ def _show(folder: RunFolder, result: Result) -> None:
     from tap_agent.terminal.console import out, results_table
 
     best = result.candidate(result.best)
-    out.print(results_table(result.table))
+    out.print(results_table(result.table, [network.budget for network in result.networks]))
     out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
     out.print(summary(result))
     out.print(f"report: {folder.report}")

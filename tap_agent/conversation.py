@@ -65,7 +65,7 @@ class Conversation(AbstractContextManager["Conversation"]):
 
         The settings of `workshop` are to be `unlimited`.
         """
-        candidate = pick(finished(folder), proxy)
+        candidate = pick(folder.finished(), proxy)
         name = candidate.name
         self._folder = folder
         self._start = start(candidate)
@@ -187,12 +187,12 @@ def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: 
         return model.chat(asking, time.time_ns(), None, streams=True)
 
     def candidates() -> dict[str, Candidate]:
-        result = finished(folder)
+        result = folder.finished()
         return {each.name: each for each in (*result.candidates, *result.refinements)}
 
     def adopt(child: Candidate) -> Candidate:
         with folder.held(_PATIENCE):
-            result = finished(folder)
+            result = folder.finished()
             for known in result.refinements:  # as after a kill before the conversation could write it down
                 if (known.code, known.parents) == (child.code, child.parents):
                     return known
@@ -233,14 +233,6 @@ def unlimited(settings: Settings) -> Settings:
 def conversations(folder: RunFolder) -> list[str]:
     """The threads of a run's conversations."""
     return [thread for (thread,) in ask(folder.conversations, "SELECT DISTINCT thread_id FROM checkpoints")]
-
-
-def finished(folder: RunFolder) -> Result:
-    """The result of a run; raises `RunMistake` when it has none yet."""
-    result = folder.result()
-    if result is None:
-        raise RunMistake(f"{folder.path} has not ended: continue it with `tap-agent resume {folder.path}`.")
-    return result
 
 
 def pick(result: Result, name: str) -> Candidate:

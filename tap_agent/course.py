@@ -63,7 +63,7 @@ def _glance(folder: RunFolder, state: State, course: Course) -> Glance:
         folder.name,
         state,
         ", ".join(network.network for network in settings.networks),
-        settings.budget,
+        ", ".join(dict.fromkeys(network.budget or settings.budget for network in settings.networks)),
         len(course.generations),
         settings.generations + 1,
         course.candidate(course.best).fitness if course.best else None,

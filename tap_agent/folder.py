@@ -161,14 +161,23 @@ class RunFolder:
         return found
 
     def identity(self) -> str:
-        """Tells this run from all others, and stays when the folder is moved."""
-        forks = [event["line"] for event in self.events() if event["event"] == "forked"]
-        return str((forks or [event["thread"] for event in self.events() if "thread" in event])[-1 if forks else 0])
+        """Tells this run from all others, its forks too, and stays when the folder is moved."""
+        events = self.events()
+        forks = [event["line"] for event in events if event["event"] == "forked"]
+        return str(forks[-1] if forks else next(event["thread"] for event in events if "thread" in event))
 
     def allocations(self, name: str) -> list[Bits]:
         """Those of a candidate that the run has proposed, one a network."""
         proposals = [event for event in self.events() if event["event"] == "proposed" and event["name"] == name]
         return [Bits.model_validate(bits) for bits in proposals[-1]["allocations"]]
+
+    def finished(self) -> Result:
+        """What the run has come to; raises `RunMistake` when that is nothing yet."""
+        result = self.result()
+        if result is None:
+            next_step = "wait for it" if self.is_held() else f"continue it with `tap-agent resume {self.path}`"
+            raise RunMistake(f"{self.path} has not ended: {next_step}.")
+        return result
 
     def has_ended(self) -> bool:
         """Whether the run has finished, rather than been stopped by a limit or not come to a result."""

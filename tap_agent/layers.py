@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -36,8 +37,9 @@ def bits(course: Course, candidate: Candidate, index: int) -> Section:
     return Section(
         f"bits-{index}",
         f"Bits a layer: {network.name}",
-        f"Above: the bits that {candidate.name} led to. Below: its scores, and what quantizing each layer alone to the "
-        "lowest bits costs, which the proxy could not see.",
+        f"Above: the bits that {candidate.name} led to, by its scores and the sizes of the layers: a bit for a large one "
+        "costs more. Below: its scores, and what quantizing each layer alone to the lowest bits costs, which the proxy "
+        "could not see.",
         allocation(network, Drawn.of(candidate, index)),
     )
 
@@ -92,7 +94,9 @@ def allocation(network: NetworkRecord, drawn: Drawn) -> go.Figure:
         secondary_y=True,
     )
     figure.update_yaxes(title_text="layer error (nats)", row=2, col=1, secondary_y=False)
-    figure.update_yaxes(title_text="score", showgrid=False, row=2, col=1, secondary_y=True)
+    positive = "tozero" if min(drawn.scores) >= 0 else "normal"
+    own: dict[str, Any] = {"showgrid": False, "tickmode": "auto", "nticks": 6, "rangemode": positive}
+    figure.update_yaxes(title_text="score", row=2, col=1, secondary_y=True, **own)
     return figure
 
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from tap_agent import figures, layers
-from tap_agent.result import Course, NetworkRecord, Result, draws_text, summary, top1_text
+from tap_agent.result import Course, NetworkRecord, Result, draws_text, reads_text, summary, top1_text
 
 
 @cache
@@ -56,6 +56,7 @@ def shown(result: Result) -> dict[str, Any]:
     return {
         "rows": [(row, top1_text(row.test), draws_text(row)) for row in result.table],
         "several": len(result.networks) > 1,
+        "reads": reads_text(result),
         "draws": max(len(row.draws) for row in result.table),
         "headline": [_headline(result, network) for network in result.networks],
     }

@@ -107,6 +107,8 @@ class Result(Course):
     """on language models; None in results of before this was counted"""
     stopped: str | None = None
     """the limit that stopped the search early, in a sentence"""
+    test_reads: int = 1
+    """times that the table was measured on the test split: more than once where a limit stopped the search before"""
     measured: int
     """allocations and layer errors that had to be measured; the rest was recalled"""
     best: str
@@ -243,6 +245,15 @@ def best_record(
         ],
         "provenance": provenance | {"versions": versions},
     }
+
+
+def reads_text(result: Result) -> str:
+    """How often the test split was read, and when."""
+    if result.test_reads == 1:
+        return "The test split was read once, after the search."
+    return (
+        f"The test split was read {result.test_reads} times: whenever a limit had stopped the search, and at its end."
+    )
 
 
 def top1_text(found: MeasuredTop1) -> str:

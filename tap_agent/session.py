@@ -161,6 +161,7 @@ def conclude_run(
             "measured": folder.measured(),
             "spent": account.spent(),
             "stopped": stopped,
+            "test_reads": sum(event["event"] == "measuring the table" for event in folder.events()),
             "refinements": before.refinements if before else [],
         }
     )

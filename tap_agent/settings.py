@@ -87,10 +87,10 @@ class Settings(BaseModel):
     """wall time of a call of a language model, with all its tries"""
     prices: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] = {}
     """USD for a million tokens in and for a million out, by the name that `llm` gives a model"""
-    max_cost: float | None = Field(None, gt=0)
+    max_cost: float | None = Field(None, ge=0)
     """USD; like the other two over all sessions of the run"""
     max_calls: int | None = Field(None, ge=1)
-    max_minutes: float | None = Field(None, gt=0)
+    max_minutes: float | None = Field(None, ge=0)
     cache_llm: bool = False
     """keep answers of language models for other runs, and take those that are kept"""
     sandbox: Literal["monty", "e2b"] = "monty"

@@ -71,7 +71,7 @@ def check(track: Track | None) -> None:
         return
     missing = [name for name in _NEEDED[track] if importlib.util.find_spec(name) is None]
     if missing:
-        raise TrackMistake(f"--track {track} needs {', '.join(missing)}: pip install 'tap-agent[{track}]'.")
+        raise TrackMistake(f"--track {track} needs {', '.join(missing)}: pip install -e '.[{track}]'.")
     where = os.environ.get("MLFLOW_TRACKING_URI", "")
     if track == "mlflow" and where.startswith("http"):
         try:
@@ -121,11 +121,9 @@ class Tracker(AbstractContextManager["Tracker"]):
     @cached_property
     def _store(self) -> Store:
         events = self._folder.events()  # an event is recorded before it is listened to, so the first is there
-        forks = [event["line"] for event in events if event["event"] == "forked"]
-        thread = forks[-1] if forks else next(event["thread"] for event in events if "thread" in event)
         store: Store
         if self._settings.track == "mlflow":
-            store = MLflowStore(self._folder, self._settings, thread)
+            store = MLflowStore(self._folder, self._settings, self._folder.identity())
         else:
             store = TensorBoardStore(self._folder, self._settings)
         self._sent = store.sent()

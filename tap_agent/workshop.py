@@ -93,7 +93,7 @@ class Workshop(AbstractContextManager["Workshop"]):
         """Where candidates run; raises `SandboxError` when it cannot."""
         if self.settings.sandbox == "e2b":
             if find_spec("e2b_code_interpreter") is None:
-                raise SandboxError("the client of E2B is not installed: `pip install 'tap-agent[e2b]'` brings it.")
+                raise SandboxError("the client of E2B is not installed: `pip install -e '.[e2b]'` brings it.")
             from tools.e2b import E2BSandbox
 
             return self._held.enter_context(E2BSandbox())

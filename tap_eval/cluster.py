@@ -39,9 +39,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         try:
             import ray
         except ImportError as error:
-            raise ExecutorMistake(
-                "Ray is not installed: pip install 'tap-agent[ray]', or take --executor local."
-            ) from error
+            raise ExecutorMistake("Ray is not installed: pip install -e '.[ray]', or take --executor local.") from error
         if address and address != "auto":
             _check_reachable(address)
         self._ray = ray

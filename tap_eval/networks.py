@@ -66,7 +66,10 @@ def _from_factory(name: str) -> nn.Module:
         factory: Any = getattr(importlib.import_module(module), attribute)
         network = factory()
     except Exception as error:  # the factory is the user's code: whatever it raises is the user's to see
-        raise NetworkMistake(f"'{name}' cannot be built ({type(error).__name__}: {error}).") from error
+        raise NetworkMistake(
+            f"'{name}' cannot be built ({type(error).__name__}: {error}): name a function without arguments as "
+            "package.module:function, of a package that is installed or in a folder that PYTHONPATH names."
+        ) from error
     if not isinstance(network, nn.Module):
         raise NetworkMistake(f"'{name}' returned a {type(network).__name__}: a torch.nn.Module is needed.")
     return network
@@ -81,7 +84,10 @@ def _load_weights(network: nn.Module, name: str, path: Path) -> None:
         raise WeightsMistake(f"{path} does not exist: give the file of a state dict with --weights.") from error
     except Exception as error:  # what a file of another kind makes of the unpickler is anybody's guess
         reason = str(error).split("\n")[0].split(". ")[0]
-        raise WeightsMistake(f"{path} cannot be read as a state dict ({reason}).") from error
+        raise WeightsMistake(
+            f"{path} cannot be read as a state dict ({type(error).__name__}: {reason}): save "
+            "network.state_dict(), not the network."
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

@@ -100,7 +100,7 @@ def split(
     if search < 1 or test < 1 or search + test > spare:
         raise ImagesMistake(
             f"{source.name} has {total:,} images, {max(spare, 0):,} of them free for search and test: "
-            f"{search:,} + {test:,} were asked for; give smaller --search and --test."
+            f"{search:,} + {max(test, 1):,} are needed; give smaller --search and --test."
         )
     if calibration and calibration.classes != source.classes:
         raise ImagesMistake(

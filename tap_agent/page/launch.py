@@ -78,7 +78,7 @@ class Launch:
             self._early.unlink()
 
     def stop(self) -> None:
-        """Asks it to end, as Ctrl-C does: the proposals in hand are finished first."""
+        """Asks it to end, as Ctrl-C does: the calls in flight are finished first."""
         self.stopping = True
         self._process.send_signal(signal.SIGINT)
 

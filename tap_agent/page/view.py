@@ -126,6 +126,8 @@ def doing(event: dict[str, Any]) -> str:
         case "proposed":
             died = f" died: {event['failure']}" if event["failure"] else ""
             return f"generation {event['generation']}: {event['template']} {event['name']}{died}"
+        case "generation":
+            return f"generation {event['index']} is judged"
         case "measuring the table":
             return "measuring the table on the test split"
         case _:

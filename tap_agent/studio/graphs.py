@@ -24,7 +24,7 @@ from agents.account import LimitMistake
 from graphs.refinement import Refinement, Run
 from graphs.search import Search, SearchSettings
 from tap_agent import RUNS, track
-from tap_agent.conversation import conversations, finished, make_refinement, pick, unlimited
+from tap_agent.conversation import conversations, make_refinement, pick, unlimited
 from tap_agent.folder import RunFolder, RunMistake, runs
 from tap_agent.lines import ThreadMistake, Writing, begin, go_on, lines
 from tap_agent.result import Result
@@ -165,7 +165,7 @@ def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
     named = known or [run for run in ended if about.run in (None, run.name)]
     if not named:
         raise RunMistake(f"no run {about.run or ''} in {RUNS} has ended: there is no proxy to talk about.")
-    result = finished(named[0])
+    result = named[0].finished()
     settings = read_settings(named[0].path / "config.yaml", {"llm": about.llm})
     return named[0], pick(result, about.proxy or result.best).name, unlimited(settings)
 

@@ -43,7 +43,7 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
     ends by itself.
     """
     if find_spec("langgraph_cli") is None or find_spec("langgraph_api") is None:
-        raise StudioMistake("the LangGraph server is not installed: `pip install 'tap-agent[studio]'` brings it.")
+        raise StudioMistake("the LangGraph server is not installed: `pip install -e '.[studio]'` brings it.")
     if not CONFIG.is_file():
         raise StudioMistake(f"{CONFIG} is not there: run tap-agent from a checkout, installed with `pip install -e`.")
     with listen(host, port) as free:

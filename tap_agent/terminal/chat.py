@@ -59,7 +59,7 @@ def _talk(conversation: Conversation, read: Callable[[str], str]) -> None:
         except KeyboardInterrupt:
             out.print()
             return
-        if said == "quit":
+        if said.lower() in ("quit", "exit"):
             return
         if said:
             _show(conversation, _turn(conversation, said))
@@ -72,8 +72,8 @@ def _turn(conversation: Conversation, said: str) -> Iterator[Part]:
             return conversation.again()
         case "again":
             return iter([Part("words", "There is nothing to go on with.")])
-        case "help":
-            return iter([Part("words", f"```\n{WORDS}{HELP}\n```")])
+        case "help" | "HELP" | "?":
+            return iter([Part("words", f"```\n{WORDS}{HELP}\n```\n\nAnything else is said to the agent.")])
         case _ if named := _FILE.fullmatch(said):
             try:
                 code = Path(named[1]).expanduser().read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -21,23 +21,28 @@ def plain(text: str) -> str:
     return "".join(letter for letter in text if letter in "\t\n" or unicodedata.category(letter) not in ("Cc", "Cf"))
 
 
-def results_table(rows: Sequence[Row]) -> Table:
-    """The final table, one line a row."""
-    table = Table(title="Top-1 accuracy within the budget", title_justify="left")
+def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
+    """The final table, one line a row; with bit operations where a budget is one of those."""
+    operations = any(budget.lower().endswith("bops") for budget in budgets)
+    table = Table(title="Top-1 accuracy", title_justify="left")
     networks = len({row.network for row in rows}) > 1
     if networks:
         table.add_column("network")
     draws = max(len(row.draws) for row in rows)
     searched = any(row.search for row in rows)
-    for name in ("allocation from", "bits", "KiB", *(["search"] if searched else []), "test (95 % interval)"):
+    middle = [*(["GBOPs"] if operations else []), *(["search"] if searched else [])]
+    for name in ("allocation from", "bits", "KiB", *middle, "test (95 % interval)"):
         table.add_column(name, justify="left" if name == "allocation from" else "right")
-    table.add_column(f"test, {draws} calibration draws", justify="right")
+    if draws > 1:
+        table.add_column(f"test, {draws} calibration draws", justify="right")
     for row in rows:
         note = f"\n[dim]{row.note}[/dim]" if row.note else ""
         cells = [f"{row.label}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
+        if operations:
+            cells.append(f"{row.bops / 1e9:.3g}")
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
-        cells += [top1_text(row.test), draws_text(row)]
+        cells += [top1_text(row.test), *([draws_text(row)] if draws > 1 else [])]
         table.add_row(*([row.network] if networks else []), *cells, style="bold" if row.kind == "proxy" else "")
     return table
 
@@ -45,8 +50,9 @@ def results_table(rows: Sequence[Row]) -> Table:
 def runs_table(runs: Sequence[RunFolder]) -> Table:
     """One line a run: what it is, how far it has come, and what it achieved."""
     table = Table()
-    for name in ("run", "network", "budget", "state", "fitness", "test"):
-        table.add_column(name)
+    table.add_column("run", no_wrap=True, min_width=max((len(run.name) for run in runs), default=0))  # to be copied
+    for name in ("network", "budget", "state", "fitness", "test"):
+        table.add_column(name, overflow="fold")
     for found in map(glance, runs):
         state = found.note or found.state
         if found.state in ("running", "interrupted"):

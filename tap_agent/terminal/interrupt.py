@@ -28,7 +28,9 @@ def interruptible(stopping: threading.Event) -> Iterator[None]:
         stopping.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, hear)
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as for a script's job in the background, which a Ctrl-C does not mean
+        signal.signal(signal.SIGINT, hear)
     try:
         yield
     finally:

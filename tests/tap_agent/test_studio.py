@@ -288,4 +288,4 @@ def test_without_the_extra_the_sentence_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(server, "find_spec", lambda name: None)
     assert tap("studio") == Exit.STUDIO
-    assert "pip install 'tap-agent[studio]'" in capsys.readouterr().err
+    assert "pip install -e '.[studio]'" in capsys.readouterr().err

@@ -126,7 +126,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, track, None)
     assert tap(*RUN, "--track", track) == Exit.TRACKING
     said = capsys.readouterr().err
-    assert said == f"error: --track {track} needs {track}: pip install 'tap-agent[{track}]'.\n"
+    assert said == f"error: --track {track} needs {track}: pip install -e '.[{track}]'.\n"
     assert list(work.iterdir()) == []
 
 
