@@ -171,6 +171,11 @@ class MeteredChat(ChatOpenAI):
 def reason(error: Exception) -> str:
     """What went wrong, in a line."""
     text = str(error) if isinstance(error, CallFailed) else f"{type(error).__name__}: {error}"
+    if isinstance(error, openai.APIConnectionError):
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        text += f" ({cause})"
     return " ".join(text.split())
 
 

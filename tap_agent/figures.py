@@ -286,6 +286,6 @@ def styled(figure: go.Figure, x: str, y: str, *, whole_x: bool = False, height: 
     figure.update_xaxes(title_text=x)
     figure.update_yaxes(title_text=y)
     if whole_x:
-        last = max((place for trace in figure.data for place in trace.x), default=0)
+        last = max((place for trace in figure.data for place in trace.x or () if place is not None), default=0)
         figure.update_xaxes(dtick=1, range=[-0.5, last + 0.5])
     return figure

@@ -37,8 +37,8 @@ def bits(course: Course, candidate: Candidate, index: int) -> Section:
     return Section(
         f"bits-{index}",
         f"Bits a layer: {network.name}",
-        f"Above: the bits that {candidate.name} led to, by its scores and the sizes of the layers: a bit for a large one "
-        "costs more. Below: its scores, and what quantizing each layer alone to the lowest bits costs, which the proxy "
+        f"Above: the bits that {candidate.name} led to, by its scores and by the sizes of layers: bits for a large one "
+        "cost more. Below: its scores, and what quantizing each layer alone to the lowest bits costs, which the proxy "
         "could not see.",
         allocation(network, Drawn.of(candidate, index)),
     )

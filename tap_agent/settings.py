@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from agents.models import REPLAY
 from graphs.controller import Controller
@@ -18,6 +19,7 @@ from tap_eval.images import Transform
 from tap_eval.mistake import Mistake
 
 Track = Literal["mlflow", "tensorboard"]
+_HIDDEN = "hidden"
 
 
 class ConfigMistake(Mistake):
@@ -126,9 +128,10 @@ class Settings(BaseModel):
         """Settings are written to the run folder, so a key has no place in them."""
         for address in re.findall(r"//(.*)", text or "", re.S):
             if re.search(r"@(?!https?://)|[?#]", address):
-                raise ValueError(
-                    "an address is written to the run's files: leave out what stands before @ and after ? in it, and "
-                    "give the key in OPENAI_API_KEY"
+                raise PydanticCustomError(
+                    _HIDDEN,
+                    "it is written to the run's files, so leave out of the address what stands before @ and after ?, "
+                    "and give the key in OPENAI_API_KEY",
                 )
         return text
 
@@ -212,4 +215,5 @@ def _sentence(error: ValidationError, config: Path | None, model: type[BaseModel
         known = [*model.model_fields]
         near = difflib.get_close_matches(last, known, 1, cutoff=0.0)
         return f"'{last}'{where} is an unknown setting: perhaps {near[0]}; known are {', '.join(known)}."
-    return f"{'.'.join(place)} = {problem['input']!r}{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+    value = "" if problem["type"] == _HIDDEN else f" = {problem['input']!r}"
+    return f"{'.'.join(place)}{value}{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -82,6 +82,12 @@ class _Handler(BaseHTTPRequestHandler):
         if "status" in message:
             self._answer(message["status"], {"error": {"message": message["words"]}}, message["headers"])
             return
+        if "raw" in message:
+            self._send(200, message["raw"], message.get("headers", {}))
+            return
+        if "floods" in message:
+            self._flood()
+            return
         if server.dribbles:
             self._dribble()
             return
@@ -97,6 +103,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(message, usage if request.get("stream_options") else None)
         else:
             self._answer(200, body | {"usage": usage})
+
+    def _flood(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self._event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "a"}}]})
 
     def _dribble(self) -> None:
         self.send_response(200)
@@ -135,9 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _answer(self, status: int, content: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
+        self._send(status, json.dumps(content).encode(), headers or {})
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -7,13 +7,18 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import ormsgpack
 import pytest
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG
+from starlette.testclient import TestClient
 
 from agents.account import Account
 from agents.chat import ModelMistake
@@ -21,6 +26,8 @@ from agents.refinement import Stopped
 from tap_agent.conversation import Conversation, Part
 from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder, RunMistake
+from tap_agent.page.app import application
+from tap_agent.page.desk import Desk
 from tap_agent.settings import Settings
 from tap_agent.terminal import chat
 from tap_agent.workshop import Workshop
@@ -355,6 +362,42 @@ def test_both_of_two_that_accept_keep_what_they_accepted(run: RunFolder, cache: 
     after = run.result()
     assert after
     assert {each.code for each in after.refinements} == {BY_STD, BY_SIZE}
+
+
+def test_a_page_shows_more_conversations_at_once_than_it_keeps_open(run: RunFolder, cache: Path) -> None:
+    result = run.result()
+    assert result
+    with Desk(run.path.parent, cache) as desk, ThreadPoolExecutor(6) as pool:
+        client = TestClient(application(desk, None), base_url="http://127.0.0.1:7860")
+        names = [each.name for each in result.candidates if each.failure is None][:4]
+        addresses = [f"/runs/{run.name}/talk/{name}" for name in names] * 6
+        assert {answer.status_code for answer in pool.map(client.get, addresses)} == {200}
+
+
+def test_a_conversation_from_elsewhere_runs_nothing_and_steers_no_terminal(
+    run: RunFolder, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run.result()
+    assert result
+    with Workshop(run.settings(), cache) as workshop, Conversation(run, result.best, workshop) as conversation:
+        list(conversation.say("help"))
+    mark = tmp_path / "was here"
+    call = ormsgpack.packb(("os", "mkdir", str(mark)))
+    with closing(sqlite3.connect(run.conversations)) as database, database:
+        ((found,),) = database.execute("SELECT checkpoint FROM checkpoints ORDER BY checkpoint_id DESC LIMIT 1")
+        found = ormsgpack.unpackb(found, ext_hook=ormsgpack.Ext)
+        found["channel_values"]["allowance"] = ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, call)
+        database.execute("UPDATE checkpoints SET checkpoint = ?", (ormsgpack.packb(found),))
+    best = result.candidate(result.best)
+    hostile = best.model_copy(update={"thought": "\x1b]0;owned\x07 [/ratio] by [bold"})
+    others = [each for each in result.candidates if each.name != best.name]
+    run.extend(result.model_copy(update={"candidates": [hostile, *others]}), "")
+    with Workshop(run.settings(), cache) as workshop, Conversation(run, result.best, workshop) as conversation:
+        assert conversation.messages is not None
+        chat.talk(conversation, lambda _: "quit")
+    assert not mark.exists()
+    said = capsys.readouterr().out
+    assert "\x1b]0" not in said
 
 
 def test_the_terminal_asks_and_shows(

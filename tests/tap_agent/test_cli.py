@@ -16,12 +16,15 @@ import pytest
 import torch
 import yaml
 
+from agents.account import Account
 from tap_agent.__main__ import main
 from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
-from tests.agents.scripted import ChatServer
+from tap_agent.settings import Settings
+from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.graphs.test_search import script
 
+GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
 SMALL = ["--population", "3", "--generations", "1", "--search", "200", "--test", "200", "--draws", "2"]
 
 
@@ -189,6 +192,39 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(work: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_the_time_of_a_run_is_that_of_its_sessions(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", Settings())
+    days = {"started": "01T10:00:00", "finished": "01T10:00:10", "refined": "04T10:00:00", "resumed": "05T10:00:00",
+            "stopped": "05T10:00:05", "forked": "09T10:00:00"}  # fmt: skip
+    lines = [json.dumps({"event": event, "at": f"2026-01-{day}+00:00"}) for event, day in days.items()]
+    (folder.path / "events.jsonl").write_text("\n".join(lines))
+    assert folder.seconds() == 15
+
+
+def test_an_interrupt_lets_no_further_call_begin(work: Path) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        return tool_call("run_code", code=GOOD)
+
+    with ChatServer(script) as server:
+        server.delay = 0.3
+        running = subprocess.Popen(
+            [sys.executable, "-m", "tap_agent", "run", *SMALL, "--llm", "x", "--base-url", server.url, "--out", "c"],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        while len(server.asked) < 4:
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        sent = len(server.asked)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == Exit.INTERRUPTED
+        assert len(server.asked) <= sent + 3  # those of the agents that were just sending
+        assert "Traceback" not in said
+        spent = Account(work / "c" / "calls.sqlite").spent()
+        assert spent.calls == len(server.asked)
+
+
 def test_a_model_that_fails_in_the_middle_is_a_sentence(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ChatServer(lambda _: {"role": "assistant", "tool_calls": "nonsense"}) as server:
         assert tap("run", *SMALL, "--llm", "scripted", "--base-url", server.url, "--out", "x") == Exit.MODEL
@@ -224,8 +260,8 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--config", "broken.yaml"], Exit.CONFIG, "is not YAML"),
     (["--config", "two.yaml", "--network", "digits"], Exit.CONFIG, "does not say which network"),
     (["--alpha", "2"], Exit.CONFIG, "alpha = 2.0"),
-    (["--base-url", "http://me:secret@host/v1"], Exit.CONFIG, "so give http://host/v1, and the key in OPENAI_API_KEY"),
-    (["--base-url", "http://host/v1?key=secret"], Exit.CONFIG, "so give http://host/v1, and"),
+    (["--base-url", "http://me:secret@host/v1"], Exit.CONFIG, "base_url: it is written to"),
+    (["--base-url", "http://host/v1?key=secret"], Exit.CONFIG, "give the key in OPENAI_API_KEY"),
     (["--out", "garbage.pt/run"], Exit.RUN, "garbage.pt/run cannot be written"),
     (["--transform", "rezise=3"], Exit.CONFIG, "perhaps resize"),
     (["--controller", "none"], Exit.USAGE, "ratio"),
