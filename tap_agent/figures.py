@@ -57,7 +57,8 @@ def sizes(course: Course, index: int) -> Section:
     return Section(
         f"accuracy-{index}",
         f"Accuracy against size: {network.name}",
-        f"Test split, 95 % intervals; budget {network.budget}. Small dots: candidates, on the search split."
+        f"Test split, 95 % intervals; budget {network.budget}. Small dots: candidates, on the search split, "
+        "but for those far below."
         if course.table
         else f"Candidates, on the search split; budget {network.budget}.",
         accuracy(course, index),
@@ -177,9 +178,9 @@ def accuracy(course: Course, index: int) -> go.Figure:
             annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
             annotation_position="top left",
         )
-        lowest = min([row.test.low for row in quantized] + [each.top1[index] for each in living], default=0.0)
-        room = full.test.top1 + 0.12 * (full.test.top1 - lowest)
-        figure.update_yaxes(autorangeoptions={"include": [100 * room]})  # for the words above the line
+        lowest = min(row.test.low for row in quantized)
+        span = full.test.top1 - lowest
+        figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (full.test.top1 + 0.25 * span)])
     return styled(figure, "size of the weights (KiB)", "top-1 (%)", height=440)
 
 

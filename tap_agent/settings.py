@@ -28,6 +28,13 @@ class ConfigMistake(Mistake):
     kind = "config"
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:  # a home of nobody's
+        raise ValueError(f"{path} is no path here: {error}") from error
+
+
 class NetworkSettings(BaseModel):
     """One network of the benchmark set, with its images."""
 
@@ -51,13 +58,13 @@ class NetworkSettings(BaseModel):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """A run can be resumed from any folder."""
-        return path and path.expanduser().resolve()
+        return path and _resolved(path)
 
     @field_validator("images", "calibration")
     @classmethod
     def _absolute_source(cls, source: str | None) -> str | None:
         kind, separator, where = (source or "").partition(":")
-        return f"{kind}:{Path(where).expanduser().resolve()}" if separator and where else source
+        return f"{kind}:{_resolved(Path(where))}" if separator and where else source
 
 
 class Settings(BaseModel):
@@ -140,7 +147,7 @@ class Settings(BaseModel):
     def _absolute_replay(cls, llm: str) -> str:
         """A run can be resumed from any folder."""
         path = llm.removeprefix(REPLAY)
-        return llm if path == llm else f"{REPLAY}{Path(path).expanduser().resolve()}"
+        return llm if path == llm else f"{REPLAY}{_resolved(Path(path))}"
 
 
 def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
     for source, sentence in cases.items():
         with pytest.raises(ImagesMistake, match=sentence):
             split(open_source(source), calibration=None, seed=0, count=4)
-    with pytest.raises(ImagesMistake, match="90 \\+ 20 were asked for"):
+    with pytest.raises(ImagesMistake, match="90 \\+ 20 are needed"):
         split(open_source(parquet), calibration=None, seed=0, count=8, search=90, test=20)
     with pytest.raises(ImagesMistake, match="calibrate on images of the same task"):
         split(open_source(parquet), calibration=digits(), seed=0)
