@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -12,7 +14,8 @@ from tap_agent.course import glance
 from tap_agent.folder import RunFolder
 from tap_agent.result import Row, draws_text, top1_text
 
-out = Console(soft_wrap=True)
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120  # a pipe has none of its own
+out = Console(soft_wrap=True, width=_WIDTH)
 err = Console(stderr=True, soft_wrap=True)
 
 
