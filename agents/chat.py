@@ -58,6 +58,7 @@ class MeteredChat(ChatOpenAI):
     streams: bool = False
     disable_streaming: Literal[True] = True  # LangChain's own streams would pass the account by
     max_retries: int = 0
+    stream_chunk_timeout: float | None = None  # its `wait_for` around each chunk can swallow the cancellation of a call
 
     def _generate(
         self,

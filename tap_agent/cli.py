@@ -231,6 +231,7 @@ def chat(
     """
     from tap_agent.conversation import Conversation, unlimited
     from tap_agent.folder import RunMistake, runs
+    from tap_agent.result import spent_text
     from tap_agent.settings import read_settings
     from tap_agent.terminal import chat
     from tap_agent.terminal.console import out
@@ -247,6 +248,7 @@ def chat(
             workshop.open()
         with Conversation(ended[0], proxy or result.best, workshop) as conversation:
             chat.talk(conversation)
+            out.print(f"[dim]the run, with its conversations: {spent_text(conversation.spent)}[/dim]")
 
 
 @app.command("report")
