@@ -58,7 +58,7 @@ def test_the_commands_and_the_code_of_a_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TAP_CACHE", str(cache))
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("show\nundo\nquit\n" * 9))  # a conversation for each `chat`
     monkeypatch.syspath_prepend(tmp_path)
     Path("runs").mkdir()
     Path("runs/RUN").symlink_to(finished)
