@@ -133,7 +133,8 @@ class Account(AbstractContextManager["Account"]):
         self._prices = prices or {}
         self._seconds = seconds
         self._cache = cache
-        self._stopping = stopping or threading.Event()
+        self.stopping = stopping or threading.Event()
+        """set once no call is to begin"""
         self._ended = threading.Condition()
         self._in_flight: dict[int, float] = {}
         self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
@@ -173,11 +174,14 @@ class Account(AbstractContextManager["Account"]):
 
     def check(self) -> None:
         """Raises `Stopping` once no call is to begin, and `LimitMistake` when the run has taken its minutes."""
-        if self._stopping.is_set():
-            raise Stopping("the run is being stopped")
+        self._check_stopping()
         limit = self._limits.minutes
         if limit is not None and self._seconds() >= 60 * limit:
             raise LimitMistake(f"--max-minutes {limit:g} is reached: {_FURTHER}.")
+
+    def _check_stopping(self) -> None:
+        if self.stopping.is_set():
+            raise Stopping("the run is being stopped")
 
     def spent(self) -> Spent:
         """Everything sent so far; what has no end counts at its reservation."""
@@ -235,8 +239,10 @@ class Account(AbstractContextManager["Account"]):
         """
         cost = self._cost(call.llm, call.tokens_in, call.tokens_out)
         with self._ended:
+            self._check_stopping()
             while not self._may(call, cost):
-                self._ended.wait()
+                self._ended.wait(_PATIENCE)
+                self._check_stopping()
             row = self._insert(call, sent=True, cost=cost)
             self._in_flight[row] = cost or 0.0
             return row
@@ -287,6 +293,7 @@ class Account(AbstractContextManager["Account"]):
         return price and (tokens_in * price[0] + tokens_out * price[1]) / 1e6
 
 
+_PATIENCE = 0.5  # seconds between two looks whether the run is being stopped
 _FURTHER = "resume the run with a higher one to go on"
 
 

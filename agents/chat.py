@@ -19,6 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, message_chunk_to_mes
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_openai import ChatOpenAI
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity.nap import sleep_using_event
 from tenacity.wait import wait_exponential_jitter
 
 from agents.account import CallFailed, Conversation
@@ -81,6 +82,7 @@ class MeteredChat(ChatOpenAI):
         tries = Retrying(
             stop=stop_after_attempt(1 if self.streams else TRIES) | stop_before_delay(self.seconds),
             wait=_pause,
+            sleep=sleep_using_event(self.conversation.account.stopping),
             retry=retry_if_exception(lambda error: isinstance(error, CallFailed) and error.again),
             reraise=True,
         )

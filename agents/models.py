@@ -5,9 +5,11 @@ Keys come from the environment and go nowhere but into requests.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +51,8 @@ PROVIDERS = {
     "vllm": Provider("http://localhost:8000/v1", "VLLM_API_KEY", local=True),
     "llamacpp": Provider("http://localhost:8080/v1", "LLAMA_API_KEY", local=True),
 }
+_LISTING_SECONDS = 10.0
+_LONGEST_LIST = 2**22
 OTHER = Provider("", "OPENAI_API_KEY")
 """A server that the user gives the address of."""
 
@@ -171,15 +175,20 @@ class LanguageModel:
         if self.name:
             return self.name
         try:
-            return str(self._listed().json()["data"][0]["id"])
+            return str(json.loads(self._listed())["data"][0]["id"])
         except (ValueError, LookupError, TypeError) as error:
             raise ModelMistake(f"{self._url} lists no model: name one, as --llm MODEL@{self._url}.") from error
 
-    def _listed(self) -> httpx2.Response:
+    def _listed(self) -> bytes:
         """What the server answers when it is asked for its models."""
-        key = self._key() or "none"
+        headers = {"Authorization": f"Bearer {self._key() or 'none'}", "Accept-Encoding": "identity"}
+        ends, body = time.monotonic() + _LISTING_SECONDS, bytearray()
         try:
-            answer = httpx2.get(f"{self._url}/models", headers={"Authorization": f"Bearer {key}"}, timeout=10)
+            with httpx2.stream("GET", f"{self._url}/models", headers=headers, timeout=_LISTING_SECONDS) as answer:
+                for part in answer.iter_raw():
+                    body += part
+                    if len(body) > _LONGEST_LIST or time.monotonic() > ends:
+                        raise httpx2.ReadError("its list of models has no end")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ModelMistake(
                 f"{self._url} does not answer ({error}): start the server, or give another --base-url, "
@@ -189,7 +198,7 @@ class LanguageModel:
             raise ModelMistake(
                 f"{self._url} refuses the key in {self.provider.key} ({answer.status_code}): set a valid one."
             )
-        return answer
+        return bytes(body)
 
     def _key(self) -> str | None:
         key = os.environ.get(self.provider.key, "").strip()

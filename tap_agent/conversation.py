@@ -152,6 +152,8 @@ class Conversation(AbstractContextManager["Conversation"]):
             place = {"thread_id": self._thread, "checkpoint_ns": f"{task.name}:{task.id}"}
             if task.name == "agent" and (reached := self._saver.get_tuple({"configurable": place})):
                 state = reached.checkpoint["channel_values"]
+                if "messages" not in state:  # it had hardly begun
+                    continue
                 done = {name: state[name] for name in ("messages", "versions", "allowance")}
                 while isinstance(done["messages"][-1], AIMessage) and done["messages"][-1].tool_calls:
                     done["messages"] = done["messages"][:-1]

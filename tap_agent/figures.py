@@ -179,8 +179,9 @@ def accuracy(course: Course, index: int) -> go.Figure:
             annotation_position="top left",
         )
         lowest = min(row.test.low for row in quantized)
-        span = full.test.top1 - lowest
-        figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (full.test.top1 + 0.25 * span)])
+        highest = max(full.test.top1, *(row.test.high for row in quantized))
+        span = highest - lowest
+        figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (highest + 0.2 * span)])
     return styled(figure, "size of the weights (KiB)", "top-1 (%)", height=440)
 
 

@@ -161,10 +161,13 @@ class RunFolder:
         return found
 
     def identity(self) -> str:
-        """Tells this run from all others, its forks too, and stays when the folder is moved."""
+        """Tells this run from all others, its forks too, and stays when the folder is moved; raises `RunMistake`."""
         events = self.events()
-        forks = [event["line"] for event in events if event["event"] == "forked"]
-        return str(forks[-1] if forks else next(event["thread"] for event in events if "thread" in event))
+        lines = [event["line"] for event in events if "line" in event]
+        threads = [event["thread"] for event in events if "thread" in event]
+        if not lines and not threads:
+            raise RunMistake(f"{self.path} does not say which run it is: its events.jsonl tells of no start.")
+        return str(lines[-1] if lines else threads[0])
 
     def allocations(self, name: str) -> list[Bits]:
         """Those of a candidate that the run has proposed, one a network."""

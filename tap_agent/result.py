@@ -251,7 +251,7 @@ def reads_text(result: Result) -> str:
     """How often the test split was read, and when."""
     if result.test_reads == 1:
         return "The test split was read once, after the search."
-    return f"The test split was read {result.test_reads} times: whenever a limit stopped the search, and at its end."
+    return f"The test split was read {result.test_reads} times: each time that this table was begun, as after a limit."
 
 
 def top1_text(found: MeasuredTop1) -> str:

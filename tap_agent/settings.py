@@ -133,13 +133,14 @@ class Settings(BaseModel):
     @classmethod
     def _without_secret(cls, text: str | None) -> str | None:
         """Settings are written to the run folder, so a key has no place in them."""
-        for address in re.findall(r"//(.*)", text or "", re.S):
-            if re.search(r"@(?!https?://)|[?#]", address):
-                raise PydanticCustomError(
-                    _HIDDEN,
-                    "it is written to the run's files, so leave out of the address what stands before @ and after ?, "
-                    "and give the key in OPENAI_API_KEY",
-                )
+        addresses = [member.partition("//")[2] for member in (text or "").split(",")]
+        user = re.search(r"//[^/?#]*@(?!https?://)", text or "")  # a password may hold a comma
+        if user or any(re.search("[?#]", address) for address in addresses):
+            raise PydanticCustomError(
+                _HIDDEN,
+                "it is written to the run's files, so leave out of the address what stands before @ and after ?, "
+                "and give the key in OPENAI_API_KEY",
+            )
         return text
 
     @field_validator("llm")

@@ -147,10 +147,9 @@ async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> Asy
                 await asyncio.to_thread(workshop.open)
             account = await asyncio.to_thread(workshop.account, folder.calls)
             held.push_async_callback(asyncio.to_thread, account.__exit__)
-            if execution:
-                conversing = folder.conversing(thread)
-                await asyncio.to_thread(conversing.__enter__)
-                held.push_async_callback(asyncio.to_thread, conversing.__exit__, None, None, None)
+            conversing = folder.conversing(thread)
+            await asyncio.to_thread(conversing.__enter__)
+            held.push_async_callback(asyncio.to_thread, conversing.__exit__, None, None, None)
             await held.enter_async_context(_SAVER.writing(thread, _Spoken(folder)))
             if saver := config["configurable"].get(CONFIG_KEY_CHECKPOINTER):
                 lend_waiting(saver)

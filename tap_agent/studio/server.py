@@ -58,7 +58,8 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
         stdout=sys.stderr,
         start_new_session=True,
     )
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in heard}
     try:
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
             try:

@@ -77,7 +77,7 @@ def _turn(conversation: Conversation, said: str) -> Iterator[Part]:
         case _ if named := _FILE.fullmatch(said):
             try:
                 code = Path(named[1]).expanduser().read_text()
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:  # of the file, its text or its name
                 return iter([Part("words", f"{named[1]} cannot be read: {error}")])
             return conversation.say(f"use\n```python\n{code}\n```")
         case "edit":

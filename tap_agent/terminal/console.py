@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tap_agent.course import glance
@@ -22,6 +23,11 @@ err = Console(stderr=True, soft_wrap=True)
 def plain(text: str) -> str:
     """Without control characters but tabs and ends of lines: what others wrote must not steer the terminal."""
     return "".join(letter for letter in text if letter in "\t\n" or unicodedata.category(letter) not in ("Cc", "Cf"))
+
+
+def cell(text: str) -> str:
+    """Text for a table, in which it is no markup either."""
+    return escape(plain(text))
 
 
 def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
@@ -39,14 +45,14 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     if draws > 1:
         table.add_column(f"test, {draws} calibration draws", justify="right")
     for row in rows:
-        note = f"\n[dim]{row.note}[/dim]" if row.note else ""
-        cells = [f"{row.label}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
+        note = f"\n[dim]{cell(row.note)}[/dim]" if row.note else ""
+        cells = [f"{cell(row.label)}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
         if operations:
             cells.append(f"{row.bops / 1e9:.3g}")
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
         cells += [top1_text(row.test), *([draws_text(row)] if draws > 1 else [])]
-        table.add_row(*([row.network] if networks else []), *cells, style="bold" if row.kind == "proxy" else "")
+        table.add_row(*([cell(row.network)] if networks else []), *cells, style="bold" if row.kind == "proxy" else "")
     return table
 
 
@@ -57,10 +63,10 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
     for name in ("network", "budget", "state", "fitness", "test"):
         table.add_column(name, overflow="fold")
     for found in map(glance, runs):
-        state = found.note or found.state
+        state = cell(found.note) or found.state
         if found.state in ("running", "interrupted"):
             state += f", {found.done} of {found.of} generations"
         fitness = f"{found.fitness:.4f}" if found.fitness is not None else ""
         tests = ", ".join(f"{100 * test:.1f} %" for test in found.tests)
-        table.add_row(found.name, found.networks, found.budget, state, fitness, tests)
+        table.add_row(cell(found.name), cell(found.networks), cell(found.budget), state, fitness, tests)
     return table

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from agents.account import Account, Conversation, Limits, Spent
+from agents.account import Account, Conversation, Limits, Spent, Stopping
 from agents.chat import ModelMistake
 from agents.models import LanguageModel, parse
 from agents.proposer import Proposer
@@ -56,6 +57,28 @@ def test_an_answer_that_unpacks_to_more_or_has_no_end_is_not_taken() -> None:
     for answer, says in zip(answers, ("compressed", "longer than 16 MiB"), strict=True):
         with ChatServer(lambda _, answer=answer: answer) as server, pytest.raises(Exception, match=says):
             ask(server, Account(), seconds=5)
+
+
+def test_a_list_of_models_that_is_too_long_is_not_taken() -> None:
+    with ChatServer(lambda _: {}) as server:
+        server.models = ["a" * 2**20] * 8
+        with pytest.raises(ModelMistake, match="its list of models has no end"):
+            parse("x", server.url).check()
+
+
+def test_a_run_that_is_being_stopped_tries_nothing_again() -> None:
+    account = Account(stopping=threading.Event())
+
+    def busy(request: dict[str, Any]) -> Answer:
+        threading.Timer(0.3, account.stopping.set).start()
+        return refusal(500, "busy", retry_after="20")
+
+    with ChatServer(busy) as server:
+        began = time.monotonic()
+        with pytest.raises(Stopping):
+            ask(server, account)
+        assert time.monotonic() - began < 15
+        assert len(server.asked) == 1
 
 
 def test_a_stream_without_a_pause_is_cut_off_in_time() -> None:

@@ -153,7 +153,16 @@ def test_a_killed_run_is_resumed_and_no_other_process_may_write_to_it(
         return script(request)
 
     with ChatServer(slowly) as server:
-        arguments = ["run", *SMALL, "--llm", "scripted", "--base-url", server.url, "--seed", "2"]
+        arguments = [
+            "run",
+            *SMALL,
+            "--llm",
+            "scripted",
+            "--base-url",
+            server.url,
+            "--seed",
+            "77",
+        ]  # which no other test measures
         running = subprocess.Popen([sys.executable, "-m", "tap_agent", *arguments, "--out", "killed"])
         events = work / "killed" / "events.jsonl"
         while not events.exists() or events.read_text().count('"judged"') < 3:

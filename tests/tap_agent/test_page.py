@@ -292,7 +292,9 @@ def test_other_sites_and_names_are_refused_and_what_a_model_says_is_not_markup(c
     assert "</script" not in view.drawing(Figure(layout={"title": {"text": "</script>"}}))
 
 
-def test_one_folder_that_cannot_be_read_leaves_the_others(client: TestClient, tmp_path: Path) -> None:
+def test_one_folder_that_cannot_be_read_leaves_the_others(
+    client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     theirs = tmp_path / "runs" / "theirs"
     for name, bad in {"events": b'5\n{}\n"x"\n\xff\n', "result": b"\xff", "nested": b"[" * 100_000}.items():
         shutil.copytree(theirs, theirs.with_name(name))
@@ -301,6 +303,15 @@ def test_one_folder_that_cannot_be_read_leaves_the_others(client: TestClient, tm
     for name in ("theirs", "events", "result", "nested"):
         assert f"/runs/{name}" in page
         assert client.get(f"/runs/{name}").status_code == 200
+    marked = RunFolder.create(theirs.with_name("marked"), Settings())
+    text_of = (marked.path / "config.yaml").read_text()
+    (marked.path / "config.yaml").write_text(text_of.replace("network: digits", 'network: "[/x]\\e]0;owned\\a"'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        assert tap("list", str(theirs.parent)) == Exit.OK
+    listed = capsys.readouterr().out
+    assert "[/x]]0;owned" in listed
+    assert "\x1b]0" not in listed
 
 
 @pytest.mark.parametrize(
