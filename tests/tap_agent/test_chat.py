@@ -5,86 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import ormsgpack
 import pytest
-from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG
-from starlette.testclient import TestClient
 
 from agents.account import Account
 from agents.chat import ModelMistake
 from agents.refinement import Stopped
-from tap_agent.conversation import Conversation, Part
+from tap_agent.conversation import Part
 from tap_agent.exit import Exit
-from tap_agent.folder import RunFolder, RunMistake
-from tap_agent.page.app import application
-from tap_agent.page.desk import Desk
-from tap_agent.settings import Settings
+from tap_agent.folder import RunFolder
 from tap_agent.terminal import chat
-from tap_agent.workshop import Workshop
 from tests.agents.scripted import Answer, ChatServer, tool_call
-from tests.tap_agent.test_cli import SMALL, tap
+from tests.tap_agent.test_cli import tap
 
 BY_STD = 'def sensitivity(layers, task):\n    return [layer["weight_std"] ** 2 for layer in layers]\n'
 BY_SIZE = 'def sensitivity(layers, task):\n    return [1.0 / layer["params"] for layer in layers]\n'
 LAYERS = "blocks.1.0.0"
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A small run on the embedded model that has ended."""
-    folder = tmp_path_factory.mktemp("ended") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TAP_CACHE", str(cache))
-        assert tap("run", *SMALL, "--draws", "1", "--out", str(folder)) == Exit.OK
-    return folder
-
-
-@pytest.fixture
-def run(ended: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A copy of that run, to talk about."""
-    monkeypatch.setenv("TAP_CACHE", str(cache))
-    monkeypatch.setenv("COLUMNS", "160")
-    shutil.copytree(ended, tmp_path / "run")
-    return RunFolder(tmp_path / "run")
-
-
-@pytest.fixture
-def talk(run: RunFolder, cache: Path) -> Callable[..., Any]:
-    """Opens the conversation about the best proxy, again and again, with the model at a URL."""
-    best = run.result()
-    assert best
-
-    def opened(url: str | None = None) -> Any:
-        changed: dict[str, Any] = {"llm": "scripted", "base_url": url} if url else {}
-        settings = Settings.model_validate(run.settings().model_dump() | changed)
-        return Talk(run, best.best, Workshop(settings, cache))
-
-    return opened
-
-
-class Talk:
-    """A conversation whose workshop is closed with it."""
-
-    def __init__(self, folder: RunFolder, proxy: str, workshop: Workshop) -> None:
-        self.workshop = workshop
-        self.conversation = Conversation(folder, proxy, workshop)
-
-    def __enter__(self) -> Conversation:
-        return self.conversation
-
-    def __exit__(self, *_: object) -> None:
-        self.conversation.__exit__()
-        self.workshop.__exit__()
 
 
 def words(parts: Iterator[Part]) -> str:
@@ -328,76 +269,6 @@ def test_a_person_need_not_wait_for_the_model(talk: Callable[..., Any]) -> None:
         assert not released.is_set()
         released.set()
         assert words(conversation.again()) == "At last."
-
-
-def test_two_cannot_answer_at_once(talk: Callable[..., Any]) -> None:
-    with ChatServer(agent) as server, talk(server.url) as first, talk(server.url) as second:
-        answer = first.say("measure it")
-        next(answer)
-        with pytest.raises(RunMistake, match="answered elsewhere"):
-            list(second.say("show"))
-        list(answer)
-        (question,) = second.questions
-        list(second.answer({question.identity: "no"}))
-        with pytest.raises(RunMistake, match="no longer open"):
-            first.answer({question.identity: "yes"})
-        assert not first.unanswered
-
-
-def test_both_of_two_that_accept_keep_what_they_accepted(run: RunFolder, cache: Path) -> None:
-    result = run.result()
-    assert result
-    with ExitStack() as stack:
-        workshop = stack.enter_context(Workshop(run.settings(), cache))
-        proxies = [result.best, next(each.name for each in result.candidates if each.name != result.best)]
-        both = [stack.enter_context(Conversation(run, name, workshop)) for name in proxies]
-        for conversation, code in zip(both, (BY_STD, BY_SIZE), strict=True):
-            list(conversation.say(f"use\n{code}"))
-        threads = [threading.Thread(target=lambda each=each: list(each.say("accept"))) for each in both]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert {each.version.name for each in both} == {"c000", "c001"}
-    after = run.result()
-    assert after
-    assert {each.code for each in after.refinements} == {BY_STD, BY_SIZE}
-
-
-def test_a_page_shows_more_conversations_at_once_than_it_keeps_open(run: RunFolder, cache: Path) -> None:
-    result = run.result()
-    assert result
-    with Desk(run.path.parent, cache) as desk, ThreadPoolExecutor(6) as pool:
-        client = TestClient(application(desk, None), base_url="http://127.0.0.1:7860")
-        names = [each.name for each in result.candidates if each.failure is None][:4]
-        addresses = [f"/runs/{run.name}/talk/{name}" for name in names] * 6
-        assert {answer.status_code for answer in pool.map(client.get, addresses)} == {200}
-
-
-def test_a_conversation_from_elsewhere_runs_nothing_and_steers_no_terminal(
-    run: RunFolder, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = run.result()
-    assert result
-    with Workshop(run.settings(), cache) as workshop, Conversation(run, result.best, workshop) as conversation:
-        list(conversation.say("help"))
-    mark = tmp_path / "was here"
-    call = ormsgpack.packb(("os", "mkdir", str(mark)))
-    with closing(sqlite3.connect(run.conversations)) as database, database:
-        ((found,),) = database.execute("SELECT checkpoint FROM checkpoints ORDER BY checkpoint_id DESC LIMIT 1")
-        found = ormsgpack.unpackb(found, ext_hook=ormsgpack.Ext)
-        found["channel_values"]["allowance"] = ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, call)
-        database.execute("UPDATE checkpoints SET checkpoint = ?", (ormsgpack.packb(found),))
-    best = result.candidate(result.best)
-    hostile = best.model_copy(update={"thought": "\x1b]0;owned\x07 [/ratio] by [bold"})
-    others = [each for each in result.candidates if each.name != best.name]
-    run.extend(result.model_copy(update={"candidates": [hostile, *others]}), "")
-    with Workshop(run.settings(), cache) as workshop, Conversation(run, result.best, workshop) as conversation:
-        assert conversation.messages is not None
-        chat.talk(conversation, lambda _: "quit")
-    assert not mark.exists()
-    said = capsys.readouterr().out
-    assert "\x1b]0" not in said
 
 
 def test_the_terminal_asks_and_shows(
