@@ -152,12 +152,12 @@ class MeteredChat(ChatOpenAI):
         return payload
 
     def _create_chat_result(self, response: Any, generation_info: dict[str, Any] | None = None) -> ChatResult:
-        for choice in getattr(response, "choices", None) or ():
+        choices = getattr(response, "choices", None) or ()
+        for choice in choices:
             for call in choice.message.tool_calls or ():
                 if call.type == "function" and not call.function.arguments.lstrip().startswith("{"):
                     call.function.arguments = f"no object: {call.function.arguments}"  # as LangChain takes no JSON
         result = super()._create_chat_result(response, generation_info)
-        choices = getattr(response, "choices", None) or ()
         for choice, generation in zip(choices, result.generations, strict=False):
             if reasoning := (choice.message.model_extra or {}).get(REASONING):
                 generation.message.additional_kwargs[REASONING] = reasoning

@@ -117,6 +117,20 @@ class _Stoppable(AgentMiddleware[Any, Any, Any]):
         return await_(begin(lambda: handler(request)), self._stop)
 
 
+class _OneAtATime(AgentMiddleware[Any, Any, Any]):
+    """Of the calls of one message that need consent, lets the first alone happen.
+
+    They would run side by side, each with the whole allowance.
+    """
+
+    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        asked = [call["id"] for call in request.state["messages"][-1].tool_calls if call["name"] in _ASKING]
+        call = request.tool_call
+        if call["id"] in asked[1:]:
+            return ToolMessage(_ONE_AT_A_TIME, tool_call_id=call["id"], name=call["name"])
+        return handler(request)
+
+
 class RefinementInput(MessagesState):
     """What a person sends: a message."""
 
@@ -228,14 +242,6 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
         allowance = runtime.state["allowance"] or consent(f"Measure {what}? (a number allows that many measurements)")
         return allowance - 1 if allowance else None
 
-    def crowded(runtime: ToolRuntime[Any, Any]) -> bool:
-        """Whether one message asks for several things that need consent, of which this is not the first.
-
-        They would run side by side, each with the whole allowance.
-        """
-        asked = [call["id"] for call in runtime.state["messages"][-1].tool_calls if call["name"] in _ASKING]
-        return runtime.tool_call_id != asked[0]
-
     def answer(runtime: ToolRuntime[Any, Any], text: str, **update: Any) -> Command[Any]:
         message = ToolMessage(text, tool_call_id=runtime.tool_call_id)
         return Command(update={"messages": [message], **update})
@@ -272,8 +278,6 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
     @tool("measure")
     def measure_it(runtime: ToolRuntime[Any, Any]) -> Command[Any]:
         """Quantizes the networks as the proxy says and measures their accuracy, if the person allows it."""
-        if crowded(runtime):
-            return answer(runtime, _ONE_AT_A_TIME)
         left = may_measure(runtime, f"the proxy as it stands on {surroundings.images():,} images")
         if left is None:
             return answer(runtime, "The person does not allow it.")
@@ -282,8 +286,6 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
     @tool("accept")
     def accept_it(runtime: ToolRuntime[Any, Any]) -> Command[Any]:
         """Keeps the proxy as it stands in the run, measured, as a child of the one before, if the person agrees."""
-        if crowded(runtime):
-            return answer(runtime, _ONE_AT_A_TIME)
         version = current(runtime.state)
         if version.name:
             return answer(runtime, f"Nothing has changed since {version.name}.")
@@ -304,8 +306,6 @@ def make_tools(surroundings: Surroundings, accept: Callable[[Version, str], Vers
         """
         if ":" in network:  # it would import and call what a model names
             return answer(runtime, "A factory can only be named by the person, on the command line.")
-        if crowded(runtime):
-            return answer(runtime, _ONE_AT_A_TIME)
         if not re.fullmatch(r"[\w.-]+", network):
             return answer(runtime, f"{network!r} is no name of a network.")
         from_file = f" with the weights in {weights!r}" if weights else ""
@@ -348,6 +348,7 @@ def make_agent(
     middleware: list[AgentMiddleware[Any, Any, Any]] = [
         system,
         ModelCallLimitMiddleware(run_limit=MODEL_CALLS, exit_behavior="end"),
+        _OneAtATime(),
         _Stoppable(stop),
         Failures("say `again`"),
     ]

@@ -46,7 +46,7 @@ class Applied:
 
 
 def read_proxy(path: Path) -> Found:
-    """The proxy in a file, or the best of a run; raises `ProxyMistake`."""
+    """The proxy in a file, or the best of a run; raises `ProxyMistake`, and `RunMistake` of a run without a result."""
     if path.is_dir():
         folder = RunFolder(path)
         result = folder.finished()
