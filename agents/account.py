@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from agents.answer import Answer
-from tap_eval.ledger import Ledger, key
+from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.mistake import Mistake
 
 Price = tuple[float, float]

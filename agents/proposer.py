@@ -27,10 +27,10 @@ from agents.answer import SUBMIT
 from agents.chat import ModelMistake, reason
 from agents.models import Model, Models
 from prompts import grammar, render
-from tap_eval.bench import Bench
-from tap_eval.features import TASK, visible
+from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Failure, Proxy, Rejection
+from tap_eval.proxies.features import TASK, visible
+from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden, published
 from tools.toolbox import make_tools

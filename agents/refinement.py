@@ -28,11 +28,11 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.proposer import Failures
 from prompts import render
-from tap_eval.bench import Bench
-from tap_eval.features import TASK, visible
-from tap_eval.fitness import rank_correlation
+from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Rejection
+from tap_eval.proxies.features import TASK, visible
+from tap_eval.proxies.fitness import rank_correlation
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Measured, Scored, measure, score
 from tools.sandbox import Sandbox, published
 from tools.toolbox import layer_table, refusal

@@ -22,14 +22,14 @@ import torch
 from torch import nn
 from torchvision import models
 
-from tap_eval.allocation import Budget, Choices, allocate
-from tap_eval.images import AS_THEY_ARE, Images, room_in
-from tap_eval.integer import IntegerNetwork, KeptWeights
-from tap_eval.layers import prepare
-from tap_eval.program import record
-from tap_eval.quantizer import QuantizedNetwork, calibrate
-from tap_eval.resnet import CifarResNet
-from tap_eval.sweep import layer_errors
+from tap_eval.allocation.allocator import Budget, Choices, allocate
+from tap_eval.images.images import AS_THEY_ARE, Images, room_in
+from tap_eval.measuring.layer_errors import layer_errors
+from tap_eval.networks.layers import prepare
+from tap_eval.networks.program import record
+from tap_eval.networks.resnet import CifarResNet
+from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
+from tap_eval.quantization.quantizer import QuantizedNetwork, calibrate
 
 BITS = (2, 4, 8)
 Row = tuple[str, list[float]]

@@ -18,9 +18,9 @@ from graphs.population import library_size
 from graphs.state import Candidate
 from tap_agent.folder import RunFolder
 from tap_agent.workshop import Workshop, cache_folder
-from tap_eval.bench import STAGES, Bench
-from tap_eval.fitness import FitnessWeights, fitness
-from tap_eval.race import Correct, Entrant, race
+from tap_eval.measuring.bench import STAGES, Bench
+from tap_eval.measuring.race import Correct, Entrant, race
+from tap_eval.proxies.fitness import FitnessWeights, fitness
 
 ERRORS = (0.02, 0.05, 0.1, 0.2)
 

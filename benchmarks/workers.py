@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from tap_agent.workshop import cache_folder
-from tap_eval.allocation import uniform
-from tap_eval.cluster import RayExecutor
-from tap_eval.layers import prepare
-from tap_eval.measurer import Job, Measurer
-from tap_eval.networks import load_network
-from tap_eval.quantizer import Allocation
-from tap_eval.sources import open_source, split
+from tap_eval.allocation.allocator import uniform
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.cluster import RayExecutor
+from tap_eval.measuring.measurer import Job, Measurer
+from tap_eval.networks.layers import prepare
+from tap_eval.networks.load import load_network
+from tap_eval.quantization.quantizer import Allocation
 
 BITS = (2, 4, 8)
 

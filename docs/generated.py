@@ -17,8 +17,8 @@ from agents.models import OTHER, PROVIDERS
 from tap_agent.cli import app
 from tap_agent.flags import RENAMED
 from tap_agent.settings import NetworkSettings, Settings
-from tap_eval.features import METADATA, STATISTICS, TASK
-from tap_eval.images import Transform
+from tap_eval.images.images import Transform
+from tap_eval.proxies.features import METADATA, STATISTICS, TASK
 
 
 def filled(markdown: str) -> str:

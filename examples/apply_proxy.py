@@ -6,12 +6,12 @@ python examples/apply_proxy.py
 from __future__ import annotations
 
 from tap_agent.workshop import cache_folder
-from tap_eval.allocation import Budget, Choices
-from tap_eval.bench import Bench, Task
-from tap_eval.ledger import Ledger
-from tap_eval.networks import load_network
-from tap_eval.proxy import Rejection
-from tap_eval.sources import open_source, split
+from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.networks.load import load_network
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import score
 from tools.sandbox import MontySandbox
 

@@ -6,13 +6,13 @@ python examples/compare.py
 from __future__ import annotations
 
 from tap_agent.workshop import cache_folder
-from tap_eval.allocation import Budget, Choices, allocate, weight_size
-from tap_eval.baselines import baselines
-from tap_eval.bench import Bench, Task
-from tap_eval.ledger import Ledger
-from tap_eval.networks import load_network
-from tap_eval.quantizer import Allocation
-from tap_eval.sources import open_source, split
+from tap_eval.allocation.allocator import Budget, Choices, allocate, weight_size
+from tap_eval.baselines.baselines import baselines
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.networks.load import load_network
+from tap_eval.quantization.quantizer import Allocation
 
 BUDGETS = ("2.5bit", "3bit", "4bit")
 

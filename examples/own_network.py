@@ -14,11 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from tap_eval.allocation import Budget, Choices, allocate, uniform, weight_size
-from tap_eval.bench import Bench, Task
-from tap_eval.images import Images
-from tap_eval.ledger import Ledger
-from tap_eval.sources import open_source, split
+from tap_eval.allocation.allocator import Budget, Choices, allocate, uniform, weight_size
+from tap_eval.images.images import Images
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.ledger import Ledger
 
 SHAPES = ("circle", "cross", "square")
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphs.state import Candidate
-from tap_eval.allocation import bops, uniform
-from tap_eval.bench import STAGES, Bench
-from tap_eval.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
-from tap_eval.proxy import Failure
-from tap_eval.race import Correct, Entrant, race, top1
+from tap_eval.allocation.allocator import bops, uniform
+from tap_eval.measuring.bench import STAGES, Bench
+from tap_eval.measuring.race import Correct, Entrant, race, top1
+from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
+from tap_eval.proxies.proxy import Failure
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from agents.refinement import (
 )
 from graphs.judge import Judge
 from graphs.state import Bits, Candidate
-from tap_eval.proxy import Rejection
+from tap_eval.proxies.proxy import Rejection
 from tools.toolbox import refusal
 
 HELP = """\

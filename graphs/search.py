@@ -23,10 +23,10 @@ from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
-from tap_eval.allocation import weight_size
-from tap_eval.bench import Bench
-from tap_eval.fitness import FitnessWeights
-from tap_eval.proxy import Failure, Proxy, Rejection
+from tap_eval.allocation.allocator import weight_size
+from tap_eval.measuring.bench import Bench
+from tap_eval.proxies.fitness import FitnessWeights
+from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, tree_print
 
 _LATER = {"prints", "bits", "rho", "top1", "images", "dropped", "fitness"}

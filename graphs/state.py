@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
-from tap_eval.quantizer import Allocation
+from tap_eval.quantization.quantizer import Allocation
 
 Template = Literal["initialization", "mutation", "crossover"]
 TEMPLATES: tuple[Template, ...] = ("initialization", "mutation", "crossover")
@@ -55,7 +55,7 @@ class Candidate(BaseModel):
     thought: str
     code: str
     failure: str | None = None
-    """one of `tap_eval.proxy.Failure`, or None for a judged candidate"""
+    """one of `tap_eval.proxies.proxy.Failure`, or None for a judged candidate"""
     message: str = ""
     scores: list[list[float]] = []
     """of layers; those of channels in their mean"""

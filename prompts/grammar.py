@@ -19,7 +19,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from tap_eval.features import Inputs
+from tap_eval.proxies.features import Inputs
 
 _METADATA = ("params", "macs", "in_channels", "out_channels", "kernel", "output_size", "depth")
 _STATISTICS = (

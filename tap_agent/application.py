@@ -12,7 +12,7 @@ from tap_agent.folder import RunFolder
 from tap_agent.result import Row, best_record, final_table
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Rejection
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import score
 from tools.toolbox import layer_table
 

@@ -27,9 +27,9 @@ from tap_agent.result import Result
 from tap_agent.session import SERDE
 from tap_agent.settings import NetworkSettings, Settings
 from tap_agent.workshop import Workshop
-from tap_eval.bench import Bench
+from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Rejection
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Scored
 
 _PATIENCE = 10.0  # seconds that accepting waits for another conversation which accepts

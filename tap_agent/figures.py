@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from graphs.state import TEMPLATES, Candidate
 from tap_agent.result import Course
-from tap_eval.proxy import Failure
+from tap_eval.proxies.proxy import Failure
 
 COLORS = {"initialization": "#4c78a8", "mutation": "#f58518", "crossover": "#54a24b", "refinement": "#b279a2"}
 ACCENT, GREY, INK = "#c2185b", "#9aa5b1", "#1f2933"

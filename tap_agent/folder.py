@@ -23,7 +23,7 @@ from tap_agent import RUNS
 from tap_agent.result import Result
 from tap_agent.settings import Settings, dump, read_settings
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Proxy
+from tap_eval.proxies.proxy import Proxy
 
 
 class RunMistake(Mistake):

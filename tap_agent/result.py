@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.account import Spent
 from graphs.state import Bits, Candidate, Generation, SearchState
-from tap_eval import quantizer
-from tap_eval.accuracy import Accuracy
-from tap_eval.allocation import bops, weight_size
-from tap_eval.baselines import baselines
-from tap_eval.bench import Bench
-from tap_eval.layers import Layer
-from tap_eval.measurer import SplitName
-from tap_eval.quantizer import Allocation
+from tap_eval.allocation.allocator import bops, weight_size
+from tap_eval.baselines.baselines import baselines
+from tap_eval.measuring.accuracy import Accuracy
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.measurer import SplitName
+from tap_eval.networks.layers import Layer
+from tap_eval.quantization import quantizer
+from tap_eval.quantization.quantizer import Allocation
 
 
 class _Record(BaseModel):

@@ -14,9 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from agents.models import REPLAY
 from graphs.controller import Controller
-from tap_eval.features import Inputs
-from tap_eval.images import Transform
+from tap_eval.images.images import Transform
 from tap_eval.mistake import Mistake
+from tap_eval.proxies.features import Inputs
 
 Track = Literal["mlflow", "tensorboard"]
 _HIDDEN = "hidden"

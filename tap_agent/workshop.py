@@ -17,15 +17,15 @@ from agents.models import Models, parse, priced
 from agents.proposer import Proposer
 from graphs.search import SearchSettings
 from tap_agent.settings import NetworkSettings, Settings
-from tap_eval.allocation import Budget, Choices
-from tap_eval.bench import Bench, Task
-from tap_eval.cluster import RayExecutor
-from tap_eval.fitness import FitnessWeights
-from tap_eval.images import room_in
-from tap_eval.ledger import Ledger
-from tap_eval.measurer import Measurer, Measures
-from tap_eval.networks import load_network
-from tap_eval.sources import open_source, split
+from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.images.images import room_in
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.cluster import RayExecutor
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.measurer import Measurer, Measures
+from tap_eval.networks.load import load_network
+from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tap_eval.allocation import Budget, Choices
-from tap_eval.bench import Bench, Task
-from tap_eval.digits import DigitsCNN, load_digits_cnn
-from tap_eval.images import Splits
-from tap_eval.ledger import Ledger
-from tap_eval.sources import digits, split
+from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.images.images import Splits
+from tap_eval.images.sources import digits, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tools.sandbox import MontySandbox
 
 

@@ -28,7 +28,7 @@ import httpx
 from e2b import SandboxException, TimeoutException
 from e2b_code_interpreter import Sandbox as Machine  # pyright: ignore[reportMissingTypeStubs]
 
-from tap_eval.proxy import Failure, Rejection
+from tap_eval.proxies.proxy import Failure, Rejection
 from tools.sandbox import JSON, Limits, SandboxError, plain
 
 _IDLE = 600  # seconds that a machine outlives its last run

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from tap_eval.allocation import allocate, check_within
-from tap_eval.bench import Bench
-from tap_eval.fitness import rank_correlation
-from tap_eval.ledger import key
+from tap_eval.allocation.allocator import allocate, check_within
+from tap_eval.allocation.score import Scores, layer_score
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import key
 from tap_eval.mistake import BudgetMistake
-from tap_eval.proxy import Failure, Rejection, Scores, checked_scores, layer_score
-from tap_eval.quantizer import Allocation
+from tap_eval.proxies.fitness import rank_correlation
+from tap_eval.proxies.proxy import Failure, Rejection, checked_scores
+from tap_eval.quantization.quantizer import Allocation
 from tools.sandbox import JSON, Sandbox, forbidden, parse
 
 
@@ -139,7 +140,7 @@ def _result_prints(scores: Sequence[Scores], allocations: Sequence[Allocation], 
 
 
 def _spread(scores: Scores) -> list[list[float]]:
-    """Scores as `tap_eval.allocation.importance` tells them apart: up to a common factor, or shift if not positive."""
+    """Scores as the allocator's `importance` tells them apart: up to a common factor, or shift if not positive."""
     rows = [score if isinstance(score, list) else [score] for score in scores]
     low, high = min(map(min, rows)), max(map(max, rows))
     if low > 0:

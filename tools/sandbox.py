@@ -45,7 +45,7 @@ from typing import Protocol, TypeAlias, cast
 import pydantic_monty as monty
 
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Failure, Rejection
+from tap_eval.proxies.proxy import Failure, Rejection
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from langchain_core.tools import BaseTool, tool
 
-from tap_eval.bench import Bench
-from tap_eval.proxy import Rejection
+from tap_eval.measuring.bench import Bench
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Scored, measure, score
 from tools.sandbox import Sandbox
 

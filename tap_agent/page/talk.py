@@ -19,7 +19,7 @@ from tap_agent.result import Course
 from tap_agent.settings import Settings
 from tap_agent.workshop import Workshop
 from tap_eval.mistake import Mistake
-from tap_eval.proxy import Rejection
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Scored
 
 

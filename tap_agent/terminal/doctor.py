@@ -11,10 +11,10 @@ import torch
 
 from agents.embedded import EMBEDDED
 from agents.models import PROVIDERS, LanguageModel
-from tap_eval.digits import load_digits_cnn
-from tap_eval.integer import exact
+from tap_eval.images.sources import open_source
 from tap_eval.mistake import Mistake
-from tap_eval.sources import open_source
+from tap_eval.networks.digits import load_digits_cnn
+from tap_eval.quantization.integer import exact
 from tools.sandbox import MontySandbox, SandboxError
 
 

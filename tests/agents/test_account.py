@@ -14,7 +14,7 @@ import pytest
 
 from agents.account import Account, CallFailed, Conversation, LimitMistake, Limits, Spent
 from agents.answer import Answer
-from tap_eval.ledger import Ledger
+from tap_eval.measuring.ledger import Ledger
 
 PRICES = {"paid": (1.0, 10.0)}
 """a call of 1,000 tokens in and 100 out costs 0.002 USD"""

@@ -14,7 +14,7 @@ from agents.account import Account, Conversation, Limits, Spent, Stopping
 from agents.chat import ModelMistake
 from agents.models import LanguageModel, parse
 from agents.proposer import Proposer
-from tap_eval.bench import Bench
+from tap_eval.measuring.bench import Bench
 from tests.agents.scripted import Answer, ChatServer, proposal, refusal
 from tests.agents.test_models import ASK, GOOD
 from tools.evaluation import Known, Scored

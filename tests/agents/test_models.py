@@ -14,8 +14,8 @@ from agents.account import Account, Conversation, Spent
 from agents.chat import ModelMistake
 from agents.models import PROVIDERS, LanguageModel, Mixture, parse, priced
 from agents.proposer import Assignment, Attempt, Proposer
-from tap_eval.bench import Bench
-from tap_eval.ledger import Ledger
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Ledger
 from tests.agents.scripted import Answer, ChatServer, proposal, refusal, tool_call
 from tools.evaluation import Known, Scored
 from tools.sandbox import MontySandbox

@@ -8,8 +8,8 @@ import pytest
 
 from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Assignment, Attempt, Parent, Proposer
-from tap_eval.bench import Bench
-from tap_eval.proxy import Failure, Proxy, Rejection
+from tap_eval.measuring.bench import Bench
+from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import MontySandbox

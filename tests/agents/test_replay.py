@@ -12,7 +12,7 @@ from agents.chat import ModelMistake
 from agents.models import parse
 from agents.proposer import Assignment, Attempt, Proposer
 from agents.replay import Replay, written
-from tap_eval.bench import Bench
+from tap_eval.measuring.bench import Bench
 from tests.agents.scripted import ChatServer, proposal, tool_call
 from tools.evaluation import Known, Scored
 from tools.sandbox import MontySandbox

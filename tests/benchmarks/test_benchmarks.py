@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tap_eval import integer
+from tap_eval.quantization import integer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--count", "40", "--rounds", "1"]

@@ -16,7 +16,7 @@ from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
 from graphs.state import Bits, Candidate, SearchState
-from tap_eval.bench import Bench
+from tap_eval.measuring.bench import Bench
 from tests.agents.scripted import Answer, ChatServer, proposal
 from tools.sandbox import MontySandbox
 
@@ -171,7 +171,7 @@ def test_a_search_in_which_nobody_lives_ends_with_no_best(open_run: Any, tmp_pat
 
 
 def test_cost_and_novelty_enter_fitness_where_they_are_asked_for(open_run: Any, tmp_path: Path) -> None:
-    from tap_eval.fitness import FitnessWeights
+    from tap_eval.proxies.fitness import FitnessWeights
 
     settings = SearchSettings(population=3, generations=0, fitness=FitnessWeights(0.1, 0.5, 0.5))
     state = open_run(settings).invoke(tmp_path / "c.sqlite")

@@ -13,7 +13,7 @@ from agents.account import Account, Conversation
 from agents.embedded import start
 from agents.models import LanguageModel
 from prompts import grammar, render
-from tap_eval.bench import Bench
+from tap_eval.measuring.bench import Bench
 from tools.evaluation import Scored, score
 from tools.sandbox import MontySandbox, forbidden
 

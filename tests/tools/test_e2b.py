@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tap_eval.proxy import Failure, Rejection
+from tap_eval.proxies.proxy import Failure, Rejection
 from tests.tools.e2b_server import E2BServer
 from tools.e2b import E2BSandbox
 from tools.sandbox import JSON, Limits, SandboxError

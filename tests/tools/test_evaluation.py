@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tap_eval.bench import Bench
-from tap_eval.ledger import Ledger
-from tap_eval.proxy import Failure, Rejection
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.proxies.proxy import Failure, Rejection
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import MontySandbox, forbidden
 

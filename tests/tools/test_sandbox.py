@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tap_eval.proxy import Failure, Rejection
+from tap_eval.proxies.proxy import Failure, Rejection
 from tools.sandbox import ALLOWED, JSON, Limits, MontySandbox, SandboxError, forbidden, plain, published
 
 LIMITS = Limits(seconds=1.0, memory_bytes=64 * 2**20, result_bytes=64 * 2**10)

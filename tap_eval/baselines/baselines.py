@@ -1,0 +1,69 @@
+"""What a proxy is compared with at the same budget: simple rules, and what sees more than a proxy may."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from tap_eval.allocation.allocator import Unit, allocate, minimize, spent, uniform
+from tap_eval.measuring.bench import Bench
+from tap_eval.quantization.quantizer import Allocation, quantize_weight
+
+RANDOM_ALLOCATIONS = 5
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A rule's allocations for one network; several where it draws at random."""
+
+    label: str
+    note: str
+    allocations: tuple[Allocation, ...]
+
+
+def baselines(bench: Bench, seed: int) -> list[Baseline]:
+    """Those that every result is shown beside."""
+    layers, task = bench.layers, bench.task
+    rng = random.Random(seed)
+
+    def allocated(scores: list[float]) -> Allocation:
+        return allocate(scores, layers, task.choices, task.budget)
+
+    drawn = tuple(allocated([rng.random() for _ in layers]) for _ in range(RANDOM_ALLOCATIONS))
+    return [
+        *_uniform(bench),
+        Baseline("random scores", f"mean of {RANDOM_ALLOCATIONS}", drawn),
+        Baseline("earlier layers get more", "", (allocated([-float(layer.index) for layer in layers]),)),
+        Baseline("weight error", "least sum of squared weight errors", (_weight_error(bench),)),
+        Baseline("measured layer error", "sees what a proxy may not", (allocated(bench.layer_errors),)),
+    ]
+
+
+def _uniform(bench: Bench) -> list[Baseline]:
+    """The most equal bits that the budget allows, whether they are among the choices or not."""
+    activation = max(bench.task.choices.activations)
+    limit = bench.task.budget.limit(bench.layers)
+    for bits in range(8, 1, -1):
+        same = uniform(bench.layers, bits, activation)
+        if spent(same, bench.layers, bench.task.budget) <= limit:
+            note = "" if bits in bench.task.choices.weights else "these bits are not among the choices"
+            return [Baseline(f"uniform W{bits}A{activation}", note, (same,))]
+    return []
+
+
+def _weight_error(bench: Bench) -> Allocation:
+    """Minimizes the sum over layers of ||Q_b(W) - W||^2, from the weights alone."""
+    errors: dict[tuple[int, int], float] = {}
+    for layer in bench.layers:
+        weight = bench.prepared.module(layer).weight
+        for bits in bench.task.choices.weights:
+            integers, scale = quantize_weight(weight, bits)
+            shaped = scale.view(-1, *[1] * (weight.dim() - 1))
+            errors[layer.index, bits] = float((integers * shaped - weight).double().square().sum())
+    return minimize(
+        lambda index, weight, activation: errors[index, weight] * (1 + 4.0**-activation),
+        [Unit(layer.index) for layer in bench.layers],
+        bench.layers,
+        bench.task.choices,
+        bench.task.budget,
+    )

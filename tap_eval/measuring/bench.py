@@ -1,0 +1,206 @@
+"""A network with its images, ready to be measured again and again.
+
+What is measured is measured once: results are in the ledger under the content that they
+depend on (network, images, quantizer, allocation). Nothing above this module learns how an
+allocation is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from tap_eval.allocation.allocator import Budget, Choices, check_feasible, uniform
+from tap_eval.images.images import Splits
+from tap_eval.measuring.accuracy import Accuracy
+from tap_eval.measuring.ledger import Ledger, key
+from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
+from tap_eval.mistake import ImagesMistake
+from tap_eval.networks.layers import Layer, Prepared, prepare
+from tap_eval.proxies.features import Features, Inputs, describe, describe_task
+from tap_eval.quantization import quantizer
+from tap_eval.quantization.quantizer import Allocation
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+STAGES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""parts of the search split on which candidates are compared, each holding the one before"""
+ERROR_IMAGES = 512
+"""Layer errors are measured on this many images of the search split, which is enough to rank layers."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is to be fitted to: the bits to choose from and the budget."""
+
+    choices: Choices
+    budget: Budget
+    inputs: Inputs = "statistics"
+
+
+class Bench:
+    """One network of the benchmark set. Methods may be called from several threads."""
+
+    def __init__(
+        self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125,
+        memory: int = 2**30, spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
+    ) -> None:  # fmt: skip
+        """`memory` bounds the packed weights that are kept, in bytes; `spread` brings measuring to other machines.
+
+        Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
+        """
+        self.name = name
+        self.splits = splits
+        self.task = task
+        self.prepared: Prepared = prepare(network, splits.search.only(np.arange(min(2, len(splits.search)))).pixels)
+        check_feasible(self.layers, task.choices, task.budget)
+        self._ledger = ledger
+        self._batch = batch
+        outputs = self._outputs().shape[1]
+        if outputs != len(splits.classes):
+            raise ImagesMistake(
+                f"{splits.name} has {len(splits.classes)} classes, {name} tells {outputs} apart: "
+                "give images of the network's task."
+            )
+        highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
+        self._measures = spread(Measurer(self.prepared, splits, highest, batch, memory))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The quantizable layers, in the order in which they run."""
+        return self.prepared.layers
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the network: its structure and weights, BatchNorm folded, and what its code makes of images."""
+        content = hashlib.sha256(str(self.prepared.network).encode())
+        for name, tensor in self.prepared.network.state_dict().items():
+            content.update(name.encode())
+            content.update(tensor.contiguous().numpy().tobytes())
+        outputs = self._outputs()
+        least, greatest = outputs.min(1), outputs.max(1)
+        rounded = [f"{value:.3g}" for value in torch.cat([least.values, greatest.values]).tolist()]
+        content.update(json.dumps([rounded, least.indices.tolist(), greatest.indices.tolist()]).encode())
+        return content.hexdigest()[:32]
+
+    @torch.inference_mode()
+    def _outputs(self) -> torch.Tensor:
+        """(N, classes), of the calibration images in full precision."""
+        logits: torch.Tensor = self.prepared.network(self.splits.calibrations[0].pixels)
+        return logits
+
+    @cached_property
+    def features(self) -> list[Features]:
+        """What a proxy gets as `layers`."""
+        return describe(self.prepared, self.splits.calibrations[0], self.task.inputs)
+
+    @cached_property
+    def described_task(self) -> Features:
+        """What a proxy gets as `task`."""
+        return describe_task(
+            self.layers,
+            self.splits.search,
+            self.splits.name,
+            len(self.splits.classes),
+            self.task.choices,
+            self.task.budget,
+        )
+
+    @property
+    def unfit(self) -> str | None:
+        """Why allocations are measured on the simulated path, or None where integers are multiplied."""
+        return self._measures.unfit
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: images that were skipped, and how measuring differs from what is usual."""
+        skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
+        return [*skipped, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
+
+    @cached_property
+    def stages(self) -> list[np.ndarray]:
+        """The rows of the search split that each stage adds, in an order that does not follow the source's.
+
+        One part for each of `STAGES`, some of them empty where there are few images.
+        """
+        rows = np.random.default_rng(0).permutation(len(self.splits.search))
+        bounds = [math.ceil(share * len(rows)) for share in STAGES]
+        return [np.sort(part) for part in np.split(rows, bounds[:-1])]
+
+    def correct(self, allocation: Allocation | None, stage: int, beside: int = 1) -> np.ndarray:
+        """Which images of a stage of the search split are classified correctly, bool; measured once.
+
+        `beside` is the number of such calls that run side by side, this one included.
+        """
+        return self._correct(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}", beside)
+
+    def correct_all(self, allocations: Sequence[Allocation], stage: int) -> list[np.ndarray]:
+        """`correct` for each allocation, as many side by side as there are workers."""
+        count = len(allocations)
+        return self._side_by_side(lambda allocation: self.correct(allocation, stage, count), allocations)
+
+    def measure(
+        self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0, beside: int = 1
+    ) -> Accuracy:
+        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once. `beside` as above."""
+        if split == "search" and draw == 0:
+            correct = np.concatenate([self.correct(allocation, stage, beside) for stage in range(len(self.stages))])
+        else:
+            rows = np.arange(len(getattr(self.splits, split)))
+            correct = self._correct(self._job(allocation, split, draw, rows), "all", beside)
+        return Accuracy(int(correct.sum()), len(correct))
+
+    def measure_all(self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int]) -> np.ndarray:
+        """Top-1 (draws, allocations) on a split, as many side by side as there are workers."""
+        pairs = list(itertools.product(draws, allocations))
+        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0], len(pairs)).top1, pairs)
+        return np.array(found).reshape(len(draws), len(allocations))
+
+    def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
+        """As many at a time as there are workers; those that jobs leave idle share the images of a job."""
+        with ThreadPoolExecutor(self._measures.workers) as threads:
+            return list(threads.map(measure, jobs))
+
+    def _job(self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray) -> Job:
+        return Job(allocation, split, draw, rows, integers=allocation is not None and not self.unfit)
+
+    def _shared(self, job: Job, beside: int) -> np.ndarray:
+        """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
+        batches = [job.rows[start : start + self._batch] for start in range(0, len(job.rows), self._batch)]
+        pieces = np.array_split(np.arange(len(batches)), min(max(self._measures.workers // beside, 1), len(batches)))
+        jobs = [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in pieces]
+        return np.concatenate(self._side_by_side(self._measures.correct, jobs))
+
+    def _correct(self, job: Job, part: str, beside: int) -> np.ndarray:
+        allocation, images = job.allocation, getattr(self.splits, job.split)
+        calibration = "" if allocation is None else self.splits.calibrations[job.draw].digest
+        bits = None if allocation is None else [allocation.weights, allocation.activations]
+        if not len(job.rows):
+            return np.zeros(0, dtype=bool)
+        path = "float" if allocation is None else "integer" if job.integers else "simulated"
+        name = key("correct", quantizer.VERSION, path, self.digest, images.digest, calibration, bits, part)
+        text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
+        return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
+
+    @cached_property
+    def layer_errors(self) -> list[float]:
+        """Mean KL divergence (nats) of the output when one layer alone has the lowest weight bits.
+
+        Everything else stays in full precision; on the first `ERROR_IMAGES` images of the
+        search split, without labels. Measured once a network, bits and draw.
+        """
+        lowest, count = min(self.task.choices.weights), min(ERROR_IMAGES, len(self.splits.search))
+        images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
+        name = key("layer errors", quantizer.VERSION, self.digest, images, lowest)
+        return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))

@@ -1,0 +1,60 @@
+"""The layer-error table in one sweep: what quantizing one layer alone does to the network's output.
+
+All variants of a network that differ in one layer agree up to that layer, so each is run from
+there on, out of the full-precision pass: about half the work of running each from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tap_eval.images.images import Images
+from tap_eval.measuring.accuracy import mean_kl
+from tap_eval.networks.program import Program, bind
+from tap_eval.quantization.quantizer import QuantizedNetwork
+
+
+@torch.inference_mode()
+def layer_errors(
+    network: QuantizedNetwork, program: Program, pixels: Tensor | Images, bits: Sequence[int]
+) -> list[list[float]]:
+    """Mean KL divergence (nats) of the output, one row a layer, one number for each of `bits`, on `pixels` (N, ...).
+
+    Everything but the one layer's weights is in full precision.
+    """
+    network.choose(None)
+    bound = bind(program, network.layers)
+    expected: list[Tensor] = []
+    found: list[list[list[Tensor]]] = [[[] for _ in bits] for _ in network.layers]
+    for part in pixels.split(program.batch):
+        known = program.begin(program.padded(part))
+        for place, step in enumerate(bound.steps):
+            if step.layer is not None and len(found[step.layer][0]) == len(expected):  # its first call
+                for column, choice in enumerate(bits):
+                    network.layers[step.layer].choose(choice, None)
+                    found[step.layer][column].append(bound.run(dict(known), place)[: len(part)])
+                network.layers[step.layer].choose(None, None)
+            step.run(known)
+        expected.append(known[bound.logits][: len(part)])
+    reference = torch.cat(expected)
+    return [[mean_kl(reference, torch.cat(parts)) if parts else 0.0 for parts in row] for row in found]
+
+
+def layer_errors_one_by_one(
+    network: QuantizedNetwork, pixels: Tensor | Images, batch: int, bits: Sequence[int]
+) -> list[list[float]]:
+    """The same, each variant run from the start: for networks of which there is no program."""
+    network.choose(None)
+    reference = network.logits(pixels, batch)
+    errors: list[list[float]] = []
+    for layer in network.layers:
+        row = []
+        for choice in bits:
+            layer.choose(choice, None)
+            row.append(mean_kl(reference, network.logits(pixels, batch)))
+        layer.choose(None, None)
+        errors.append(row)
+    return errors

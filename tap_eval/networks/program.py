@@ -1,0 +1,154 @@
+"""A network as a straight list of steps, so that it can be run in part, again from the middle, or in integers.
+
+The steps are ATen operators, recorded while the network runs once; each quantizable layer is
+one step. Any network can be recorded whose way through its code does not depend on the
+pixels; the size of a batch is fixed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tap_eval.networks.layers import Prepared, Quantizable, replace_layers
+
+Value = fx.Node
+"""Stands for what a step computes."""
+Environment = dict[Value, Any]
+"""What has been computed so far and is still needed."""
+
+_ATEN = torch.ops.aten
+_RECORDED: ContextVar[Sequence[Quantizable]] = ContextVar("layers being recorded")
+_LIBRARY = torch.library.Library("tap", "DEF")
+_LIBRARY.define("layer(Tensor x, int index) -> Tensor")
+_LIBRARY.impl("layer", lambda x, index: _RECORDED.get()[index](x), "CompositeExplicitAutograd")
+_ANY_LAYOUT = {_ATEN.view.default: _ATEN.reshape.default, _ATEN._unsafe_view.default: _ATEN.reshape.default}
+
+
+@dataclass(frozen=True)
+class Step:
+    """`value = function(*args, **kwargs)`, with values in the arguments; afterwards `frees` are not needed."""
+
+    value: Value
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    frees: tuple[Value, ...] = ()
+    layer: int | None = None
+    """index of the layer, for a layer's call; its one argument is the input"""
+
+    def run(self, known: Environment) -> None:
+        """Computes the value, and drops what is not needed any more."""
+        args, kwargs = fx.node.map_arg((self.args, self.kwargs), known.__getitem__)
+        known[self.value] = self.function(*args, **kwargs)
+        for value in self.frees:
+            del known[value]
+
+    @property
+    def needs(self) -> list[Value]:
+        """The values among the arguments."""
+        found: list[Value] = []
+        fx.node.map_arg((self.args, self.kwargs), found.append)
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of a network from a batch of `batch` images to their logits."""
+
+    steps: tuple[Step, ...]
+    pixels: Value
+    logits: Value
+    constants: Mapping[Value, Tensor]
+    batch: int
+
+    def begin(self, pixels: Tensor) -> Environment:
+        """What is known before the first step."""
+        return {**self.constants, self.pixels: pixels}
+
+    def padded(self, pixels: Tensor) -> Tensor:
+        """At most `batch` images filled up to as many, by repeating the last."""
+        missing = self.batch - len(pixels)
+        return torch.cat([pixels, pixels[-1:].expand(missing, *pixels.shape[1:])]) if missing else pixels
+
+    def input_shapes(self) -> dict[int, torch.Size]:
+        """The shape of each layer's input, by the layer's index."""
+        return {step.layer: step.args[0].meta["val"].shape for step in self.steps if step.layer is not None}
+
+    def run(self, known: Environment, start: int = 0) -> Tensor:
+        """The logits (batch, classes), from the step at `start`; `known` is used up."""
+        for step in self.steps[start:]:
+            step.run(known)
+        return known[self.logits]
+
+
+class _Marker(nn.Module):
+    """Records a layer as one step; it shows the layer's tensors to code that looks at them."""
+
+    def __init__(self, index: int, layer: Quantizable) -> None:
+        super().__init__()
+        self.index, self.weight, self.bias = index, layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        marked: Tensor = torch.ops.tap.layer(x, self.index)
+        return marked
+
+
+@torch.no_grad()
+def record(prepared: Prepared, example: Tensor) -> Program:
+    """The program of a network for batches of the size of `example`; raises what tracing raises."""
+    network = copy.deepcopy(prepared.network)
+    replace_layers(network, prepared.layers, _Marker)
+    token = _RECORDED.set([prepared.module(layer) for layer in prepared.layers])
+    try:
+        traced = make_fx(torch.func.functionalize(network))(example)
+    finally:
+        _RECORDED.reset(token)
+    nodes = list(traced.graph.nodes)
+    (pixels,) = (node for node in nodes if node.op == "placeholder")
+    (output,) = (node for node in nodes if node.op == "output")
+    constants = {node: getattr(traced, node.target) for node in nodes if node.op == "get_attr"}
+    steps = [_step(node) for node in nodes if node.op == "call_function"]
+    return Program(free(steps, output.args[0]), pixels, output.args[0], constants, len(example))
+
+
+def _step(node: Value) -> Step:
+    target: Any = node.target
+    if target is torch.ops.tap.layer.default:
+        x, index = node.args
+        assert isinstance(index, int)
+        return Step(node, _no_layer, (x,), {}, layer=index)
+    return Step(node, _ANY_LAYOUT.get(target, target), node.args, node.kwargs)
+
+
+def _no_layer(x: Tensor) -> Tensor:
+    raise RuntimeError("a layer's step runs only after `bind`")
+
+
+def free(steps: Sequence[Step], logits: Value) -> tuple[Step, ...]:
+    """The steps, each with the values that no later one needs; steps whose value nobody needs are left out."""
+    needed, freed = {logits}, []
+    for step in reversed(steps):
+        if step.value in needed:
+            last = tuple(value for value in step.needs if value not in needed)
+            needed |= set(last)
+            freed.append(Step(step.value, step.function, step.args, step.kwargs, last, step.layer))
+    return tuple(reversed(freed))
+
+
+def bind(program: Program, layers: Sequence[Callable[[Tensor], Tensor]]) -> Program:
+    """The program with something that computes each layer."""
+    steps = tuple(
+        Step(step.value, layers[step.layer], step.args, step.kwargs, step.frees, step.layer)
+        if step.layer is not None
+        else step
+        for step in program.steps
+    )
+    return Program(steps, program.pixels, program.logits, program.constants, program.batch)

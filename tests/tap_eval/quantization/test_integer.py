@@ -1,0 +1,177 @@
+"""The integer path gives what the simulated one gives, and the sweep what one pass a layer gives."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from tap_eval.allocation.allocator import Budget, Choices, uniform
+from tap_eval.images.images import Splits
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.networks.layers import Prepared, prepare
+from tap_eval.networks.program import bind, record
+from tap_eval.networks.resnet import CifarResNet
+from tap_eval.quantization import integer
+from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
+from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
+from tests.tap_eval.networks.test_layers import PaddedLikeTensorFlow, randomized
+
+NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
+
+
+class Odd(nn.Module):
+    """Padding, a value with two readers, a layer called often, others cut off or never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = PaddedLikeTensorFlow(3, 8, 3, stride=2)
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU6(inplace=True)
+        self.deep, self.wide = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.twice = nn.Conv2d(16, 16, 1)
+        self.unused, self.small = nn.Conv2d(3, 2, 1), nn.Hardtanh(0, 1)
+        self.head = nn.Linear(16 * 16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.unused(x)
+        x = self.act(self.norm(self.stem(x)))
+        x = torch.cat([self.deep(x), self.wide(x).relu() - x], 1)
+        x = x + self.twice(self.small(self.twice(x).relu_()))
+        x = self.small(self.twice(x)) - nn.functional.hardtanh(self.twice(x), -2, 1)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1))
+
+
+def vit() -> nn.Module:
+    network = models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10)
+    nn.init.normal_(network.heads[0].weight)
+    return network
+
+
+NETWORKS = {
+    "resnet20": (lambda: CifarResNet(20), 32),
+    "mobilenet": (lambda: models.mobilenet_v2(num_classes=10), 64),
+    "vit": (vit, 32),
+    "odd": (Odd, 16),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request: pytest.FixtureRequest) -> tuple[Prepared, QuantizedNetwork, torch.Tensor]:
+    make, size = NETWORKS[request.param]
+    torch.manual_seed(0)
+    network = randomized(make())
+    pixels = torch.rand(41, 3, size, size)
+    prepared = prepare(network, pixels[:2])
+    return prepared, QuantizedNetwork(prepared, calibrate(prepared, pixels[:16])), pixels
+
+
+def drawn(prepared: Prepared, rng: random.Random, activations: tuple[int, ...] = (8,)) -> Allocation:
+    """Random bits, in every other layer by output channel."""
+    weights: list[LayerBits] = [
+        tuple(rng.choice((2, 3, 4, 8)) for _ in range(layer.out_channels)) if layer.index % 2 else rng.choice((2, 4, 8))
+        for layer in prepared.layers
+    ]
+    return Allocation(tuple(weights), tuple(rng.choice(activations) for _ in prepared.layers))
+
+
+@NEEDS_VNNI
+@pytest.mark.parametrize("activations", [(8,), (4, 6, 8)], ids=["A8", "mixed activations"])
+def test_integers_give_what_the_simulated_path_gives(
+    case: tuple[Prepared, QuantizedNetwork, torch.Tensor], activations: tuple[int, ...]
+) -> None:
+    prepared, simulated, pixels = case
+    program = record(prepared, pixels[:16])
+    for seed in range(3):
+        allocation = drawn(prepared, random.Random(seed), activations)
+        fast = IntegerNetwork(simulated, program, allocation.activations, KeptWeights(2**30))
+        fast.choose(allocation)
+        simulated.choose(allocation)
+        expected, got = simulated.logits(pixels, 41), fast.logits(pixels)
+        assert got.shape == expected.shape
+        assert torch.allclose(got, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+        assert (got - expected).abs().median() <= 1e-5 * expected.abs().max()
+
+
+def test_a_program_computes_what_the_network_computes(case: tuple[Prepared, QuantizedNetwork, torch.Tensor]) -> None:
+    prepared, _, pixels = case
+    program = record(prepared, torch.zeros_like(pixels[:16]))
+    bound = bind(program, [prepared.module(layer) for layer in prepared.layers])
+    with torch.inference_mode():
+        got = bound.run(bound.begin(bound.padded(pixels[:9])))[:9]
+        assert torch.allclose(got, prepared.network(pixels[:9]), atol=1e-4)
+
+
+def test_one_sweep_gives_the_layer_errors_of_one_pass_a_layer(
+    case: tuple[Prepared, QuantizedNetwork, torch.Tensor],
+) -> None:
+    prepared, simulated, pixels = case
+    swept = layer_errors(simulated, record(prepared, pixels[:16]), pixels, [2, 4])
+    expected = layer_errors_one_by_one(simulated, pixels, 41, [2, 4])
+    assert torch.allclose(torch.tensor(swept), torch.tensor(expected), rtol=1e-3, atol=1e-7)
+    assert len(swept) == len(prepared.layers)
+
+
+@NEEDS_VNNI
+def test_packed_weights_are_kept_within_their_bound(case: tuple[Prepared, QuantizedNetwork, torch.Tensor]) -> None:
+    prepared, simulated, pixels = case
+    largest = max(layer.params for layer in prepared.layers)
+    program, few = record(prepared, pixels[:16]), KeptWeights(2 * largest)
+    tight = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), few)
+    loose = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), KeptWeights(2**30))
+    for seed in range(3):
+        for network in (tight, loose):
+            network.choose(drawn(prepared, random.Random(seed)))
+        assert few.size <= 2 * largest
+        assert torch.equal(tight.logits(pixels), loose.logits(pixels))
+
+
+def test_a_network_that_cannot_be_recorded_is_measured_on_the_simulated_path(
+    splits: Splits, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x.flatten(1))
+            return y if y.mean() > 0 else -y
+
+    task = Task(Choices(), Budget.parse("4bit"))
+    bench = Bench("branching", Branching(), splits, task, Ledger(tmp_path_factory.mktemp("l") / "ledger.sqlite"))
+    assert "cannot be recorded" in str(bench.unfit)
+    assert bench.measure(uniform(bench.layers, 4)).count == len(splits.search)
+    assert len(bench.layer_errors) == 1
+
+
+def test_a_cpu_without_exact_products_falls_back_and_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer, "exact", lambda: False)
+    assert "overflow" in str(bench.unfit)
+    assert bench.measure(uniform(bench.layers, 4)).top1 > 0.9
+
+
+@NEEDS_VNNI
+def test_both_paths_measure_the_same_accuracy(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert bench.unfit is None
+    allocations = [drawn(bench.prepared, random.Random(seed)) for seed in range(4)]
+    fast = [bench.measure(allocation) for allocation in allocations]
+    monkeypatch.setattr(integer, "exact", lambda: False)
+    simulated = Bench("digits", bench.prepared.network, bench.splits, bench.task, Ledger(tmp_path / "ledger.sqlite"))
+    assert simulated.unfit
+    assert [simulated.measure(allocation) for allocation in allocations] == fast
+
+
+def test_padded_convolutions_keep_their_own_padding() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
+    pixels = torch.rand(4, 3, 8, 8)
+    prepared = prepare(network, pixels)
+    simulated = QuantizedNetwork(prepared, calibrate(prepared, pixels))
+    with pytest.raises(Unfit, match="padded with something else"):
+        IntegerNetwork(simulated, record(prepared, pixels), (8,), KeptWeights(2**30))
