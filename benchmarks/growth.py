@@ -25,7 +25,7 @@ from torchvision import models
 from tap_eval.allocation.allocator import Budget, Choices, allocate
 from tap_eval.images.images import AS_THEY_ARE, Images, room_in
 from tap_eval.measuring.layer_errors import layer_errors
-from tap_eval.networks.layers import prepare
+from tap_eval.networks.prepare import prepare
 from tap_eval.networks.program import record
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights

@@ -26,7 +26,9 @@ from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
 from tap_eval.mistake import ImagesMistake
-from tap_eval.networks.layers import Layer, Prepared, prepare
+from tap_eval.networks.layers import Layer
+from tap_eval.networks.prepare import prepare
+from tap_eval.networks.prepared import Prepared
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
@@ -97,8 +99,7 @@ class Bench:
     @torch.inference_mode()
     def _outputs(self) -> torch.Tensor:
         """(N, classes), of the calibration images in full precision."""
-        logits: torch.Tensor = self.prepared.network(self.splits.calibrations[0].pixels)
-        return logits
+        return self.prepared(self.splits.calibrations[0].pixels)
 
     @cached_property
     def features(self) -> list[Features]:

@@ -13,7 +13,7 @@ import torch
 
 from tap_eval.images.images import Images, Splits
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
-from tap_eval.networks.layers import Prepared
+from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.program import Program, bind, record
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
@@ -96,7 +96,7 @@ class Measurer:
 
     @cached_property
     def _integers(self) -> list[quantizer.Integers]:
-        return [quantizer.integers_of(self.prepared.module(layer)) for layer in self.prepared.layers]
+        return [quantizer.integers_of(module) for module in self.prepared.modules]
 
     @cached_property
     def _program(self) -> Program:
@@ -106,10 +106,10 @@ class Measurer:
             program = record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
         except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
             raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
-        bound = bind(program, [self.prepared.module(layer) for layer in self.prepared.layers])
+        bound = bind(program, self.prepared.modules)
         images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
         with torch.inference_mode():
-            got, expected = bound.run(bound.begin(images)), self.prepared.network(images)
+            got, expected = bound.run(bound.begin(images)), self.prepared(images)
         if not _close(got, expected):
             raise Unfit("its steps, as they were recorded, give other outputs than the network")
         return program

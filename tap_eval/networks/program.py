@@ -7,17 +7,18 @@ pixels; the size of a batch is fixed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tap_eval.networks.layers import Prepared, Quantizable, replace_layers
+from tap_eval.networks.prepared import Prepared
+from tap_eval.networks.products import Quantizable
 
 Value = fx.Node
 """Stands for what a step computes."""
@@ -89,26 +90,13 @@ class Program:
         return known[self.logits]
 
 
-class _Marker(nn.Module):
-    """Records a layer as one step; it shows the layer's tensors to code that looks at them."""
-
-    def __init__(self, index: int, layer: Quantizable) -> None:
-        super().__init__()
-        self.index, self.weight, self.bias = index, layer.weight, layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        marked: Tensor = torch.ops.tap.layer(x, self.index)
-        return marked
-
-
 @torch.no_grad()
 def record(prepared: Prepared, example: Tensor) -> Program:
     """The program of a network for batches of the size of `example`; raises what tracing raises."""
-    network = copy.deepcopy(prepared.network)
-    replace_layers(network, prepared.layers, _Marker)
-    token = _RECORDED.set([prepared.module(layer) for layer in prepared.layers])
+    marked = [partial(torch.ops.tap.layer, index=index) for index in range(len(prepared.layers))]
+    token = _RECORDED.set(prepared.modules)
     try:
-        traced = make_fx(torch.func.functionalize(network))(example)
+        traced = make_fx(torch.func.functionalize(lambda pixels: prepared(pixels, marked)))(example)
     finally:
         _RECORDED.reset(token)
     nodes = list(traced.graph.nodes)

@@ -7,7 +7,7 @@ calibration images. No tensor, gradient, label, layer error or accuracy is among
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Literal
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tap_eval.allocation.allocator import Budget, Choices
 from tap_eval.images.images import Images
-from tap_eval.networks.layers import Layer, Prepared
+from tap_eval.networks.layers import Layer
+from tap_eval.networks.prepared import Prepared
 
 Inputs = Literal["metadata", "statistics"]
 Value = float | int | bool | str | list[int] | dict[str, list[float]]
@@ -99,22 +100,22 @@ def describe(prepared: Prepared, calibration: Images, inputs: Inputs) -> list[Fe
     described: list[Features] = [asdict(layer) for layer in prepared.layers]
     if inputs == "metadata":
         return described
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in prepared.layers}
-    handles = [
-        prepared.module(layer).register_forward_hook(
-            lambda module, args, output, name=layer.name: seen[name].append((args[0], output))
-        )
-        for layer in prepared.layers
-    ]
-    prepared.network(calibration.pixels)
-    for handle in handles:
-        handle.remove()
+    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in prepared.layers]
+
+    def watched(index: int) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            seen[index].append((x, y := prepared.modules[index](x)))
+            return y
+
+        return call
+
+    prepared(calibration.pixels, [watched(index) for index in range(len(prepared.layers))])
     for layer, features in zip(prepared.layers, described, strict=True):
         module = prepared.module(layer)
         axis = 1 if isinstance(module, nn.Conv2d) else -1
         weight = module.weight.flatten(1)
-        x = torch.cat([x.flatten() for x, _ in seen[layer.name]])
-        output = torch.cat([y.movedim(axis, 0).flatten(1) for _, y in seen[layer.name]], dim=1)
+        x = torch.cat([x.flatten() for x, _ in seen[layer.index]])
+        output = torch.cat([y.movedim(axis, 0).flatten(1) for _, y in seen[layer.index]], dim=1)
         channels = _prefixed("weight", _statistics(weight), _OF_WEIGHTS) | _prefixed(
             "activation", _statistics(output), _OF_ACTIVATIONS
         )

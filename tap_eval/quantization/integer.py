@@ -134,12 +134,6 @@ class KeptWeights:
         return packed
 
 
-def fits(layer: QuantizedLayer) -> bool:
-    """Whether oneDNN has this layer: convolutions padded with zeros by a number, and linear layers."""
-    module = layer.layer
-    return isinstance(module, nn.Linear) or (module.padding_mode == "zeros" and not isinstance(module.padding, str))
-
-
 class IntegerNetwork:
     """A quantized network whose layers run in integers, for allocations with these activation bits."""
 
@@ -149,8 +143,6 @@ class IntegerNetwork:
         """`kept` holds packed weights, of this network and of others. Raises `Unfit`."""
         if not exact():
             raise Unfit("this CPU adds products of bytes in 16 bits, which overflow")
-        if not all(map(fits, network.layers)):
-            raise Unfit("a convolution is padded with something else than zeros")
         shapes = program.input_shapes()
         self.layers = [
             IntegerLayer(layer, layer.covering(bits), shapes.get(index))

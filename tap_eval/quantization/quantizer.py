@@ -12,7 +12,6 @@ is right; a faster path has to agree with it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_eval.images.images import Images
-from tap_eval.networks.layers import Layer, Prepared, Quantizable, replace_layers
+from tap_eval.networks.prepared import Prepared
+from tap_eval.networks.products import Quantizable
 
 VERSION = 2
 """Part of the key of every stored measurement: raise it when a change here changes results."""
@@ -148,16 +148,6 @@ class QuantizedLayer(nn.Module):
         self._now: tuple[Tensor, Tensor | None] = (layer.weight, layer.bias)
         self._scale: Tensor | None = None
 
-    @property
-    def weight(self) -> Tensor:
-        """The full-precision weight, for code that looks at its layers' shapes."""
-        return self.layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The full-precision bias."""
-        return self.layer.bias
-
     def choose(self, weight_bits: LayerBits | None, activation_bits: int | None) -> None:
         """Sets the bits; `None` leaves the weights, or the input activations, in full precision."""
         self.affine = (activation_bits and self.covering(activation_bits)) or None
@@ -242,21 +232,25 @@ def observe(layer: Quantizable, x: Tensor) -> Observation:
 
 @torch.no_grad()
 def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
-    """What each layer's input is on the calibration images, in all calls of it, in the order of the layers."""
-    seen: dict[str, Observation] = {}
+    """What each layer's input is on the calibration images, in all calls of it, in the order of the layers.
 
-    def watch(layer: Layer) -> torch.utils.hooks.RemovableHandle:
-        def see(module: Quantizable, args: tuple[Tensor, ...]) -> None:
-            found = observe(module, args[0])
-            seen[layer.name] = seen[layer.name] + found if layer.name in seen else found
+    A layer that none of them reaches is observed on the images on which it was found.
+    """
+    seen: dict[int, Observation] = {}
 
-        return prepared.module(layer).register_forward_pre_hook(see)
+    def watched(index: int, module: Quantizable) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            if index in missing:
+                found = observe(module, x)
+                seen[index] = seen[index] + found if index in seen else found
+            return module(x)
 
-    handles = [watch(layer) for layer in prepared.layers]
-    prepared.network(pixels)
-    for handle in handles:
-        handle.remove()
-    return [seen[layer.name] for layer in prepared.layers]
+        return call
+
+    for part in (pixels, *prepared.watched):
+        if missing := set(range(len(prepared.layers))) - seen.keys():
+            prepared(part, [watched(index, module) for index, module in enumerate(prepared.modules)])
+    return [seen[index] for index in range(len(prepared.layers))]
 
 
 class QuantizedNetwork:
@@ -266,11 +260,9 @@ class QuantizedNetwork:
         self, prepared: Prepared, seen: Sequence[Observation], integers: Sequence[Integers] | None = None
     ) -> None:
         """`integers` are those of the layers, to be shared by networks that differ in their calibration."""
-        modules = [prepared.module(layer) for layer in prepared.layers]
-        integers = integers or [integers_of(module) for module in modules]
-        self.network = copy.deepcopy(prepared.network)
-        self.layers = [QuantizedLayer(*parts) for parts in zip(modules, seen, integers, strict=True)]
-        replace_layers(self.network, prepared.layers, lambda index, _: self.layers[index])
+        integers = integers or [integers_of(module) for module in prepared.modules]
+        self.prepared = prepared
+        self.layers = [QuantizedLayer(*parts) for parts in zip(prepared.modules, seen, integers, strict=True)]
 
     def choose(self, allocation: Allocation | None) -> None:
         """Gives every layer its bits; `None` is full precision."""
@@ -283,4 +275,4 @@ class QuantizedNetwork:
     @torch.inference_mode()
     def logits(self, pixels: Tensor | Images, batch: int) -> Tensor:
         """(N, C, H, W) float32 to (N, classes), in batches of `batch`."""
-        return torch.cat([self.network(part) for part in pixels.split(batch)])
+        return torch.cat([self.prepared(part, self.layers) for part in pixels.split(batch)])

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.layers import prepare
+from tap_eval.networks.prepare import prepare
 from tap_eval.networks.resnet import CifarResNet
 
 
@@ -43,7 +43,7 @@ def test_a_prepared_network_computes_the_same_and_has_all_its_layers(
     randomized(network)
     prepared = prepare(network, x)
     with torch.no_grad():
-        assert torch.allclose(prepared.network(x), network(x), atol=1e-3)
+        assert torch.allclose(prepared(x), network(x), atol=1e-3)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.network.modules())
     names = [layer.name for layer in prepared.layers]
     assert len(names) == len(set(names)) == layers
@@ -111,7 +111,7 @@ def test_a_layer_with_a_forward_of_its_own_is_taken_for_what_it_does() -> None:
     x = torch.rand(2, 3, 8, 8)
     prepared = prepare(network, x)
     with torch.no_grad():
-        assert torch.allclose(prepared.network(x), network(x), atol=1e-5)
+        assert torch.allclose(prepared(x), network(x), atol=1e-5)
     assert [layer.name for layer in prepared.layers] == ["0.layer", "2"]
     with pytest.raises(NetworkMistake, match="0 is a Doubled with a forward of its own"):
         prepare(nn.Sequential(Doubled(3, 4, 3)), x)

@@ -15,7 +15,8 @@ from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.networks.layers import Prepared, prepare
+from tap_eval.networks.prepare import prepare
+from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.program import bind, record
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.quantization import integer
@@ -101,10 +102,10 @@ def test_integers_give_what_the_simulated_path_gives(
 def test_a_program_computes_what_the_network_computes(case: tuple[Prepared, QuantizedNetwork, torch.Tensor]) -> None:
     prepared, _, pixels = case
     program = record(prepared, torch.zeros_like(pixels[:16]))
-    bound = bind(program, [prepared.module(layer) for layer in prepared.layers])
+    bound = bind(program, prepared.modules)
     with torch.inference_mode():
         got = bound.run(bound.begin(bound.padded(pixels[:9])))[:9]
-        assert torch.allclose(got, prepared.network(pixels[:9]), atol=1e-4)
+        assert torch.allclose(got, prepared(pixels[:9]), atol=1e-4)
 
 
 def test_one_sweep_gives_the_layer_errors_of_one_pass_a_layer(

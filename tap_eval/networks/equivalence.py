@@ -1,0 +1,171 @@
+"""Whether a prepared network computes what the network computes that the user gave."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tap_eval.mistake import NetworkMistake
+from tap_eval.networks.prepared import Prepared
+from tap_eval.networks.products import Product
+from tap_eval.networks.tracing import Call, Norm, Source, Tracing
+
+TOLERANCE = 1e-4
+"""of the largest logit: more may be the noise of float32, and is looked at in float64"""
+_TOLERANCE64 = 1e-8
+_LOW = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Original:
+    """The user's network, copied, in eval mode and float32."""
+
+    network: nn.Module
+    name: str
+    half: bool
+    """whether it was given in half precision"""
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(network: nn.Module) -> Original:
+        """From what the user gave: without wrappers, with what is computed before a pass left to the pass."""
+        network = _unwrapped(network)
+        kinds = {tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point}
+        half = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
+        copied = _copied(network).eval().requires_grad_(False)
+        notes = (f"its weights are {' and '.join(half)}, and become float32",) if half else ()
+        return Original(copied.float() if half else copied, type(network).__name__, bool(half), notes)
+
+    def run(self, pixels: Tensor) -> Any:
+        """What the network returns for (N, C, H, W); raises `NetworkMistake` with what its code raised."""
+        try:
+            if self.half:
+                with _InFloat({}):
+                    return self.network(pixels)
+            return self.network(pixels)
+        except NetworkMistake:
+            raise
+        except Exception as error:  # the network's code is the user's: whatever it raises is theirs to see
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise NetworkMistake(
+                f"{self.name} does not run on images of shape {tuple(pixels.shape)} ({said}); give images of its size "
+                "with --transform."
+            ) from error
+
+
+class _InFloat(Tracing):
+    """Runs as it is, but in float32 where the network's code asks for half precision."""
+
+    def on_product(self, key: str, source: Source, product: Product, call: Call) -> Any:
+        return call()
+
+    def on_norm(self, norm: Norm, call: Call) -> Any:
+        return call()
+
+    def on_other(self, call: Call) -> Any:
+        return call()
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """Without `torch.compile` and `DataParallel` around it."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = network.module
+        if not isinstance(inner, nn.Module):
+            return network
+        network = inner
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A deep copy; tensors that a pass has left on modules are copied as values."""
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    copied = copy.deepcopy(network, memo)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            if child is not (inner := _unwrapped(child)):
+                setattr(module, name, inner)
+        module._compiled_call_impl = None
+    return copied
+
+
+def difference(original: Original, prepared: Prepared, pixels: Tensor) -> str | None:
+    """Where the two differ first on these images, (N, C, H, W): the name of a module; None where they agree.
+
+    What may be noise of float32 is judged in float64.
+    """
+    expected, got = prepared.output.logits(original.run(pixels)), prepared(pixels)
+    if _close(got, expected, TOLERANCE):
+        return None
+    if agree_in_float64(original, prepared, pixels):
+        return None
+    return _first_difference(original, prepared, pixels)
+
+
+def agree_in_float64(original: Original, prepared: Prepared, pixels: Tensor) -> bool:
+    """Whether they agree to the precision of float64; False where the network's code does not run in it."""
+    wide = copy.deepcopy((original.network, prepared.modules))
+    network, modules = wide[0].double(), [module.double() for module in wide[1]]
+    widened = Prepared(**{**vars(prepared), "network": network, "modules": tuple(modules)})
+    try:
+        expected = prepared.output.logits(network(pixels.double()))
+        return _close(widened(pixels.double()), expected, _TOLERANCE64)
+    except RuntimeError:  # a step that takes float32 alone
+        return False
+
+
+def _close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if not bool(expected.isfinite().all()):
+        raise NetworkMistake("the network's outputs are NaN or infinite for some images: give weights that work.")
+    return torch.allclose(got, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def _first_difference(original: Original, prepared: Prepared, pixels: Tensor) -> str:
+    """The first module whose output differs; those are left out whose norm has moved into them."""
+    moved = {prepared.layers[index].name for index in prepared.folded}
+    with _watched(original.network, moved) as expected:
+        original.run(pixels)
+    with _watched(prepared.network, moved) as got:
+        prepared(pixels)
+    for (name, sample), (_, other) in zip(expected, got, strict=False):
+        if sample.shape != other.shape or not _close(other, sample, TOLERANCE):
+            return name
+    return "its output"
+
+
+_SAMPLE = 4096
+
+
+@contextmanager
+def _watched(network: nn.Module, but: set[str]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Samples of what each module returned, in order."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                flat = output.detach().flatten()
+                seen.append((name, flat[:: max(len(flat) // _SAMPLE, 1)].clone()))
+
+        return see
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in network.named_modules()
+        if name and name not in but
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,178 @@
+"""A network made ready for quantizing, and proof that it still is the network.
+
+The network runs a few times while it is watched: every product of activations and weights
+becomes a layer, batch normalization is folded into the product before it where each is the
+other's only partner, and every other tensor is listed with what reads it. Then the prepared
+network has to give the original's outputs, on images that were not watched too.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from tap_eval.mistake import NetworkMistake, WeightsMistake
+from tap_eval.networks.discovery import Discovery, Found
+from tap_eval.networks.equivalence import Original, difference
+from tap_eval.networks.layers import describe
+from tap_eval.networks.outputs import Output, find_output
+from tap_eval.networks.prepared import UNUSED, Prepared, Rest
+from tap_eval.networks.products import Quantizable
+from tap_eval.networks.tracing import Norm, Source, module_of, named_tensors
+
+_MOST_UNDONE = 3
+"""foldings that are taken back one by one, before all are"""
+
+
+@torch.no_grad()
+def prepare(
+    network: nn.Module,
+    example: Tensor,
+    others: Sequence[Tensor] = (),
+    *,
+    classes: int | None = None,
+    output: str | None = None,
+) -> Prepared:
+    """`network`, copied, in eval mode and float32, with its layers; the network itself is not changed.
+
+    `example` is a batch of images, (N, C, H, W) float32, used to see which layers run and on
+    what; `others` are more batches, which may lead elsewhere. Outputs are compared on all of
+    them, on random images and on a batch of another size. `classes` and `output` say which of
+    several outputs are the logits. Raises `NetworkMistake` when the network does not accept
+    the images, has no layer or cannot be prepared without changing what it computes, and
+    `WeightsMistake` when a weight is not finite.
+    """
+    original = Original.of(network)
+    _check_finite(original.network)
+    noise = torch.randn(example[:1].shape, generator=torch.Generator().manual_seed(0)) * example.std() + example.mean()
+    batches = [example, *others, torch.cat([noise, example[:2]]), noise]
+    returned = original.run(example)
+    logits = find_output(returned, len(example), classes, output)
+    if not torch.equal(logits.logits(returned), logits.logits(original.run(example))):
+        raise NetworkMistake(
+            f"{original.name} gives the same images other outputs in a second pass: give a network without random "
+            "steps in eval mode."
+        )
+    found = Found()
+    for batch in batches:
+        with Discovery(found, len(batch), named_tensors(original.network), named_tensors(network)):
+            original.network(batch)
+    if not found.products:
+        raise NetworkMistake(
+            f"{original.name} multiplied no weights with what comes of an image, in no convolution "
+            "and in no linear layer: give a network that does."
+        )
+    return _checked(original, found, logits, batches)
+
+
+def _checked(original: Original, found: Found, output: Output, batches: Sequence[Tensor]) -> Prepared:
+    """The network with as much folded as leaves its outputs what they are."""
+    apart: set[str] = set()
+    while True:
+        prepared = _assembled(original, found, output, batches, apart)
+        wrong = next((place for batch in batches if (place := difference(original, prepared, batch))), None)
+        if wrong is None:
+            return prepared
+        if not prepared.folded:
+            raise NetworkMistake(
+                f"{original.name} computes something else once its layers are separate, first in {wrong}: give a "
+                "network whose code does not depend on how often it has run."
+            )
+        names = list(prepared.folded.values())
+        before = [name for name in names if wrong.startswith(name.rpartition(".")[0])] or names
+        apart |= set(names if len(apart) >= _MOST_UNDONE else before[:1])
+
+
+def _assembled(
+    original: Original, found: Found, output: Output, batches: Sequence[Tensor], apart: set[str]
+) -> Prepared:
+    """The network as it was found, batch normalization folded but for those called as in `apart`."""
+    modules: list[Quantizable] = []
+    folded: dict[int, str] = {}
+    for index, (key, met) in enumerate(found.products.items()):
+        norm = found.foldable(key)
+        if norm and norm.name not in apart:
+            folded[index] = norm.name
+            modules.append(_folded(met.module, norm))
+        else:
+            modules.append(met.module)
+    names = _names([met.source for met in found.products.values()])
+    layers = tuple(
+        describe(name, module, met.uses, met.images, index, len(modules))
+        for index, (name, module, met) in enumerate(zip(names, modules, found.products.values(), strict=True))
+    )
+    stay = sorted(set(apart) & {name for met in found.products.values() for name in met.norms})
+    notes = [f"{name} stays apart: folded, it would change outputs" for name in stay]
+    return Prepared(
+        original.network,
+        layers,
+        tuple(modules),
+        {key: index for index, key in enumerate(found.products)},
+        folded,
+        frozenset(),
+        tuple(_rest(original.network, found, set(folded.values()))),
+        output,
+        tuple(batches[:-2]),
+        tuple(found.originals.values()),
+        (*original.notes, *notes),
+    )
+
+
+def _folded(module: Quantizable, norm: Norm) -> Quantizable:
+    """A copy of `module` that does what batch normalization does after it."""
+    assert norm.mean is not None
+    assert norm.variance is not None
+    fuse: Any = fuse_conv_bn_weights if isinstance(module, nn.Conv2d) else fuse_linear_bn_weights
+    made = copy.copy(module)
+    made._parameters = dict(module._parameters)
+    weight = module.weight.double()
+    bias = None if module.bias is None else module.bias.double()
+    given = [None if value is None else value.double() for value in (norm.mean, norm.variance, norm.weight, norm.bias)]
+    weight, bias = fuse(weight, bias, given[0], given[1], norm.eps, given[2], given[3])
+    made.weight = nn.Parameter(weight.float(), requires_grad=False)
+    made.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return made
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """A name for each layer: that of the module whose weight it has, with a number where several have parts of one."""
+    names: list[str] = []
+    for source in sources:
+        modules = sorted({module_of(root) for root in source.roots}, key=len)
+        name = modules[0] or min(source.roots)
+        again = sum(other == name or other.startswith(f"{name}[") for other in names)
+        names.append(f"{name}[{again}]" if again else name)
+    return names
+
+
+def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
+    """What no layer holds: read in float32 by something else, or by nothing."""
+    weights = {root for met in found.products.values() for root in met.source.roots}
+    parameters = {id(parameter) for parameter in network.parameters()}
+    for tensor, name in named_tensors(network).values():
+        readers = found.readers.get(name, set())
+        if not tensor.dtype.is_floating_point or (name in weights | found.biases and not readers):
+            continue
+        if module_of(name) in folded and readers <= {"batch_norm"}:
+            continue
+        if readers:
+            yield Rest(name, ", ".join(sorted(readers)), tensor.numel())
+        elif id(tensor) in parameters:
+            yield Rest(name, UNUSED, tensor.numel())
+
+
+def _check_finite(network: nn.Module) -> None:
+    statistics = [(name, buffer) for name, buffer in network.named_buffers() if "running_" in name]
+    for name, tensor in (*network.named_parameters(), *statistics):
+        if not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise WeightsMistake(
+                f"{name} of {type(network).__name__} has {count:,} of {math.prod(tensor.shape):,} values that are NaN "
+                "or infinite: give weights of a training run that did not diverge."
+            )

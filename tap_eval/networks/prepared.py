@@ -1,0 +1,145 @@
+"""A network made ready for quantizing: itself, the layers that its products are, and what stays in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tap_eval.mistake import NetworkMistake
+from tap_eval.networks.layers import Layer
+from tap_eval.networks.outputs import Output
+from tap_eval.networks.products import Product, Quantizable
+from tap_eval.networks.tracing import METADATA, MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
+
+_BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A tensor of the network that no layer holds."""
+
+    name: str
+    reason: str
+    """what reads it in float32, or "unused" """
+    count: int
+    """elements"""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network, which runs as it is but for its layers, in the order in which they run."""
+
+    network: nn.Module
+    layers: tuple[Layer, ...]
+    modules: tuple[Quantizable, ...]
+    """a plain module for each layer, batch normalization folded in"""
+    places: Mapping[str, int]
+    """index of the layer that a product is, by the product's key"""
+    folded: Mapping[int, str]
+    """name of the batch normalization that is folded into a layer, by the layer's index"""
+    in_float: frozenset[str]
+    """keys of products that stay in float32"""
+    rest: tuple[Rest, ...]
+    output: Output
+    watched: tuple[Tensor, ...] = ()
+    """the images on which the layers were found"""
+    originals: tuple[tuple[Tensor, str], ...] = ()
+    """tensors of the network before it was copied, which a closure of it still reads"""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """Images a batch that run fast: so many that the largest activation stays near a core."""
+        largest = max(layer.in_channels * layer.input_size**2 * layer.tokens for layer in self.layers)
+        return min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), _MOST_BATCH)
+
+    @property
+    def left(self) -> int:
+        """Elements that stay in float32 when the network runs, the layers' biases aside."""
+        return sum(rest.count for rest in self.rest if rest.reason != UNUSED)
+
+    @property
+    def share_left(self) -> float:
+        """Of the elements that the network needs, those that stay in float32, in [0, 1]."""
+        return self.left / (self.left + sum(layer.params for layer in self.layers))
+
+    def module(self, layer: Layer) -> Quantizable:
+        """The `Conv2d` or `Linear` that `layer` describes."""
+        return self.modules[layer.index]
+
+    def __call__(self, pixels: Tensor, layers: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """(N, C, H, W) float32 to logits (N, classes), with `layers` in the place of the plain modules.
+
+        Raises `NetworkMistake` when an image leads to a product that no image led to before.
+        """
+        named = named_tensors(self.network) | {id(tensor): (tensor, name) for tensor, name in self.originals}
+        with _Running(self, self.modules if layers is None else layers, named):
+            return self.output.logits(self.network(pixels))
+
+
+UNUSED = "unused"
+
+
+class _Running(Tracing):
+    """Leads each product to its layer, and passes by the batch normalization that is folded into it."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        layers: Sequence[Callable[[Tensor], Tensor]],
+        named: Mapping[int, tuple[Tensor, str]],
+    ) -> None:
+        super().__init__(named)
+        self._prepared = prepared
+        self._layers = layers
+        self._norms = frozenset(prepared.folded.values())
+        self._awaited: dict[int, tuple[Tensor, int]] = {}
+        """outputs that their batch normalization has not read yet, with the layer's index"""
+
+    def on_product(self, key: str, source: Source, product: Product, call: Call) -> Any:
+        self._check_awaited(call)
+        index = self._prepared.places.get(key)
+        if index is None:
+            if key in self._prepared.in_float:
+                return call()
+            raise NetworkMistake(
+                f"an image reaches the weights of {', '.join(sorted(source.roots))}, which none of those reached that "
+                "the network was prepared with: give more calibration images."
+            )
+        result = product.after(self._layers[index](product.before(product.x)))
+        if index in self._prepared.folded:
+            self._awaited[id(result)] = (result, index)
+        return result
+
+    def on_norm(self, norm: Norm, call: Call) -> Any:
+        held = self._awaited.pop(id(norm.x), None)
+        if held and self._prepared.folded[held[1]] == norm.name:
+            return norm.x
+        if held or norm.name in self._norms:
+            raise _other_way(norm.name)
+        return call()
+
+    def on_other(self, call: Call) -> Any:
+        result = call()
+        held = [self._awaited[id(tensor)] for tensor in call.tensors if id(tensor) in self._awaited]
+        if not held or call.name in METADATA or (result is held[0][0] and call.name in PASSING):
+            return result
+        if call.name not in MOVEMENTS:
+            raise _other_way(self._prepared.layers[held[0][1]].name)
+        self._awaited[id(result)] = (result, held[0][1])
+        return result
+
+    def _check_awaited(self, call: Call) -> None:
+        for tensor in call.tensors:
+            if id(tensor) in self._awaited:
+                raise _other_way(self._prepared.layers[self._awaited[id(tensor)][1]].name)
+
+
+def _other_way(name: str) -> NetworkMistake:
+    return NetworkMistake(
+        f"an image goes another way round {name} than those that the network was prepared with, so that its batch "
+        "normalization cannot be folded: give more calibration images."
+    )

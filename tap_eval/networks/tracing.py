@@ -1,0 +1,250 @@
+"""What a network does with its weights, seen function by function while it runs.
+
+A network is run as it is; a mode of PyTorch's sees every function that its code calls. It
+follows which tensors are weights, or are computed from weights alone, so a product is
+recognised by its weight, wherever the call stands: in a module, a closure, a plain list, a
+functional call. Subclasses decide what becomes of products and of batch normalization.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from tap_eval.networks.products import Product, product_of, same
+
+MOVEMENTS = {
+    "flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "contiguous", "unflatten", "movedim",
+    "moveaxis", "swapaxes", "swapdims", "reshape_as", "view_as",
+}  # fmt: skip
+"""functions that only move values"""
+PASSING = {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout",
+    "to", "float", "type_as", "requires_grad_",
+}  # fmt: skip
+"""functions that may return their argument itself, untouched"""
+METADATA = {
+    "shape", "size", "dim", "ndim", "dtype", "device", "layout", "numel", "nelement", "stride", "is_contiguous",
+    "is_floating_point", "is_cuda", "is_cpu", "requires_grad", "__len__", "element_size", "is_complex", "grad_fn",
+    "is_quantized", "is_mkldnn", "is_meta", "is_nested", "is_sparse", "storage_offset", "is_inference", "data_ptr",
+}  # fmt: skip
+"""what is asked of a tensor without reading its values"""
+_DRAWN = ("rand", "normal", "empty", "bernoulli", "multinomial")
+_HALF = (torch.float16, torch.bfloat16)
+_IN_PLACE = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"})
+_LONGEST = 200  # characters of an expression, before it is named by its hash
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a weight comes from: an expression that is the same in every pass, and the tensors in it by name."""
+
+    expression: str
+    roots: frozenset[str]
+    """empty for what is made of no tensor"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function of PyTorch's."""
+
+    name: str
+    """without its overload; of an attribute, the attribute's"""
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    """among the arguments, at any depth"""
+
+    @staticmethod
+    def of(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Call:
+        """The call of `func` with these arguments."""
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            name = func.__self__.__name__
+        return Call(name.partition(".")[0], func, args, kwargs, tuple(_tensors(args) + _tensors(kwargs.values())))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it writes to one of its arguments."""
+        named_so = self.name.endswith("_") and not self.name.endswith("__")
+        return named_so or self.name in _IN_PLACE or "out" in self.kwargs or self.kwargs.get("inplace") is True
+
+    def __call__(self) -> Any:
+        return self.func(*self.args, **self.kwargs)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A call of batch normalization, by the name of the module that holds its statistics."""
+
+    name: str
+    x: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    training: bool
+    eps: float
+
+
+def named_tensors(network: nn.Module) -> dict[int, tuple[Tensor, str]]:
+    """Parameters, buffers and other tensors that modules hold, by their `id`, each with its first name."""
+    found: dict[int, tuple[Tensor, str]] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        kept = {**module._parameters, **module._buffers}
+        kept |= {name: value for name, value in vars(module).items() if isinstance(value, Tensor | list | tuple | dict)}
+        for name, value in kept.items():
+            for place, tensor in _tensors_at(f"{path}.{name}" if path else name, value, 2):
+                found.setdefault(id(tensor), (tensor, place))
+    return found
+
+
+def _tensors_at(place: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield place, value
+    elif depth and isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _tensors_at(f"{place}.{index}", each, depth - 1)
+    elif depth and isinstance(value, dict) and not place.endswith(("_parameters", "_buffers", "_modules")):
+        for key, each in value.items():
+            yield from _tensors_at(f"{place}.{key}", each, depth - 1)
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Those among `values`, at any depth of lists and tuples."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+def module_of(root: str) -> str:
+    """The module, or what stands for one, whose weight a tensor called `root` is."""
+    path = root.split(".parametrizations.")[0]
+    parent, _, name = path.rpartition(".")
+    if path != root or name.startswith(("weight", "bias", "running_")):
+        return parent
+    own = name.removesuffix("_weight").removesuffix("_bias")
+    return f"{parent}.{own}" if parent else own
+
+
+class Tracing(TorchFunctionMode):
+    """One pass of a network. Whatever comes out in half precision goes on in float32."""
+
+    def __init__(self, named: Mapping[int, tuple[Tensor, str]]) -> None:
+        super().__init__()
+        self._known = {key: (tensor, Source(name, frozenset({name}))) for key, (tensor, name) in named.items()}
+
+    def source(self, value: Any) -> Source | None:
+        """Where a tensor comes from, if from weights alone."""
+        held = self._known.get(id(value))
+        return held[1] if held else None
+
+    def is_weight(self, value: Any) -> bool:
+        """Whether `value` is a weight, or computed from weights alone."""
+        source = self.source(value)
+        return source is not None and bool(source.roots)
+
+    def on_product(self, key: str, source: Source, product: Product, call: Call) -> Any:
+        """What a product of activations with a weight gives; `key` names it, the same in every pass."""
+        raise NotImplementedError
+
+    def on_norm(self, norm: Norm, call: Call) -> Any:
+        """What batch normalization of activations gives."""
+        raise NotImplementedError
+
+    def on_other(self, call: Call) -> Any:
+        """What any other function of activations gives."""
+        raise NotImplementedError
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **(kwargs or {}))
+        call = Call.of(func, args, kwargs or {})
+        product = product_of(call.name, call.args, call.kwargs, self.is_weight)
+        if product is not None:
+            source = self.source(product.weight)
+            assert source is not None
+            turned = "" if product.plain is same else f"{call.name} "
+            result = self.on_product(f"{turned}{source.expression} {product.geometry}", source, product, call)
+        elif norm := self._norm(call):
+            result = self.on_norm(norm, call)
+        else:
+            result = self._of_weights(call) if self._is_constant(call) else self._of_activations(call)
+        if isinstance(result, Tensor) and result.dtype in _HALF:
+            known, result = self.source(result), result.float()
+            if known:
+                self._known[id(result)] = (result, known)
+        return result
+
+    def _norm(self, call: Call) -> Norm | None:
+        if call.name != "batch_norm":
+            return None
+        if call.func is F.batch_norm:
+            names = ["input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"]
+        else:
+            names = ["input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"]
+        given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+        given |= dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
+        if self.is_weight(given["input"]):
+            return None
+        sources = [self.source(given[each]) for each in ("running_mean", "weight")]
+        roots = [root for source in sources if source for root in sorted(source.roots)]
+        return Norm(
+            module_of(roots[0]) if roots else "",
+            given["input"], given["running_mean"], given["running_var"], given["weight"], given["bias"],
+            bool(given["training"]), given["eps"],
+        )  # fmt: skip
+
+    def _is_constant(self, call: Call) -> bool:
+        return all(map(self.source, call.tensors)) and not call.name.startswith(_DRAWN)
+
+    def _of_weights(self, call: Call) -> Any:
+        """What is computed of weights alone comes from them."""
+        sources = [source for tensor in call.tensors if (source := self.source(tensor))]
+        words = f"{call.name}({self._words(call.args)}, {self._words(call.kwargs)})"
+        expression = words if len(words) < _LONGEST else hashlib.sha256(words.encode()).hexdigest()
+        roots = frozenset[str]().union(*(source.roots for source in sources))
+        result = call()
+        for place, tensor in _tensors_at("", result, 1):
+            if id(tensor) not in self._known or call.in_place:
+                self._known[id(tensor)] = (tensor, Source(expression + place, roots))
+        return result
+
+    def _of_activations(self, call: Call) -> Any:
+        if call.in_place and call.tensors:  # what it writes to does not come from weights alone any more
+            for tensor in (call.tensors[0], call.kwargs.get("out"), getattr(call.tensors[0], "_base", None)):
+                self._known.pop(id(tensor), None)
+        return self.on_other(call)
+
+    def _words(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            source = self.source(value)
+            assert source is not None
+            return source.expression
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(self._words, value))}]"
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{key}: {self._words(each)}' for key, each in value.items())}}}"
+        return repr(value)
+
+
+_attention = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+"""the same function, which shows its products to a mode instead of itself"""
