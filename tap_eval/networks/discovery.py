@@ -13,7 +13,7 @@ from torch import Tensor
 from tap_eval.mistake import NetworkMistake
 from tap_eval.networks.layers import Use
 from tap_eval.networks.products import Product, Quantizable
-from tap_eval.networks.tracing import METADATA, MOVEMENTS, PASSING, Call, Norm, Source, Tracing
+from tap_eval.networks.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Met:
     uses: list[Use] = field(default_factory=list)
     often: bool = False
     """whether it ran more than once in a pass"""
+    biases: set[str | None] = field(default_factory=set)
+    """what it was called with; several where modules share a weight"""
     readers: set[str] = field(default_factory=set)
     """functions that read its output, apart from batch normalization of its channels"""
     norms: dict[str, Norm] = field(default_factory=dict)
@@ -92,8 +94,9 @@ class Discovery(Tracing):
             met.uses.append(Use(product.x.shape, result.shape, product.positions))
         self._ran[key] += 1
         met.often |= self._ran[key] > 1
-        if product.bias is not None and (of_bias := self.source(product.bias)):
-            self._found.biases |= of_bias.roots
+        of_bias = self.source(product.bias)
+        met.biases.add(of_bias.expression if of_bias else None)
+        self._found.biases |= of_bias.roots if of_bias else set()
         self._outputs[id(result)] = (result, key, _channels(product, met.module, before, result))
         return result
 
@@ -121,9 +124,7 @@ class Discovery(Tracing):
     def on_other(self, call: Call) -> Any:
         result = call()
         self._meet(call)
-        if call.name in METADATA:
-            return result
-        held = self._outputs.get(id(call.tensors[0])) if call.tensors else None
+        held = self._outputs.get(id(call.read[0])) if call.read else None
         if held and result is held[0] and call.name in PASSING:
             return result
         if held and call.name in MOVEMENTS and call.args and call.args[0] is held[0] and isinstance(result, Tensor):
@@ -140,14 +141,14 @@ class Discovery(Tracing):
 
     def _read_output(self, call: Call, but: Tensor | None = None) -> None:
         """Notes that the call reads outputs of products."""
-        for tensor in call.tensors:
+        for tensor in call.read:
             if tensor is not but and id(tensor) in self._outputs:
                 self._found.products[self._outputs[id(tensor)][1]].readers.add(call.name)
 
     def _read(self, call: Call, but: Tensor | None = None) -> None:
         """Notes that the call reads outputs of products, and tensors of the network in float32."""
         self._read_output(call, but)
-        for tensor in call.tensors:
+        for tensor in call.read:
             for root in source.roots if (source := self.source(tensor)) else ():
                 self._found.readers[root].add(call.name)
 

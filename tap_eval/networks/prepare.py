@@ -97,6 +97,8 @@ def _assembled(
     folded: dict[int, str] = {}
     for index, (key, met) in enumerate(found.products.items()):
         norm = found.foldable(key)
+        if len(met.biases) > 1:
+            met.module.bias = None
         if norm and norm.name not in apart:
             folded[index] = norm.name
             modules.append(_folded(met.module, norm))
@@ -115,7 +117,7 @@ def _assembled(
         tuple(modules),
         {key: index for index, key in enumerate(found.products)},
         folded,
-        frozenset(),
+        frozenset(key for key, met in found.products.items() if len(met.biases) > 1),
         tuple(_rest(original.network, found, set(folded.values()))),
         output,
         tuple(batches[:-2]),

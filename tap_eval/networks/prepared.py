@@ -12,7 +12,7 @@ from tap_eval.mistake import NetworkMistake
 from tap_eval.networks.layers import Layer
 from tap_eval.networks.outputs import Output
 from tap_eval.networks.products import Product, Quantizable
-from tap_eval.networks.tracing import METADATA, MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
+from tap_eval.networks.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
 
 _BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
 
@@ -40,8 +40,8 @@ class Prepared:
     """index of the layer that a product is, by the product's key"""
     folded: Mapping[int, str]
     """name of the batch normalization that is folded into a layer, by the layer's index"""
-    in_float: frozenset[str]
-    """keys of products that stay in float32"""
+    shared: frozenset[str]
+    """keys of products that are called with several biases, which are added afterwards"""
     rest: tuple[Rest, ...]
     output: Output
     watched: tuple[Tensor, ...] = ()
@@ -103,12 +103,12 @@ class _Running(Tracing):
         self._check_awaited(call)
         index = self._prepared.places.get(key)
         if index is None:
-            if key in self._prepared.in_float:
-                return call()
             raise NetworkMistake(
                 f"an image reaches the weights of {', '.join(sorted(source.roots))}, which none of those reached that "
                 "the network was prepared with: give more calibration images."
             )
+        if key in self._prepared.shared:
+            product = product.without_bias()
         result = product.after(self._layers[index](product.before(product.x)))
         if index in self._prepared.folded:
             self._awaited[id(result)] = (result, index)
@@ -124,8 +124,8 @@ class _Running(Tracing):
 
     def on_other(self, call: Call) -> Any:
         result = call()
-        held = [self._awaited[id(tensor)] for tensor in call.tensors if id(tensor) in self._awaited]
-        if not held or call.name in METADATA or (result is held[0][0] and call.name in PASSING):
+        held = [self._awaited[id(tensor)] for tensor in call.read if id(tensor) in self._awaited]
+        if not held or (result is held[0][0] and call.name in PASSING):
             return result
         if call.name not in MOVEMENTS:
             raise _other_way(self._prepared.layers[held[0][1]].name)

@@ -43,6 +43,13 @@ class Product:
     positions: int = 0
     """rows, or pixels of all images, each of which takes every weight once"""
 
+    def without_bias(self) -> Product:
+        """The same with the bias added after the product."""
+        if self.bias is None:
+            return self
+        shaped = self.bias.view(-1, *[1] * (self.weight.dim() - 2)) if self.geometry else self.bias
+        return replace(self, bias=None, after=_chain([self.after, partial(torch.add, shaped)]))
+
     def module(self) -> Quantizable:
         """A module of its own, in eval mode, float32."""
         weight = self.plain(self.weight.detach()).float()
@@ -77,7 +84,10 @@ def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], is_wei
 def _linear(is_weight: Weights, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
     if not is_weight(weight) or weight.dim() != 2:
         return None
-    return _constant_bias(Product(input, weight, bias, (), positions=_rows(input)), is_weight)
+    row = (
+        {"before": partial(torch.unsqueeze, dim=0), "after": partial(torch.squeeze, dim=0)} if input.dim() == 1 else {}
+    )
+    return _constant_bias(Product(input, weight, bias, (), positions=_rows(input), **row), is_weight)
 
 
 def _matmul(is_weight: Weights, input: Tensor, other: Tensor) -> Product | None:
@@ -236,10 +246,7 @@ _READERS: dict[str, Callable[..., Product | None]] = {
 
 def _constant_bias(product: Product, is_weight: Weights) -> Product:
     """A bias that depends on the image is added after the product."""
-    if product.bias is None or is_weight(product.bias):
-        return product
-    shaped = product.bias.view(-1, *[1] * (product.weight.dim() - 2)) if product.geometry else product.bias
-    return replace(product, bias=None, after=_chain([product.after, partial(torch.add, shaped)]))
+    return product if product.bias is None or is_weight(product.bias) else product.without_bias()
 
 
 def _rows(x: Tensor) -> int:

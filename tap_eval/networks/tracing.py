@@ -31,10 +31,14 @@ PASSING = {
     "to", "float", "type_as", "requires_grad_",
 }  # fmt: skip
 """functions that may return their argument itself, untouched"""
+SHAPED = {"reshape_as", "view_as", "expand_as", "type_as"}
+"""functions that take a shape or a type from the tensors after the first"""
 METADATA = {
     "shape", "size", "dim", "ndim", "dtype", "device", "layout", "numel", "nelement", "stride", "is_contiguous",
     "is_floating_point", "is_cuda", "is_cpu", "requires_grad", "__len__", "element_size", "is_complex", "grad_fn",
     "is_quantized", "is_mkldnn", "is_meta", "is_nested", "is_sparse", "storage_offset", "is_inference", "data_ptr",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+    "new_empty", "new_full", "new_tensor",
 }  # fmt: skip
 """what is asked of a tensor without reading its values"""
 _DRAWN = ("rand", "normal", "empty", "bernoulli", "multinomial")
@@ -77,6 +81,11 @@ class Call:
         """Whether it writes to one of its arguments."""
         named_so = self.name.endswith("_") and not self.name.endswith("__")
         return named_so or self.name in _IN_PLACE or "out" in self.kwargs or self.kwargs.get("inplace") is True
+
+    @property
+    def read(self) -> tuple[Tensor, ...]:
+        """The tensors whose values it reads."""
+        return () if self.name in METADATA else self.tensors[:1] if self.name in SHAPED else self.tensors
 
     def __call__(self) -> Any:
         return self.func(*self.args, **self.kwargs)
@@ -132,9 +141,11 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 def module_of(root: str) -> str:
     """The module, or what stands for one, whose weight a tensor called `root` is."""
-    path = root.split(".parametrizations.")[0]
-    parent, _, name = path.rpartition(".")
-    if path != root or name.startswith(("weight", "bias", "running_")):
+    module, parametrized, _ = root.partition(".parametrizations.")
+    if parametrized:
+        return module
+    parent, _, name = root.rpartition(".")
+    if name.startswith(("weight", "bias", "running_")):
         return parent
     own = name.removesuffix("_weight").removesuffix("_bias")
     return f"{parent}.{own}" if parent else own

@@ -22,7 +22,7 @@ from tap_eval.networks.resnet import CifarResNet
 from tap_eval.quantization import integer
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
-from tests.tap_eval.networks.test_layers import PaddedLikeTensorFlow, randomized
+from tests.tap_eval.networks.test_prepare import PaddedLikeTensorFlow, randomized
 
 NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
 
