@@ -28,11 +28,16 @@ from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
 from tap_eval.mistake import ImagesMistake
 from tap_eval.networks.layers import Layer
 from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
+from tap_eval.networks.prepared import UNUSED, Prepared
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
+_WATCHED = 16
+"""images of the search split on which the prepared network is held against the given one"""
+_SHARE_SAID = 0.01
+"""of weights that stay in float32: above it, the user is told"""
+_ENOUGH_FOR_CHANCE = 200  # images
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -57,15 +62,24 @@ class Bench:
     def __init__(
         self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125,
         memory: int = 2**30, spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
+        output: str | None = None,
     ) -> None:  # fmt: skip
         """`memory` bounds the packed weights that are kept, in bytes; `spread` brings measuring to other machines.
 
+        `output` names the logits, where the network returns several tensors.
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
         self.name = name
         self.splits = splits
         self.task = task
-        self.prepared: Prepared = prepare(network, splits.search.only(np.arange(min(2, len(splits.search)))).pixels)
+        first = splits.search.only(np.arange(min(_WATCHED, len(splits.search)))).pixels
+        self.prepared: Prepared = prepare(
+            network,
+            splits.calibrations[0].pixels[:2],
+            [splits.calibrations[0].pixels, first],
+            classes=len(splits.classes),
+            output=output,
+        )
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
         self._batch = batch
@@ -87,6 +101,9 @@ class Bench:
     def digest(self) -> str:
         """Names the network: its structure and weights, BatchNorm folded, and what its code makes of images."""
         content = hashlib.sha256(str(self.prepared.network).encode())
+        for layer, module in zip(self.layers, self.prepared.modules, strict=True):
+            content.update(f"{layer}{module}".encode())
+            content.update(module.weight.numpy().tobytes())
         for name, tensor in self.prepared.network.state_dict().items():
             content.update(name.encode())
             content.update(tensor.contiguous().numpy().tobytes())
@@ -127,7 +144,44 @@ class Bench:
     def notes(self) -> list[str]:
         """What a user should know: images that were skipped, and how measuring differs from what is usual."""
         skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
-        return [*skipped, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
+        return [
+            *skipped,
+            *(f"{self.name}: {note}" for note in (*self.prepared.notes, *self._left_in_float(), *self._at_chance())),
+            *(f"{self.name} is measured {note}" for note in self._measures.notes),
+        ]
+
+    def _left_in_float(self) -> list[str]:
+        """What a user should know of tensors that are not quantized, in a sentence."""
+        prepared = self.prepared
+        unused = sum(rest.count for rest in prepared.rest if rest.reason == UNUSED)
+        notes = [f"{4 * unused / 2**10:,.1f} KiB of weights are never used, and are not counted"] if unused else []
+        if prepared.share_left > _SHARE_SAID:
+            largest = sorted(
+                (rest for rest in prepared.rest if rest.reason != UNUSED), key=lambda rest: rest.count, reverse=True
+            )
+            names = ", ".join(f"{rest.name} ({rest.reason})" for rest in largest[:3])
+            more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
+            notes.append(
+                f"{100 * prepared.share_left:.1f} % of the weights stay in float32, "
+                f"{4 * prepared.left / 2**10:,.1f} KiB that no budget counts: {names}{more}"
+            )
+        return notes
+
+    def _at_chance(self) -> list[str]:
+        """What a user should know when full precision is no better than the commonest class, in a sentence."""
+        stages = [stage for stage in range(len(self.stages)) if len(self.stages[stage])]
+        correct = np.zeros(0, dtype=bool)
+        while stages and len(correct) < _ENOUGH_FOR_CHANCE:
+            correct = np.concatenate([correct, self.correct(None, stages.pop(0))])
+        accuracy = Accuracy(int(correct.sum()), len(correct))
+        commonest = int(torch.bincount(self.splits.search.labels).max()) / len(self.splits.search)
+        if accuracy.interval[0] > commonest:
+            return []
+        return [
+            f"in full precision it classifies {accuracy} correctly, which is no better than always saying the "
+            f"commonest class ({100 * commonest:.1f} %): the labels, their order (--classes), the transform or the weights "
+            "are likely wrong"
+        ]
 
     @cached_property
     def stages(self) -> list[np.ndarray]:

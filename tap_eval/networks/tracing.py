@@ -250,7 +250,8 @@ class Tracing(TorchFunctionMode):
             return f"[{', '.join(map(self._words, value))}]"
         if isinstance(value, dict):
             return f"{{{', '.join(f'{key}: {self._words(each)}' for key, each in value.items())}}}"
-        return repr(value)
+        plain = value is None or isinstance(value, int | float | complex | str | slice | torch.dtype | torch.Size)
+        return repr(value) if plain else type(value).__name__
 
 
 _attention = types.FunctionType(

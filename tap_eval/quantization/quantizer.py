@@ -24,7 +24,7 @@ from tap_eval.images.images import Images
 from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.products import Quantizable
 
-VERSION = 2
+VERSION = 3
 """Part of the key of every stored measurement: raise it when a change here changes results."""
 
 
