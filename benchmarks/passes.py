@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from tap_agent.workshop import cache_folder
+from tap_agent.paths import cache_folder
 from tap_eval.images.sources import open_source
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.networks.layers import Layer

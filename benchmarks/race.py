@@ -16,8 +16,9 @@ from pathlib import Path
 
 from graphs.population import library_size
 from graphs.state import Candidate
-from tap_agent.folder import RunFolder
-from tap_agent.workshop import Workshop, cache_folder
+from tap_agent.paths import cache_folder
+from tap_agent.runs.folder import RunFolder
+from tap_agent.sessions.resources import Resources
 from tap_eval.measuring.bench import STAGES, Bench
 from tap_eval.measuring.race import Correct, Entrant, race
 from tap_eval.proxies.fitness import FitnessWeights, fitness
@@ -32,9 +33,9 @@ def main() -> None:
     folders = [RunFolder(path) for path in parser.parse_args().runs]
     found: dict[float, list[tuple[bool, float]]] = {error: [] for error in ERRORS}
     for folder in folders:
-        with Workshop(folder.settings(), cache_folder()) as workshop:
+        with Resources(folder.settings(), cache_folder()) as resources:
             for error in ERRORS:
-                found[error].append(_replay(folder, workshop.benches, workshop.search_settings().fitness, error))
+                found[error].append(_replay(folder, resources.benches, resources.search_settings().fitness, error))
     print("| error rate | same best proxy | share of the image passes | from, to |\n|---|---|---|---|")
     for error, results in found.items():
         shares = [share for _, share in results]

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tap_agent.folder import RunFolder
-from tap_agent.settings import read_settings
+from tap_agent.runs.folder import RunFolder
+from tap_agent.settings.read import read_settings
 
 
 def main() -> None:

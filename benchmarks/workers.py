@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tap_agent.workshop import cache_folder
+from tap_agent.paths import cache_folder
 from tap_eval.allocation.allocator import uniform
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.cluster import RayExecutor

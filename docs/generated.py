@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from agents.models import OTHER, PROVIDERS
-from tap_agent.cli import app
-from tap_agent.flags import RENAMED
-from tap_agent.settings import NetworkSettings, Settings
+from tap_agent.commands.app import app
+from tap_agent.settings.flags import RENAMED
+from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.images.images import Transform
 from tap_eval.proxies.features import METADATA, STATISTICS, TASK
 

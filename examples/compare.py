@@ -5,7 +5,7 @@ python examples/compare.py
 
 from __future__ import annotations
 
-from tap_agent.workshop import cache_folder
+from tap_agent.paths import cache_folder
 from tap_eval.allocation.allocator import Budget, Choices, allocate, weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.images.sources import open_source, split

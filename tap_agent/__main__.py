@@ -44,7 +44,7 @@ def main() -> None:
     if sentence := intruder():
         sys.exit(f"error: {sentence}")
     hear_interrupts()
-    from tap_agent.cli import run_app
+    from tap_agent.commands.app import run_app
 
     run_app()
 

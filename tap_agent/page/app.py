@@ -34,30 +34,33 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from tap_agent.course import Glance, read
-from tap_agent.folder import RunFolder, RunMistake
-from tap_agent.page import view
-from tap_agent.page.desk import COMMON, LIMITS, Desk, fields
+from tap_agent.page import views
+from tap_agent.page.chat import Chat
+from tap_agent.page.conversations import Conversations
+from tap_agent.page.form import COMMON, LIMITS, fields
 from tap_agent.page.guard import REPORT, Guard
-from tap_agent.page.talk import Talk
-from tap_agent.page.view import VIEWS
+from tap_agent.page.searches import Searches
+from tap_agent.page.views import VIEWS
 from tap_agent.port import is_loopback, listen
-from tap_agent.report import template
-from tap_agent.result import Result
-from tap_agent.settings import ConfigMistake
+from tap_agent.report import html
+from tap_agent.runs.folder import RunFolder, RunMistake
+from tap_agent.runs.progress import Overview, read
+from tap_agent.runs.result import Result
+from tap_agent.settings.read import ConfigMistake
 from tap_eval.mistake import Mistake
 
 PASSWORD = "TAP_UI_PASSWORD"  # noqa: S105 the name of the variable that holds it
-_FILES = Path(__file__).parent.parent / "templates"
+_FILES = Path(__file__).parent / "templates"
+_SHARED = Path(html.__file__).parent / "templates"
 _ALIVE = ("starting", "running", "stopping")
 _LOG_SHOWN = 20_000
 _LONGEST_FORM = 2**20
 
 
 def serve(
-    desk: Desk, host: str, port: int, password: str | None, *, browser: bool, tell: Callable[[str], None]
+    folder: Path, cache: Path, host: str, port: int, password: str | None, *, browser: bool, tell: Callable[[str], None]
 ) -> None:
-    """Serves the page until Ctrl-C; `tell` is given its address once it is listened on.
+    """Serves the page of the runs in `folder` until Ctrl-C; `tell` is given its address once it is listened on.
 
     Raises `PortMistake`, and `ConfigMistake` where a password is missing.
     """
@@ -66,19 +69,20 @@ def serve(
             f"{PASSWORD} is not set: at --host {host} others reach the page and can do what you can, "
             "so put a password in it, or leave --host out."
         )
-    with listen(host, port) as listening:
+    with listen(host, port) as listening, Conversations(cache) as conversations:
         at = f"[{host}]" if ":" in host else host
         url = f"http://{at}:{listening.getsockname()[1]}"
-        tell(f"{url} shows the runs in {desk.folder}; Ctrl-C ends the page, not the runs.")
+        tell(f"{url} shows the runs in {folder}; Ctrl-C ends the page, not the runs.")
         if browser and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()):
             webbrowser.open(url)
-        config = uvicorn.Config(application(desk, password), log_level="warning", timeout_graceful_shutdown=1)
+        app = application(Searches(folder), conversations, password)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def application(desk: Desk, password: str | None) -> Starlette:
+def application(searches: Searches, conversations: Conversations, password: str | None) -> Starlette:
     """The page as an ASGI application."""
-    page = Page(desk)
+    page = Page(searches, conversations)
     return Starlette(
         routes=[
             Route("/", page.index),
@@ -89,7 +93,7 @@ def application(desk: Desk, password: str | None) -> Starlette:
             Route("/runs/{name}/resume", page.resume, methods=["POST"]),
             Route("/runs/{name}/{view}", page.show),
             Route("/runs/{name}/{view}/{proxy}", page.show),
-            Route("/runs/{name}/talk/{proxy}", page.say, methods=["POST"]),
+            Route("/runs/{name}/chat/{proxy}", page.say, methods=["POST"]),
             Route("/static/{file}", page.static),
         ],
         middleware=[Middleware(Guard, password=password)],
@@ -100,44 +104,51 @@ def application(desk: Desk, password: str | None) -> Starlette:
 class Page:
     """The routes. A view is answered with 304 where nothing has changed; a form with 204, or with a sentence."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, searches: Searches, conversations: Conversations) -> None:
+        self._searches = searches
+        self._conversations = conversations
         self._since = secrets.token_hex(4)
 
     def index(self, request: Request) -> Response:
         """The form that starts a run, with what was given `from` one before."""
-        every = fields(self._desk.form(request.query_params.get("from", "")))
+        every = fields(self._searches.form(request.query_params.get("from", "")))
         values = {"common": every[:COMMON], "more": every[COMMON:], "name": ""}
-        return self._answer(request, "start", self._desk.glances(), [], lambda: values)
+        return self._answer(request, "start", self._searches.overviews(), [], lambda: values)
 
     def show(self, request: Request) -> Response:
         """One view of one run."""
         name, kind = request.path_params["name"], request.path_params.get("view", "search")
-        run, launch, glances = self._desk.run(name), self._desk.launch(name), self._desk.glances()
-        if kind not in VIEWS or not (run or launch):
+        run, process, overviews = self._searches.run(name), self._searches.process(name), self._searches.overviews()
+        if kind not in VIEWS or not (run or process):
             raise HTTPException(404)
-        glance = next((each for each in glances if each.name == name), Glance(name, "interrupted"))
-        shown = {"name": name, "glance": glance, "view": kind, "views": VIEWS, "failure": launch and launch.failure}
+        overview = next((each for each in overviews if each.name == name), Overview(name, "interrupted"))
+        shown = {
+            "name": name,
+            "overview": overview,
+            "view": kind,
+            "views": VIEWS,
+            "failure": process and process.failure,
+        }
         shown["limits"] = [each for each in fields({}) if each["name"] in LIMITS]
-        if run is None or glance.state == "unreadable":
-            shown["log"] = launch.log if launch else ""
-            return self._answer(request, "early", glances, shown.values(), lambda: shown)
-        course, events = read(run, live=glance.state in _ALIVE), run.events()
-        proxy = request.path_params.get("proxy") or course.best
-        if proxy and proxy not in [each.name for each in course.everyone]:
+        if run is None or overview.state == "unreadable":
+            shown["log"] = process.log if process else ""
+            return self._answer(request, "early", overviews, shown.values(), lambda: shown)
+        history, events = read(run, live=overview.state in _ALIVE), run.events()
+        proxy = request.path_params.get("proxy") or history.best
+        if proxy and proxy not in [each.name for each in history.everyone]:
             raise HTTPException(404)
         log = run.log.read_text(errors="replace")[-_LOG_SHOWN:] if kind == "log" and run.log.exists() else ""
 
         with ExitStack() as held:
-            talks = kind == "talk" and isinstance(course, Result)
-            talk = held.enter_context(self._desk.talk(run, str(proxy))) if talks else None
+            chats = kind == "chat" and isinstance(history, Result)
+            chat = held.enter_context(self._conversations.opened(run, str(proxy))) if chats else None
 
             def values() -> dict[str, Any]:
-                made = view.show(kind, run, course, proxy, events, talk)
-                return {**shown, "proxy": proxy, "log": log, **view.progress(course, run.settings(), events), **made}
+                made = views.show(kind, run, history, proxy, events, chat)
+                return {**shown, "proxy": proxy, "log": log, **views.progress(history, run.settings(), events), **made}
 
-            facts = [len(events), len(course.everyone), shown["failure"], talk and talk.stamp, log]
-            return self._answer(request, "run", glances, facts, values)
+            facts = [len(events), len(history.everyone), shown["failure"], chat and chat.stamp, log]
+            return self._answer(request, "run", overviews, facts, values)
 
     def report(self, request: Request) -> Response:
         """The report of a run that has ended."""
@@ -148,17 +159,17 @@ class Page:
 
     async def start(self, request: Request) -> Response:
         """Starts a run, and says where it is."""
-        name = await run_in_threadpool(self._desk.start, await _form(request))
+        name = await run_in_threadpool(self._searches.start, await _form(request))
         return Response(status_code=201, headers={"Location": f"/runs/{quote(name)}"})
 
     def stop(self, request: Request) -> Response:
         """Stops a run."""
-        self._desk.stop(request.path_params["name"])
+        self._searches.stop(request.path_params["name"])
         return Response(status_code=204)
 
     async def resume(self, request: Request) -> Response:
         """Resumes a run."""
-        await run_in_threadpool(self._desk.resume, self._run(request), await _form(request))
+        await run_in_threadpool(self._searches.resume, self._run(request), await _form(request))
         return Response(status_code=204)
 
     async def say(self, request: Request) -> Response:
@@ -168,23 +179,23 @@ class Page:
 
     def _say(self, run: RunFolder, proxy: str, form: Mapping[str, str]) -> None:
         if "llm" in form:
-            return self._desk.change_model(run, proxy, form["llm"], form.get("base_url", ""))
-        with self._desk.talk(run, proxy) as talk:
-            return self._turn(talk, form)
+            return self._conversations.change_model(run, proxy, form["llm"], form.get("base_url", ""))
+        with self._conversations.opened(run, proxy) as chat:
+            return self._turn(chat, form)
 
     @staticmethod
-    def _turn(talk: Talk, form: Mapping[str, str]) -> None:
+    def _turn(chat: Chat, form: Mapping[str, str]) -> None:
         answers = {name.removeprefix("answer-"): text for name, text in form.items() if name.startswith("answer-")}
         if "stop" in form:
-            return talk.conversation.stop()
+            return chat.conversation.stop()
         if answers:
-            return talk.turn(lambda conversation: conversation.answer(answers), goes_on=True)
+            return chat.turn(lambda conversation: conversation.answer(answers), goes_on=True)
         if "again" in form:
-            return talk.turn(lambda conversation: conversation.again(), goes_on=True)
-        if talk.conversation.questions:
+            return chat.turn(lambda conversation: conversation.again(), goes_on=True)
+        if chat.conversation.questions:
             raise RunMistake("it has asked something: answer that first.")
         text = f"use\n```python\n{form['code'].strip()}\n```" if "code" in form else form.get("say", "").strip()
-        return talk.turn(lambda conversation: conversation.say(text)) if text else None
+        return chat.turn(lambda conversation: conversation.say(text)) if text else None
 
     def static(self, request: Request) -> Response:
         """The style, the script, and Plotly's."""
@@ -195,7 +206,7 @@ class Page:
             case "page.js":
                 return FileResponse(_FILES / "page.js")
             case "page.css":
-                style = (_FILES / "style.css").read_text() + (_FILES / "page.css").read_text()
+                style = (_SHARED / "style.css").read_text() + (_FILES / "page.css").read_text()
                 return Response(style, media_type="text/css")
             case _:
                 raise HTTPException(404)
@@ -203,31 +214,31 @@ class Page:
     def missing(self, request: Request, error: Exception) -> Response:
         """An address that leads nowhere."""
         shown = {"name": "", "notice": f"There is nothing at {request.url.path}: choose a run."}
-        return self._answer(request, "missing", self._desk.glances(), [], lambda: shown, 404)
+        return self._answer(request, "missing", self._searches.overviews(), [], lambda: shown, 404)
 
     def refuse(self, request: Request, mistake: Exception) -> Response:
         """A mistake is its sentence."""
         return PlainTextResponse(str(mistake), 409)
 
     def _run(self, request: Request) -> RunFolder:
-        if (run := self._desk.run(request.path_params["name"])) is None:
+        if (run := self._searches.run(request.path_params["name"])) is None:
             raise HTTPException(404)
         return run
 
     def _answer(
-        self, request: Request, name: str, glances: Sequence[Glance], facts: Iterable[object],
+        self, request: Request, name: str, overviews: Sequence[Overview], facts: Iterable[object],
         values: Callable[[], Mapping[str, Any]], status: int = 200,
     ) -> Response:  # fmt: skip
         """The page of a template, unless the script that asks has what the same facts gave."""
-        stamp = hashlib.sha256(repr((self._since, glances, *facts)).encode()).hexdigest()[:16]
+        stamp = hashlib.sha256(repr((self._since, overviews, *facts)).encode()).hexdigest()[:16]
         if request.headers.get("if-none-match") == stamp:
             return Response(status_code=304)
         shown = dict(values())
-        alive = any(glance.state in _ALIVE for glance in glances)
+        alive = any(overview.state in _ALIVE for overview in overviews)
         every = 300 if shown.get("busy") else 1000 if alive else 5000
-        page = template(name).render(
-            runs=glances, folder=self._desk.folder, every=every, plotly=plotly.__version__,
-            drawing=view.drawing, **shown,
+        page = html.template(name, "tap_agent.page").render(
+            runs=overviews, folder=self._searches.folder, every=every, plotly=plotly.__version__,
+            drawing=views.drawing, **shown,
         )  # fmt: skip
         return HTMLResponse(page, status, {"ETag": stamp})
 

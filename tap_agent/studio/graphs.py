@@ -2,7 +2,7 @@
 
 A thread of the search graph is a run: a new one takes its settings from the context that it is
 started with, named as in a config, and makes its folder in `runs`; another takes those of its
-folder. See `tap_agent.lines` for what a fork means. A thread of the refinement graph is a
+folder. See `tap_agent.runs.checkpoints` for what a fork means. A thread of the refinement graph is a
 conversation about a proxy of a run that has ended, which the run keeps.
 """
 
@@ -23,15 +23,18 @@ from pydantic import BaseModel, ConfigDict
 from agents.account import LimitMistake
 from graphs.refinement import Refinement, Run
 from graphs.search import Search, SearchSettings
-from tap_agent import RUNS, track
-from tap_agent.conversation import conversations, make_refinement, pick, unlimited
-from tap_agent.folder import RunFolder, RunMistake, runs
-from tap_agent.lines import ThreadMistake, Writing, begin, go_on, lines
-from tap_agent.result import Result
-from tap_agent.session import Session
-from tap_agent.settings import Settings, read_settings
+from tap_agent.paths import RUNS, cache_folder
+from tap_agent.runs import tracking
+from tap_agent.runs.checkpoints import branches, conversations
+from tap_agent.runs.folder import RunFolder, RunMistake, runs
+from tap_agent.runs.result import Result
+from tap_agent.sessions.conversation import make_refinement, pick, unlimited
+from tap_agent.sessions.resources import Resources
+from tap_agent.sessions.search import SearchSession
+from tap_agent.settings.model import Settings
+from tap_agent.settings.read import read_settings
 from tap_agent.studio.saver import RunSaver, lend_waiting
-from tap_agent.workshop import Workshop, cache_folder
+from tap_agent.studio.writer import RunWriter, ThreadMistake, begin, go_on
 from tap_eval.mistake import Mistake
 
 _SAVER = RunSaver(RUNS)
@@ -73,32 +76,32 @@ async def search(config: RunnableConfig, runtime: ServerRuntime[Any]) -> AsyncIt
     given = (execution.context if execution else None) or {}
     with _refusing(execution is not None):
         async with AsyncExitStack() as held:
-            writing = await asyncio.to_thread(_open, config["configurable"], given, session=execution is not None)
-            held.push_async_callback(asyncio.to_thread, writing.close)
-            workshop = Workshop(writing.settings, cache_folder())
-            held.push_async_callback(asyncio.to_thread, workshop.__exit__)
+            writer = await asyncio.to_thread(_open, config["configurable"], given, session=execution is not None)
+            held.push_async_callback(asyncio.to_thread, writer.close)
+            resources = Resources(writer.settings, cache_folder())
+            held.push_async_callback(asyncio.to_thread, resources.__exit__)
             if execution:
-                await asyncio.to_thread(_check, workshop)
-            session = Session(writing.folder, workshop, lambda event: None)
+                await asyncio.to_thread(_check, resources)
+            session = SearchSession(writer.folder, resources, lambda event: None)
             held.push_async_callback(asyncio.to_thread, session.__exit__)
-            await held.enter_async_context(_SAVER.writing(writing.thread, writing))
+            await held.enter_async_context(_SAVER.writing(writer.thread, writer))
             if saver := config["configurable"].get(CONFIG_KEY_CHECKPOINTER):
                 lend_waiting(saver)
             graph = session.machine.graph(Settings).compile(checkpointer=_SAVER)
             try:
                 yield graph
             except LimitMistake as limit:
-                snapshot = await graph.aget_state({"configurable": {"thread_id": writing.thread}})
+                snapshot = await graph.aget_state({"configurable": {"thread_id": writer.thread}})
                 await asyncio.to_thread(session.stop, snapshot, limit)
                 raise
             finally:
                 if session.result:
-                    await asyncio.to_thread(_track, writing, session.result)
+                    await asyncio.to_thread(_track, writer, session.result)
 
 
-def _open(configurable: dict[str, Any], given: dict[str, Any], *, session: bool) -> Writing:
+def _open(configurable: dict[str, Any], given: dict[str, Any], *, session: bool) -> RunWriter:
     thread, checkpoint = str(configurable["thread_id"]), cast("str | None", configurable.get("checkpoint_id"))
-    if known := lines(RUNS, thread):
+    if known := branches(RUNS, thread):
         return go_on(known, thread, checkpoint, given, session=session)
     if not session:
         raise ThreadMistake(f"thread {thread} has no state yet: start a run in it.")
@@ -141,11 +144,11 @@ async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> Asy
         async with AsyncExitStack() as held:
             given = (execution.context if execution else None) or {}
             folder, proxy, settings = await asyncio.to_thread(_about, thread, given)
-            workshop = Workshop(settings, cache_folder())
-            held.push_async_callback(asyncio.to_thread, workshop.__exit__)
+            resources = Resources(settings, cache_folder())
+            held.push_async_callback(asyncio.to_thread, resources.__exit__)
             if execution:
-                await asyncio.to_thread(workshop.open)
-            account = await asyncio.to_thread(workshop.account, folder.calls)
+                await asyncio.to_thread(resources.open)
+            account = await asyncio.to_thread(resources.account, folder.calls)
             held.push_async_callback(asyncio.to_thread, account.__exit__)
             conversing = folder.conversing(thread)
             await asyncio.to_thread(conversing.__enter__)
@@ -153,7 +156,7 @@ async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> Asy
             await held.enter_async_context(_SAVER.writing(thread, _Spoken(folder)))
             if saver := config["configurable"].get(CONFIG_KEY_CHECKPOINTER):
                 lend_waiting(saver)
-            yield make_refinement(folder, proxy, workshop, account).graph(About).compile(checkpointer=_SAVER)
+            yield make_refinement(folder, proxy, resources, account).graph(About).compile(checkpointer=_SAVER)
 
 
 def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
@@ -179,13 +182,13 @@ def _drawn_conversation() -> Any:
     return Refinement(closed, closed, closed, Run("", closed, closed)).graph(About).compile()
 
 
-def _check(workshop: Workshop) -> None:
-    track.check(workshop.settings.track)
-    workshop.check()
+def _check(resources: Resources) -> None:
+    tracking.check(resources.settings.track)
+    resources.check()
 
 
-def _track(writing: Writing, result: Result) -> None:
-    with track.Tracker(writing.folder(), writing.settings) as tracker:
+def _track(writer: RunWriter, result: Result) -> None:
+    with tracking.Tracker(writer.folder(), writer.settings) as tracker:
         tracker.conclude(result)
 
 

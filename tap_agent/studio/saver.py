@@ -24,9 +24,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from tap_agent.folder import runs
-from tap_agent.lines import ThreadMistake, ask
-from tap_agent.session import SERDE
+from tap_agent.runs.checkpoints import SERDE, query
+from tap_agent.runs.folder import runs
+from tap_agent.studio.writer import ThreadMistake
 
 
 class Place(Protocol):
@@ -154,7 +154,7 @@ class RunSaver(BaseCheckpointSaver[str]):
         if config is None:
             return [path for path in files if path.exists()]
         thread = str(config["configurable"]["thread_id"])
-        return [path for path in files if ask(path, "SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", thread)]
+        return [path for path in files if query(path, "SELECT 1 FROM checkpoints WHERE thread_id = ? LIMIT 1", thread)]
 
 
 def lend_waiting(saver: BaseCheckpointSaver[Any]) -> None:

@@ -14,10 +14,9 @@ from typing import NoReturn
 
 import httpx
 
-from tap_agent.conversation import conversations
-from tap_agent.folder import runs
-from tap_agent.lines import tip_of
 from tap_agent.port import listen
+from tap_agent.runs.checkpoints import conversations, tip_of
+from tap_agent.runs.folder import runs
 from tap_agent.studio.dev import CONFIG
 from tap_agent.studio.gate import ORIGINS
 from tap_eval.mistake import Mistake

@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 
 from graphs.refinement import HELP
-from tap_agent.conversation import Conversation, Part
+from tap_agent.sessions.conversation import Conversation, Part
 from tap_agent.terminal.console import out, plain
 from tap_eval.mistake import Mistake
 
@@ -30,7 +30,7 @@ quit          leave; the conversation goes on where it was
 """
 
 
-def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None:
+def converse(conversation: Conversation, read: Callable[[str], str] = input) -> None:
     """Goes on until the person leaves: by `quit`, or by ending the input."""
 
     def interrupt(*_: object) -> None:
@@ -39,12 +39,12 @@ def talk(conversation: Conversation, read: Callable[[str], str] = input) -> None
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        _talk(conversation, read)
+        _converse(conversation, read)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _talk(conversation: Conversation, read: Callable[[str], str]) -> None:
+def _converse(conversation: Conversation, read: Callable[[str], str]) -> None:
     version = conversation.version
     out.print(f"[bold]{version.name or 'a draft'}[/bold]: {escape(plain(version.thought))}", highlight=False)
     out.print("[dim]help lists the commands; quit leaves.[/dim]")

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tap_agent.course import glance
-from tap_agent.folder import RunFolder
-from tap_agent.result import Row, draws_text, top1_text
+from tap_agent.report.text import draws_text, summary, top1_text
+from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.progress import overview
+from tap_agent.runs.result import Result, Row
 
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120  # a pipe has none of its own
 out = Console(soft_wrap=True, width=_WIDTH)
@@ -28,6 +29,15 @@ def plain(text: str) -> str:
 def cell(text: str) -> str:
     """Text for a table, in which it is no markup either."""
     return escape(plain(text))
+
+
+def show_result(folder: RunFolder, result: Result) -> None:
+    """Prints what a run has come to."""
+    best = result.candidate(result.best)
+    out.print(results_table(result.table, [network.budget for network in result.networks]))
+    out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
+    out.print(summary(result))
+    out.print(f"report: {folder.report}")
 
 
 def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
@@ -62,7 +72,7 @@ def runs_table(runs: Sequence[RunFolder]) -> Table:
     table.add_column("run", no_wrap=True, min_width=max((len(run.name) for run in runs), default=0))  # to be copied
     for name in ("network", "budget", "state", "fitness", "test"):
         table.add_column(name, overflow="fold")
-    for found in map(glance, runs):
+    for found in map(overview, runs):
         state = cell(found.note) or found.state
         if found.state in ("running", "interrupted"):
             state += f", {found.done} of {found.of} generations"

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from graphs.state import TEMPLATES
-from tap_agent.settings import Settings
+from tap_agent.settings.model import Settings
 from tap_agent.terminal.console import out
 
 Event = Mapping[str, Any]

@@ -17,13 +17,13 @@ from typer.main import get_command
 
 from docs.generated import filled
 from graphs.search import Search, SearchSettings
-from tap_agent.cli import app
+from tap_agent.commands.app import app
 from tap_agent.exit import Exit
-from tap_agent.settings import NetworkSettings, Settings
+from tap_agent.settings.model import NetworkSettings, Settings
 from tests.agents.scripted import ChatServer
 from tests.docs.pages import PAGES, ROOT, Command, blocks, inline
 from tests.graphs.test_search import script
-from tests.tap_agent.test_cli import tap
+from tests.tap_agent.program import tap
 
 SMALL = {
     "run": ["--population", "2", "--generations", "0", "--draws", "1"],

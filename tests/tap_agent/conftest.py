@@ -1,4 +1,4 @@
-"""A run that has ended, and conversations about its best proxy."""
+"""An empty folder to run in, a run that has ended, and conversations about its best proxy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 
-from tap_agent.conversation import Conversation
 from tap_agent.exit import Exit
-from tap_agent.folder import RunFolder
-from tap_agent.settings import Settings
-from tap_agent.workshop import Workshop
-from tests.tap_agent.test_cli import SMALL, tap
+from tap_agent.runs.folder import RunFolder
+from tap_agent.sessions.conversation import Conversation
+from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import Settings
+from tests.tap_agent.program import SMALL, tap
+
+
+@pytest.fixture
+def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in, with the trained network at hand."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAP_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -37,29 +47,29 @@ def run(ended: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def talk(run: RunFolder, cache: Path) -> Callable[..., Any]:
+def opened(run: RunFolder, cache: Path) -> Callable[..., Any]:
     """Opens the conversation about the best proxy, again and again, with the model at a URL."""
     best = run.result()
     assert best
 
-    def opened(url: str | None = None) -> Any:
+    def conversation(url: str | None = None) -> Any:
         changed: dict[str, Any] = {"llm": "scripted", "base_url": url} if url else {}
         settings = Settings.model_validate(run.settings().model_dump() | changed)
-        return Talk(run, best.best, Workshop(settings, cache))
+        return Opened(run, best.best, Resources(settings, cache))
 
-    return opened
+    return conversation
 
 
-class Talk:
-    """A conversation whose workshop is closed with it."""
+class Opened:
+    """A conversation whose resources are closed with it."""
 
-    def __init__(self, folder: RunFolder, proxy: str, workshop: Workshop) -> None:
-        self.workshop = workshop
-        self.conversation = Conversation(folder, proxy, workshop)
+    def __init__(self, folder: RunFolder, proxy: str, resources: Resources) -> None:
+        self.resources = resources
+        self.conversation = Conversation(folder, proxy, resources)
 
     def __enter__(self) -> Conversation:
         return self.conversation
 
     def __exit__(self, *_: object) -> None:
         self.conversation.__exit__()
-        self.workshop.__exit__()
+        self.resources.__exit__()

@@ -1,0 +1,1 @@
+"""The commands of `tap-agent`, a file each or a few of a kind."""

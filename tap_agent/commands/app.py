@@ -1,0 +1,47 @@
+"""The program: it parses and validates, hands over, and gives each kind of mistake its exit code.
+
+torch and LangChain take seconds to import, so each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tap_agent.commands import apply, chat, doctor, run, runs, servers
+from tap_agent.exit import Exit
+from tap_eval.mistake import Mistake
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Exit codes: " + ", ".join(f"{code.value} {code.name.lower()}" for code in Exit) + ".",
+    help="""Finds out how many bits each layer of a vision network deserves.
+
+    A language model and evolution discover a *proxy*: a small Python function that scores how sensitive each
+    layer is to quantization. Bits are allocated from its scores within a budget, and the network is quantized and
+    measured. Start with `tap-agent run`; `tap-agent doctor` says what works on this machine.""",
+)
+app.command()(run.run)
+app.command()(run.resume)
+app.command()(apply.apply)
+app.command()(chat.chat)
+app.command("report")(runs.make_report)
+app.command("list")(runs.list_runs)
+app.command()(servers.ui)
+app.command()(servers.studio)
+app.command("doctor")(doctor.examine)
+
+
+def run_app() -> None:
+    """The program; a mistake is one sentence on stderr and an exit code."""
+    try:
+        app()
+    except Mistake as mistake:
+        from tap_agent.terminal.console import plain
+
+        typer.secho("error: ", fg="red", nl=False, err=True)
+        typer.echo(plain(str(mistake)), err=True)
+        sys.exit(Exit[mistake.kind.upper()])

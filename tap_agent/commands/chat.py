@@ -1,0 +1,47 @@
+"""`tap-agent chat`: a conversation about a proxy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tap_agent.paths import RUNS
+from tap_agent.settings.flags import BaseURLOption, LLMOption
+
+
+def chat(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder of a finished run; by default the latest.")
+    ] = None,
+    proxy: Annotated[str | None, typer.Option(help="Name of a proxy of it; by default the best.")] = None,
+    llm: LLMOption = None,
+    base_url: BaseURLOption = None,
+) -> None:
+    """Refine a proxy by talking about it; what is accepted becomes a child in the run's family tree.
+
+    Measuring and accepting ask first. The conversation is kept in the run and goes on where it was; its calls are
+    in the run's account, but its limits do not stop a person.
+    """
+    from tap_agent.paths import cache_folder
+    from tap_agent.report.text import spent_text
+    from tap_agent.runs.folder import RunMistake, find, runs
+    from tap_agent.sessions.conversation import Conversation, unlimited
+    from tap_agent.sessions.resources import Resources
+    from tap_agent.settings.read import read_settings
+    from tap_agent.terminal.chat import converse
+    from tap_agent.terminal.console import out
+
+    ended = [folder for folder in runs(RUNS) if folder.result()] if run is None else [find(run)]
+    if not ended:
+        raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
+    result = ended[0].finished()
+    out.print(f"[dim]{ended[0].path}[/dim]")
+    settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
+    with Resources(unlimited(settings), cache_folder()) as resources:
+        with out.status("opening network, images and sandbox"):
+            resources.open()
+        with Conversation(ended[0], proxy or result.best, resources) as conversation:
+            converse(conversation)
+            out.print(f"[dim]the run, with its conversations: {spent_text(conversation.spent)}[/dim]")

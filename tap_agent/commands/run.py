@@ -1,0 +1,171 @@
+"""`tap-agent run` and `tap-agent resume`: a search, from the start or from its last checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tap_agent.settings.flags import (
+    ActivationBitsOption,
+    AddressOption,
+    AlphaOption,
+    BaseURLOption,
+    BetaOption,
+    BitsOption,
+    BudgetOption,
+    CacheLLMOption,
+    CalibrationOption,
+    ConfigOption,
+    ControllerOption,
+    DrawsOption,
+    ExecutorOption,
+    GammaOption,
+    GenerationsOption,
+    GroupsOption,
+    ImagesOption,
+    InputsOption,
+    LLMOption,
+    MaxCallsOption,
+    MaxCostOption,
+    MaxMinutesOption,
+    NetworkOption,
+    PinEndsOption,
+    PopulationOption,
+    RacingOption,
+    SandboxOption,
+    SearchRowsOption,
+    SeedOption,
+    TestRowsOption,
+    TrackOption,
+    TransformOption,
+    WeightsOption,
+    given,
+)
+
+if TYPE_CHECKING:
+    from tap_agent.runs.folder import RunFolder
+    from tap_agent.sessions.resources import Resources
+
+
+def run(
+    config: ConfigOption = None,
+    network: NetworkOption = None,
+    weights: WeightsOption = None,
+    images: ImagesOption = None,
+    calibration: CalibrationOption = None,
+    search_rows: SearchRowsOption = None,
+    test_rows: TestRowsOption = None,
+    draws: DrawsOption = None,
+    transform: TransformOption = None,
+    budget: BudgetOption = None,
+    bits: BitsOption = None,
+    activation_bits: ActivationBitsOption = None,
+    channel_groups: GroupsOption = None,
+    pin_ends: PinEndsOption = None,
+    generations: GenerationsOption = None,
+    population: PopulationOption = None,
+    controller: ControllerOption = None,
+    alpha: AlphaOption = None,
+    beta: BetaOption = None,
+    gamma: GammaOption = None,
+    racing: RacingOption = None,
+    inputs: InputsOption = None,
+    seed: SeedOption = None,
+    llm: LLMOption = None,
+    base_url: BaseURLOption = None,
+    cache_llm: CacheLLMOption = None,
+    max_cost: MaxCostOption = None,
+    max_calls: MaxCallsOption = None,
+    max_minutes: MaxMinutesOption = None,
+    sandbox: SandboxOption = None,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
+    track: TrackOption = None,
+    path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
+) -> None:
+    """Search a proxy for a network, and report what it achieves.
+
+    Without flags: the embedded language model, a small CNN for handwritten digits, 3 bits on average. Images come in
+    three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
+    """
+    flags = given(locals(), "config", "path")
+    from tap_agent.paths import cache_folder
+    from tap_agent.runs.folder import RunFolder, usual_path
+    from tap_agent.sessions.resources import Resources
+    from tap_agent.settings.read import read_settings
+
+    settings = read_settings(config, flags)
+    with Resources(settings, cache_folder()) as resources:
+        _check(resources)
+        folder = RunFolder.create(path, settings) if path else RunFolder.unused(usual_path(settings), settings)
+        _search(folder, resources)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    max_cost: MaxCostOption = None,
+    max_calls: MaxCallsOption = None,
+    max_minutes: MaxMinutesOption = None,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown."""
+    flags = given(locals(), "run")
+    from tap_agent.paths import cache_folder
+    from tap_agent.runs.folder import find
+    from tap_agent.runs.tracking import Tracker, check
+    from tap_agent.sessions.resources import Resources
+    from tap_agent.settings.read import read_settings
+    from tap_agent.terminal.console import show_result
+
+    folder = find(run)
+    if (result := folder.result()) is not None and result.stopped is None:
+        check(folder.settings().track)
+        with Tracker(folder, folder.settings()) as tracker:
+            tracker.conclude(result)
+        show_result(folder, result)
+        return
+    with Resources(read_settings(folder.path / "config.yaml", flags), cache_folder()) as resources:
+        _check(resources)
+        _search(folder, resources)
+
+
+def _check(resources: Resources) -> None:
+    """Opens every part, so that what is missing shows before anything is written."""
+    from tap_agent.runs.tracking import check
+    from tap_agent.terminal.console import out
+
+    check(resources.settings.track)
+    with out.status("opening network, images, sandbox and language model"):
+        resources.check()
+
+
+def _search(folder: RunFolder, resources: Resources) -> None:
+    from agents.account import LimitMistake
+    from tap_agent.runs.tracking import Tracker
+    from tap_agent.sessions.search import search
+    from tap_agent.terminal.console import show_result
+    from tap_agent.terminal.display import make_display
+    from tap_agent.terminal.interrupt import interruptible
+
+    settings = resources.settings
+    with folder.held(), interruptible(resources.stopping):
+        try:
+            with make_display(settings, folder.events()) as display, Tracker(folder, settings) as tracker:
+
+                def listen(event: dict[str, Any]) -> None:
+                    display(event)
+                    tracker(event)
+
+                result = search(folder, resources, listen)
+                tracker.conclude(result)
+        except BaseException:
+            typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
+            raise
+    show_result(folder, result)
+    if result.stopped:
+        raise LimitMistake(
+            f"{result.stopped} This is the best so far; `tap-agent resume {folder.path}` takes the flag."
+        )

@@ -1,0 +1,12 @@
+"""Where runs and measurements are kept."""
+
+import os
+from pathlib import Path
+
+RUNS = Path("runs")
+"""where runs are kept, unless they are told otherwise"""
+
+
+def cache_folder() -> Path:
+    """Where measurements and trained networks are kept between runs: `TAP_CACHE`, or `.cache` here."""
+    return Path(os.environ.get("TAP_CACHE") or ".cache")

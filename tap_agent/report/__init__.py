@@ -1,0 +1,1 @@
+"""What a result looks like: the HTML report, its figures and its words."""

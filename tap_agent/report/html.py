@@ -1,0 +1,78 @@
+"""The report: one HTML file that holds everything it needs, made from a `Result` alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from plotly.offline import get_plotlyjs
+
+from tap_agent.report import figures, layer_figures
+from tap_agent.report.text import draws_text, reads_text, summary, top1_text
+from tap_agent.runs.result import History, NetworkRecord, Result
+
+
+@cache
+def template(name: str, *packages: str) -> Template:
+    """The template NAME.html.jinja of `packages`, or of this one, in which a missing value is an error."""
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "tap_agent.report")]),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.html.jinja")
+
+
+def render(result: Result) -> str:
+    """The page."""
+    best = result.candidate(result.best)
+    sections = figures.searching(result)
+    for index in range(len(result.networks)):
+        sections += [figures.sizes(result, index), layer_figures.bits(result, best, index)]
+    sections.append(
+        figures.Section(
+            "family", "Family tree of the best proxy", "Point at a proxy to read its thought.", figures.family(result)
+        )
+    )
+    return template("report").render(
+        result=result,
+        best=best,
+        summary=summary(result),
+        sections=[(section.title, section.caption, _html(section.figure)) for section in sections],
+        plotly=get_plotlyjs(),
+        **shown(result),
+    )
+
+
+def shown(result: Result) -> dict[str, Any]:
+    """The numbers and the table, as templates show them."""
+    return {
+        "rows": [(row, top1_text(row.test), draws_text(row)) for row in result.table],
+        "several": len(result.networks) > 1,
+        "reads": reads_text(result),
+        "draws": max(len(row.draws) for row in result.table),
+        "headline": [_headline(result, network) for network in result.networks],
+    }
+
+
+def _headline(history: History, network: NetworkRecord) -> dict[str, Any]:
+    rows = {row.kind: row for row in reversed(history.table) if row.network == network.name}
+    proxy, full = rows["proxy"], rows["full precision"]
+    return {
+        "network": network.name,
+        "images": network.images if ":" not in network.images else Path(network.images).name,
+        "top1": top1_text(proxy.test),
+        "full": f"{100 * full.test.top1:.1f}",
+        "size": f"{proxy.size_bytes / 1024:,.1f} KiB",
+        "bits": f"{proxy.bits:.2f}",
+        "smaller": f"{100 * (1 - proxy.size_bytes / full.size_bytes):.1f}",
+    }
+
+
+def _html(figure: go.Figure) -> str:
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})

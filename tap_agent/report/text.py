@@ -1,0 +1,44 @@
+"""Results in words, as the report, the terminal and the page have them."""
+
+from __future__ import annotations
+
+from agents.account import Spent
+from tap_agent.runs.result import MeasuredTop1, Result, Row
+
+
+def reads_text(result: Result) -> str:
+    """How often the test split was read, and when."""
+    if result.test_reads == 1:
+        return "The test split was read once, after the search."
+    return f"The test split was read {result.test_reads} times: each time that this table was begun, as after a limit."
+
+
+def top1_text(found: MeasuredTop1) -> str:
+    """Per cent with interval and count."""
+    return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}, n = {found.count:,})"
+
+
+def draws_text(row: Row) -> str:
+    """Mean and standard deviation over calibration draws, in per cent."""
+    if len(row.draws) < 2:
+        return ""
+    return f"{100 * sum(row.draws) / len(row.draws):.1f} ± {100 * row.spread:.1f}"
+
+
+def summary(result: Result) -> str:
+    """What happened, in a line."""
+    living = [candidate for candidate in result.candidates if candidate.failure is None]
+    whole = max((sum(candidate.images) for candidate in living), default=0) * len(living)
+    share = sum(sum(candidate.images) for candidate in living) / (whole or 1)
+    raced = f" measured on {share:.0%} of the images" if share < 1 else ""
+    return (
+        f"{len(result.candidates)} proposals, {len(living)} distinct and alive{raced}; "
+        f"{result.measured} measurements; {f'{spent_text(result.spent)}; ' if result.spent else ''}"
+        f"{result.seconds:.0f} s"
+    )
+
+
+def spent_text(spent: Spent) -> str:
+    """Calls of language models, tokens and cost."""
+    cost = "cost unknown" if spent.cost is None else f"${spent.cost:,.4f}" if spent.cost else "$0"
+    return f"{spent.calls:,} model calls, {spent.tokens_in:,} tokens in, {spent.tokens_out:,} out, {cost}"

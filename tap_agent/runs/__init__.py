@@ -1,0 +1,1 @@
+"""Runs as they are kept: folders, results, checkpoints, and how far each has come."""

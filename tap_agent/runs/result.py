@@ -1,0 +1,103 @@
+"""The result of a run, as `result.json` holds it and as the report shows it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from agents.account import Spent
+from graphs.state import Bits, Candidate, Generation
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class MeasuredTop1(_Record):
+    """Top-1 with its count and 95 % Wilson interval; shares in [0, 1]."""
+
+    correct: int
+    count: int
+    top1: float
+    low: float
+    high: float
+
+
+class Row(_Record):
+    """One line of the final table: an allocation of one network, or the mean of several."""
+
+    label: str
+    kind: Literal["full precision", "proxy", "baseline"]
+    network: str
+    note: str = ""
+    bits: float
+    """average weight bits"""
+    size_bytes: int
+    bops: int
+    allocation: Bits | None = None
+    search: MeasuredTop1 | None
+    test: MeasuredTop1
+    draws: list[float]
+    """test top-1 under each calibration draw, with the same bits; the first is `test`"""
+    spread: float
+    """standard deviation over `draws`"""
+
+
+class LayerRecord(_Record):
+    """What the report needs of a layer."""
+
+    name: str
+    kind: str
+    params: int
+    macs: int
+
+
+class NetworkRecord(_Record):
+    """One network of the benchmark set."""
+
+    name: str
+    images: str
+    budget: str
+    layers: list[LayerRecord]
+    layer_errors: list[float]
+    """nats, at the lowest bit choice"""
+
+
+class History(_Record):
+    """How a search went, or how far it has come: what figures are drawn from."""
+
+    networks: list[NetworkRecord]
+    generations: list[Generation]
+    candidates: list[Candidate]
+    refinements: list[Candidate] = []
+    """what conversations made of them, after the search"""
+    best: str | None
+    """of the search; None while no candidate lives"""
+    table: list[Row] = []
+
+    @property
+    def everyone(self) -> list[Candidate]:
+        """Every candidate, of the search and of conversations."""
+        return [*self.candidates, *self.refinements]
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`."""
+        return next(candidate for candidate in self.everyone if candidate.name == name)
+
+
+class Result(History):
+    """A search that has ended: everything that a report shows."""
+
+    run: str
+    config: dict[str, Any]
+    seconds: float
+    spent: Spent | None = None
+    """on language models; None in results of before this was counted"""
+    stopped: str | None = None
+    """the limit that stopped the search early, in a sentence"""
+    test_reads: int = 1
+    """times that the table was measured on the test split: more than once where a limit stopped the search before"""
+    measured: int
+    """allocations and layer errors that had to be measured; the rest was recalled"""
+    best: str

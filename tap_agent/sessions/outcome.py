@@ -1,0 +1,146 @@
+"""What a search leaves when it ends: its result, the best allocation, the report and the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from agents import replay
+from agents.account import Account
+from graphs.state import Candidate, Generation, SearchState
+from tap_agent.report import html
+from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.result import LayerRecord, NetworkRecord, Result, Row
+from tap_agent.sessions.final_table import Advance, final_table
+from tap_agent.sessions.resources import Resources
+from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import Mistake
+from tap_eval.networks.layers import Layer
+from tap_eval.quantization import quantizer
+
+
+class NoProxyMistake(Mistake):
+    """A search in which no candidate lived."""
+
+    kind = "proxy"
+
+
+def conclude_run(
+    folder: RunFolder,
+    resources: Resources,
+    state: SearchState,
+    emit: Callable[[dict[str, Any]], None],
+    account: Account,
+    stopped: str | None,
+) -> Result:
+    """Measures the final table and writes the result, the best allocation, the report and the replay."""
+    if state["best"] is None:
+        raise NoProxyMistake(
+            f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each: "
+            "give another --llm, more --generations or another --seed."
+        )
+    benches = resources.benches
+    emit({"event": "measuring the table", "networks": len(benches)})
+    result = conclude(
+        folder.name,
+        resources.settings.model_dump(mode="json"),
+        state,
+        benches,
+        resources.settings.seed,
+        lambda: emit({"event": "table row"}),
+    )
+    emit({"event": "stopped" if stopped else "finished", "best": result.best, "why": stopped})
+    before = folder.result()
+    result = result.model_copy(
+        update={
+            "seconds": folder.seconds(),
+            "measured": folder.measured(),
+            "spent": account.spent(),
+            "stopped": stopped,
+            "test_reads": sum(event["event"] == "measuring the table" for event in folder.events()),
+            "refinements": before.refinements if before else [],
+        }
+    )
+    best = result.candidate(result.best)
+    provenance = {
+        "run": folder.name,
+        "proxy": best.name,
+        "fitness": best.fitness,
+        "generation": best.generation,
+        "template": best.template,
+        "parents": best.parents,
+        "llm": best.llm,
+        "seed": resources.settings.seed,
+    }
+    layers = [bench.layers for bench in benches]
+    record = best_record(best.thought, best.code, result.table, layers, provenance)
+    folder.save(result, record, html.render(result), replay.written(account.answers()))
+    return result
+
+
+def conclude(
+    run: str, config: dict[str, Any], state: SearchState, benches: Sequence[Bench], seed: int, advance: Advance
+) -> Result:
+    """The result of a search that found a living proxy; reads the test split."""
+    candidates = [Candidate(**record) for _, record in sorted(state["candidates"].items())]
+    assert state["best"] is not None
+    best = Candidate(**state["candidates"][state["best"]])
+    table = [
+        row
+        for bench, bits in zip(benches, best.allocations, strict=True)
+        for row in final_table(bench, f"TAP ({best.name})", bits.allocation(), seed, advance)
+    ]
+    return Result(
+        run=run,
+        config=config,
+        seconds=0.0,
+        measured=0,
+        networks=[network_record(bench) for bench in benches],
+        generations=[Generation(**record) for record in state["generations"]],
+        candidates=candidates,
+        best=best.name,
+        table=table,
+    )
+
+
+def network_record(bench: Bench) -> NetworkRecord:
+    """A network as the report shows it."""
+    return NetworkRecord(
+        name=bench.name,
+        images=bench.splits.name,
+        budget=bench.task.budget.text,
+        layers=[LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs) for x in bench.layers],
+        layer_errors=bench.layer_errors,
+    )
+
+
+def best_record(
+    thought: str, code: str, rows: Sequence[Row], layers: Sequence[Sequence[Layer]], provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """What `best.json` holds: the proxy, its bits a layer with size and accuracy, and where it came from."""
+    versions = {name: version(name) for name in ("tap-agent", "torch")} | {"quantizer": quantizer.VERSION}
+    return {
+        "thought": thought,
+        "code": code,
+        "networks": [
+            {
+                "network": row.network,
+                "weight_bits": row.bits,
+                "size_bytes": row.size_bytes,
+                "bops": row.bops,
+                "search": row.search.model_dump() if row.search else None,
+                "test": row.test.model_dump(),
+                "test_top1_by_calibration_draw": row.draws,
+                "layers": [
+                    {"name": layer.name, "params": layer.params, "weight_bits": weight, "activation_bits": activation}
+                    for layer, weight, activation in zip(
+                        each, row.allocation.allocation().weights, row.allocation.activations, strict=True
+                    )
+                ],
+            }
+            for row, each in zip([row for row in rows if row.kind == "proxy"], layers, strict=True)
+            if row.allocation
+        ],
+        "provenance": provenance | {"versions": versions},
+    }

@@ -1,0 +1,152 @@
+"""The parts of a run, put together from its settings; each is opened when it is first used."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from agents.account import Account, Limits
+from agents.chat import ModelMistake
+from agents.models import Models, parse, priced
+from agents.proposer import Proposer
+from graphs.search import SearchSettings
+from tap_agent.settings.model import NetworkSettings, Settings
+from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.images.images import room_in
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.cluster import RayExecutor
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.measurer import Measurer, Measures
+from tap_eval.networks.load import load_network
+from tap_eval.proxies.fitness import FitnessWeights
+from tools.sandbox import MontySandbox, Sandbox, SandboxError
+
+
+class Resources(AbstractContextManager["Resources"]):
+    """The benchmark set, the sandbox and the agents that `settings` describe; closes what it opened."""
+
+    def __init__(self, settings: Settings, cache: Path) -> None:
+        self.settings = settings
+        self.cache = cache
+        self._held = ExitStack()
+        self.stopping = threading.Event()
+        """set once no call of a language model is to begin"""
+        self._opening = threading.RLock()
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Every measurement so far, of this run and of others."""
+        return Ledger(self.cache / "measurements.sqlite")
+
+    @cached_property
+    def benches(self) -> list[Bench]:
+        """Every network with its images; raises a `Mistake` that names what does not fit."""
+        benches: list[Bench] = []
+        for network in self.settings.networks:
+            same = sum(other.network == network.network for other in self.settings.networks[: len(benches)])
+            benches.append(self.bench(network, f"{network.network} ({same + 1})" if same else network.network))
+        return benches
+
+    def bench(self, network: NetworkSettings, name: str) -> Bench:
+        """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
+        settings = self.settings
+        choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
+        task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
+        module = load_network(network.network, network.weights, self.cache)
+        splits = split(
+            open_source(network.images),
+            calibration=open_source(network.calibration) if network.calibration else None,
+            seed=settings.seed,
+            draws=settings.calibration_draws,
+            count=settings.calibration_images,
+            search=network.search,
+            test=network.test,
+            transform=network.transform,
+            room=room_in(self.cache, settings.images_mib * 2**20),
+        )
+        return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20, self._spread)
+
+    @cached_property
+    def _spread(self) -> Callable[[Measurer], Measures]:
+        """Brings a network to where it is measured; raises `ExecutorMistake`."""
+        if self.settings.executor == "local":
+            return lambda measurer: measurer
+        return self._held.enter_context(RayExecutor(self.settings.address)).spread
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """Where candidates run; raises `SandboxError` when it cannot."""
+        if self.settings.sandbox == "e2b":
+            if find_spec("e2b_code_interpreter") is None:
+                raise SandboxError("the client of E2B is not installed: `pip install -e '.[e2b]'` brings it.")
+            from tools.e2b import E2BSandbox
+
+            return self._held.enter_context(E2BSandbox())
+        return self._held.enter_context(MontySandbox())
+
+    @cached_property
+    def models(self) -> Models:
+        """The language models that the agents share; raises `ModelMistake`."""
+        settings = self.settings
+        asking = {"seconds": settings.call_seconds, "tokens": settings.answer_tokens}
+        return parse(settings.llm, settings.base_url, temperature=settings.temperature, **asking)
+
+    def check(self) -> None:
+        """Opens every part; raises a `Mistake` that names what does not fit."""
+        self.models.check()
+        prices = priced(self.models, self.settings.prices)
+        if self.settings.max_cost is not None:
+            for model in self.models.members:
+                if model.spec not in prices:
+                    raise ModelMistake(
+                        f"--max-cost {self.settings.max_cost:g} needs the price of {model.spec}: write "
+                        f'`prices: {{"{model.spec}": [USD_IN, USD_OUT]}}` into the config, for a million tokens in '
+                        "and a million out."
+                    )
+        self.open()
+
+    def open(self) -> None:
+        """Opens what proxies are run and measured with."""
+        with self._opening:
+            self.benches  # noqa: B018
+            self.sandbox  # noqa: B018
+
+    def account(self, path: Path, seconds: float = 0.0) -> Account:
+        """The account in the file at `path`, of a run that has taken `seconds` before."""
+        settings = self.settings
+        started = time.monotonic()
+        return Account(
+            path,
+            Limits(settings.max_cost, settings.max_calls, settings.max_minutes),
+            priced(self.models, settings.prices),
+            lambda: seconds + time.monotonic() - started,
+            Ledger(self.cache / "answers.sqlite") if settings.cache_llm else None,
+            self.stopping,
+        )
+
+    def proposer(self, account: Account) -> Proposer:
+        """The agents, over all of the above."""
+        self.open()
+        rounds, allowance = self.settings.rounds, self.settings.allowance
+        return Proposer(self.models, self.benches, self.sandbox, rounds, allowance, account=account)
+
+    def search_settings(self) -> SearchSettings:
+        """What steers the search."""
+        settings = self.settings
+        return SearchSettings(
+            population=settings.population,
+            generations=settings.generations,
+            controller=settings.controller,
+            fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma),
+            racing=settings.racing,
+            seed=settings.seed,
+        )

@@ -1,0 +1,119 @@
+"""One session of a search: the graph over its checkpoints, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import ChainMap
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Literal, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import StateSnapshot
+
+from agents.account import Account, LimitMistake
+from graphs.search import Search
+from graphs.state import SearchState
+from tap_agent.runs.checkpoints import SERDE
+from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.result import Result
+from tap_agent.sessions.outcome import conclude_run, network_record
+from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import Settings
+
+Listener = Callable[[dict[str, Any]], None]
+_MOST_STEPS = 10_000  # far beyond any search; the graph's own default is 25
+
+
+def search(folder: RunFolder, resources: Resources, listen: Listener) -> Result:
+    """Runs or continues the search of `folder` to its end; `listen` is given every event.
+
+    Whatever is raised leaves the checkpoints as they are, and the next call continues there.
+
+    A limit of calls, cost or time ends the search early, with a result all the same: what was
+    paid for is worth knowing, so the proposals of the unfinished generation are judged too, and
+    the best so far gets its table and report, which say that they were `stopped`. The
+    checkpoints stay at the unfinished generation, from where a later call with a higher limit
+    goes on. Only where nothing lives yet is `LimitMistake` raised.
+    """
+    settings = resources.settings
+    with (
+        SearchSession(lambda: folder, resources, listen) as session,
+        SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer,
+    ):
+        checkpointer.serde = SERDE
+        compiled = session.machine.graph().compile(checkpointer=checkpointer)
+        known = next(checkpointer.list(None, limit=1), None)
+        thread = known.config["configurable"]["thread_id"] if known else str(uuid.uuid4())
+        config: RunnableConfig = {
+            "configurable": {"thread_id": thread},
+            "recursion_limit": _MOST_STEPS,
+            "max_concurrency": settings.population,
+        }
+        session.emit(first_event("resumed" if known else "started", thread, settings))
+        try:
+            compiled.invoke(None if known else {}, config, durability="sync")
+        except LimitMistake as limit:
+            session.stop(compiled.get_state(config), limit)
+        if session.result is None:  # a fork of a final state
+            session.machine.report(cast("SearchState", compiled.get_state(config).values))
+    assert session.result is not None
+    return session.result
+
+
+def first_event(kind: Literal["started", "resumed"], thread: str, settings: Settings) -> dict[str, Any]:
+    """The event with which each session of a run begins."""
+    return {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed}
+
+
+class SearchSession(AbstractContextManager["SearchSession"]):
+    """One session of the run in the folder that `folder` gives, which is asked for when there is something to write."""
+
+    def __init__(self, folder: Callable[[], RunFolder], resources: Resources, listen: Listener) -> None:
+        self._folder = folder
+        self._resources = resources
+        self._listen = listen
+        self._held = ExitStack()
+        self._opening = threading.Lock()
+        self._opened: Account | None = None
+        self.result: Result | None = None
+        """what the session has come to"""
+        self.machine = Search(
+            lambda: resources.proposer(self._account()),
+            resources.search_settings(),
+            self.emit,
+            self._conclude,
+            lambda name: folder().allocations(name),
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Records an event and passes it on."""
+        if event["event"] == "prepared":
+            (bench,) = (each for each in self._resources.benches if each.name == event["network"])
+            event = {**event, "record": network_record(bench).model_dump(mode="json")}
+        event = {**event, "measured": self._resources.ledger.measured}
+        self._folder().record(event)
+        self._listen(event)
+
+    def stop(self, snapshot: StateSnapshot, limit: LimitMistake) -> None:
+        """Concludes a search that `limit` has stopped there; raises it again when nothing lives yet."""
+        results = [task.result["candidates"] for task in snapshot.tasks if task.result]
+        state = self.machine.so_far(cast("SearchState", snapshot.values), dict(ChainMap(*results)))
+        if state["best"] is None:
+            raise limit
+        self._conclude(self.machine.whole(state), str(limit))
+
+    def _conclude(self, state: SearchState, stopped: str | None = None) -> None:
+        self.result = conclude_run(self._folder(), self._resources, state, self.emit, self._account(), stopped)
+
+    def _account(self) -> Account:
+        with self._opening:
+            if self._opened is None:
+                folder = self._folder()
+                self._opened = self._held.enter_context(self._resources.account(folder.calls, folder.seconds()))
+            return self._opened

@@ -1,0 +1,97 @@
+"""Settings from a YAML config and from flags, and back to YAML; what is wrong with them in a sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tap_agent.settings.model import HIDDEN, NetworkSettings, Settings
+from tap_eval.images.images import Transform
+from tap_eval.mistake import Mistake
+
+
+class ConfigMistake(Mistake):
+    """A config or a flag that cannot be read, or that holds an unknown field."""
+
+    kind = "config"
+
+
+def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """The settings of `config` with `flags` over them, where those are not None; raises `ConfigMistake`.
+
+    Flags named like a field of `NetworkSettings` speak of the one network of the config; a
+    `budget` speaks of the run.
+    """
+    values = read_yaml(config) if config else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    of_network = {
+        name: given.pop(name) for name in list(given) if name in NetworkSettings.model_fields and name != "budget"
+    }
+    if of_network:
+        networks = values.get("networks") or [{}]
+        if not isinstance(networks, list) or len(networks) != 1 or not isinstance(networks[0], dict):
+            raise ConfigMistake(
+                f"--{next(iter(of_network))} does not say which network of {config} it means: edit the config instead."
+            )
+        values["networks"] = [networks[0] | of_network]
+    try:
+        return Settings.model_validate(values | given)
+    except ValidationError as error:
+        raise ConfigMistake(_sentence(error, config)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises `ConfigMistake`."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigMistake(f"the config {path} cannot be read ({error}): give an existing YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigMistake(f"the config {path} is not YAML ({' '.join(str(error).split())}).") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigMistake(f"the config {path} holds a {type(values).__name__}: give a mapping of settings.")
+    return values
+
+
+def parse_transform(text: str) -> Transform:
+    """`resize=256,crop=224,interpolation=bicubic`; raises `ConfigMistake`."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        return Transform.model_validate({name.strip(): value.strip() for name, _, value in pairs})
+    except ValidationError as error:
+        raise ConfigMistake(f"--transform {text}: {_sentence(error, None, Transform)}") from error
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """`2,4,8`; raises `ConfigMistake`."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigMistake(f"'{text}' are no bits: give whole numbers from 2 to 8, as in 2,4,8.") from error
+
+
+def dump(settings: Settings) -> str:
+    """As YAML, every setting with its value."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _sentence(error: ValidationError, config: Path | None, model: type[BaseModel] = Settings) -> str:
+    """The first problem, and for an unknown field the nearest that exists."""
+    problem = error.errors()[0]
+    place, last = [str(part) for part in problem["loc"]], str(problem["loc"][-1])
+    where = f" in {config}" if config else ""
+    if problem["type"] == "extra_forbidden":
+        if place[0] == "networks":
+            model = Transform if "transform" in place else NetworkSettings
+        known = [*model.model_fields]
+        near = difflib.get_close_matches(last, known, 1, cutoff=0.0)
+        return f"'{last}'{where} is an unknown setting: perhaps {near[0]}; known are {', '.join(known)}."
+    value = "" if problem["type"] == HIDDEN else f" = {problem['input']!r}"
+    return f"{'.'.join(place)}{value}{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

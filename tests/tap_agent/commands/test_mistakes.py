@@ -1,0 +1,102 @@
+"""One sentence and an exit code for each mistake, and what --help says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tap_agent.exit import Exit
+from tests.tap_agent.program import tap
+
+MISTAKES: list[tuple[list[str], Exit, str]] = [
+    (["--network", "resnet81"], Exit.NETWORK, "'resnet81' is an unknown network"),
+    (["--network", "cifar_resnet20"], Exit.WEIGHTS, "--weights FILE"),
+    (["--network", "cifar_resnet20", "--weights", "absent.pt"], Exit.WEIGHTS, "absent.pt does not exist"),
+    (["--network", "cifar_resnet20", "--weights", "garbage.pt"], Exit.WEIGHTS, "cannot be read as a state dict"),
+    (["--network", "cifar_resnet20", "--weights", "other.pt"], Exit.WEIGHTS, "does not fit cifar_resnet20"),
+    (["--images", "nothing"], Exit.IMAGES, "'nothing' is no image source"),
+    (["--images", "imagefolder:empty"], Exit.IMAGES, "no images in class folders"),
+    (["--network", "tests.tap_eval.networks.test_load:tiny"], Exit.NETWORK, "does not run on images of shape"),
+    (["--search", "5000"], Exit.IMAGES, "1,797 images"),
+    (["--budget", "1.5bit"], Exit.BUDGET, "below what the smallest bits need, 2 bit"),
+    (["--budget", "99%"], Exit.BUDGET, "below what the smallest bits need, 93.75%"),
+    (["--budget", "lots"], Exit.BUDGET, "'lots' is no budget"),
+    (["--bits", "1,4"], Exit.BITS, "[1, 4] for weights"),
+    (["--bits", "two"], Exit.CONFIG, "'two' are no bits"),
+    (["--llm", "gpt-x"], Exit.MODEL, "set OPENAI_API_KEY"),
+    (["--llm", "x", "--base-url", "http://127.0.0.1:9/v1"], Exit.MODEL, "http://127.0.0.1:9/v1 does not answer"),
+    (["--llm", "x", "--base-url", "nonsense"], Exit.MODEL, "nonsense does not answer"),
+    (["--executor", "ray", "--address", "127.0.0.1:9"], Exit.EXECUTOR, "127.0.0.1:9 does not answer"),
+    (["--sandbox", "e2b"], Exit.SANDBOX, "E2B_API_KEY is not set"),
+    (["--sandbox", "none"], Exit.CONFIG, "sandbox = 'none'"),
+    (["--config", "absent.yaml"], Exit.CONFIG, "absent.yaml cannot be read"),
+    (["--config", "typo.yaml"], Exit.CONFIG, "'genrations' in typo.yaml is an unknown setting: perhaps generations"),
+    (["--config", "list.yaml"], Exit.CONFIG, "holds a list"),
+    (["--config", "broken.yaml"], Exit.CONFIG, "is not YAML"),
+    (["--config", "two.yaml", "--network", "digits"], Exit.CONFIG, "does not say which network"),
+    (["--alpha", "2"], Exit.CONFIG, "alpha = 2.0"),
+    (["--base-url", "http://me:secret@host/v1"], Exit.CONFIG, "base_url: it is written to"),
+    (["--base-url", "http://host/v1?key=secret"], Exit.CONFIG, "give the key in OPENAI_API_KEY"),
+    (["--out", "garbage.pt/run"], Exit.RUN, "garbage.pt/run cannot be written"),
+    (["--transform", "rezise=3"], Exit.CONFIG, "perhaps resize"),
+    (["--controller", "none"], Exit.USAGE, "ratio"),
+    (["--generation", "3"], Exit.USAGE, "--generations"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "sentence"), MISTAKES, ids=[" ".join(case[0]) for case in MISTAKES])
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: Exit, sentence: str
+) -> None:
+    (work / "empty").mkdir()
+    (work / "garbage.pt").write_bytes(b"garbage")
+    torch.save({"weight": torch.ones(2)}, work / "other.pt")
+    (work / "typo.yaml").write_text("genrations: 3\n")
+    (work / "list.yaml").write_text("- 1\n")
+    (work / "broken.yaml").write_text("a: [1\n")
+    (work / "two.yaml").write_text("networks: [{network: digits}, {network: digits}]\n")
+    before = {path.name for path in work.iterdir()}
+    assert tap("run", *arguments) == code
+    said = capsys.readouterr().err
+    assert sentence in " ".join(said.split())
+    assert "Traceback" not in said
+    if code != Exit.USAGE:
+        assert len(said.strip().splitlines()) == 1
+    assert {path.name for path in work.iterdir()} == before
+
+
+def test_folders_that_are_no_runs_and_proxies_that_are_none(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "bad.py").write_text("import os\n")
+    cases = {
+        ("resume", "nowhere"): (Exit.RUN, "nowhere is no run folder"),
+        ("report", "."): (Exit.RUN, "is no run folder"),
+        ("apply", "nowhere"): (Exit.PROXY, "nowhere is no proxy and no run"),
+        ("apply", "bad.py"): (Exit.PROXY, "bad.py fails (forbidden)"),
+        ("run", "--out", "."): (Exit.RUN, "exists already"),
+    }
+    for arguments, (code, sentence) in cases.items():
+        assert tap(*arguments) == code
+        assert sentence in capsys.readouterr().err
+
+
+def test_help_explains_every_option(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tap("run", "--help") == Exit.OK
+    printed = capsys.readouterr().out
+    for option in ("--network", "--images", "--budget", "--generations", "--controller", "--alpha", "--llm", "--seed"):
+        assert option in printed
+
+
+def test_an_intruder_among_the_packages_is_named(work: Path) -> None:
+    (work / "agents").mkdir()
+    (work / "agents" / "__init__.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "tap_agent", "--help"], env={**os.environ, "PYTHONPATH": str(work)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == Exit.FAILED
+    assert "the package 'agents' comes from" in done.stderr

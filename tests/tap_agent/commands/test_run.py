@@ -1,0 +1,220 @@
+"""Real runs on the embedded defaults, and what is done with them after."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents.account import Account
+from tap_agent.exit import Exit
+from tap_agent.runs.folder import RunFolder
+from tests.agents.scripted import Answer, ChatServer, tool_call
+from tests.graphs.test_search import script
+from tests.tap_agent.program import GOOD, SMALL, tap
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A run on the embedded model, through the installed program."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "tap_agent", "run", *SMALL, "--out", str(folder)],
+        env={**os.environ, "TAP_CACHE": str(cache), "COLUMNS": "160"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "measured layer error" in done.stdout
+    assert "generation index=1" in done.stdout
+    assert str(folder / "report.html") in done.stdout
+    assert "Traceback" not in done.stderr
+    return folder
+
+
+def test_a_run_leaves_a_folder_that_tells_everything(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.yaml", "checkpoints.sqlite", "events.jsonl", "proxies", "best.json", "result.json", "report.html",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".new")]
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["population"], config["budget"], config["networks"][0]["search"]) == (3, "3bit", 200)
+    best = json.loads((finished / "best.json").read_text())
+    (network,) = best["networks"]
+    bits = sum(
+        layer["params"] * layer["weight_bits"]
+        if isinstance(layer["weight_bits"], int)
+        else layer["params"] // len(layer["weight_bits"]) * sum(layer["weight_bits"])
+        for layer in network["layers"]
+    )
+    assert network["size_bytes"] == -(-bits // 8)
+    assert network["weight_bits"] <= 3
+    assert network["test"]["count"] == 200
+    assert len(network["test_top1_by_calibration_draw"]) == 2
+    assert best["provenance"]["llm"] == "embedded"
+    proxy = (finished / "proxies" / f"{best['provenance']['proxy']}.py").read_text()
+    assert proxy.startswith('"""')
+    events = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event["event"] in ("started", "finished")] == ["started", "finished"]
+    assert len([event for event in events if event["event"] == "proposed"]) == 6
+
+
+def test_the_report_is_one_file_with_every_figure(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    for title in (
+        "Beside the baselines", "The proxy", "Fitness by generation", "Template probabilities", "Proposals that died",
+        "Accuracy against size", "Bits a layer", "Family tree",
+    ):  # fmt: skip
+        assert title in page
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)=["']?http""", outside)
+
+
+def test_a_second_run_of_the_same_config_measures_nothing_again(
+    finished: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tap("run", "--config", str(finished / "config.yaml"), "--out", "again") == Exit.OK
+    assert "; 0 measurements;" in capsys.readouterr().out
+    first, second = (json.loads((folder / "best.json").read_text()) for folder in (finished, work / "again"))
+    assert first["networks"] == second["networks"]
+
+
+def test_a_proxy_is_applied_to_its_own_run_and_to_others(
+    finished: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tap("apply", str(finished), "--budget", "4bit", "--out", "new/bits.json") == Exit.OK
+    printed = capsys.readouterr().out
+    assert re.search(r"scoring 0\.\d{4} s, allocation 0\.\d{4} s", printed)
+    assert "0.0133 s and 0.0645 s" in printed
+    assert 3 < json.loads((work / "new" / "bits.json").read_text())["networks"][0]["weight_bits"] <= 4
+    best = json.loads((finished / "best.json").read_text())["provenance"]["proxy"]
+    proxy = finished / "proxies" / f"{best}.py"
+    assert tap("apply", str(proxy), "--network", "digits", "--test", "100", "--bits", "2,3,4,8") == Exit.OK
+    assert "n = 100" in capsys.readouterr().out
+
+
+def test_reports_and_lists(finished: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / "report.html").unlink()
+    assert tap("report", str(finished)) == Exit.OK
+    assert (finished / "report.html").exists()
+    assert tap("list", str(finished.parent)) == Exit.OK
+    assert "finished" in capsys.readouterr().out
+    assert tap("list") == Exit.OK
+    assert "no runs in runs" in capsys.readouterr().out
+
+
+def test_the_doctor_finds_a_default_run_possible(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tap("doctor") == Exit.OK
+    printed = capsys.readouterr().out
+    for part in ("device", "sandbox", "language model", "images", "network", "cache"):
+        assert f"ok   {part}" in printed
+
+
+def test_a_killed_run_is_resumed_and_no_other_process_may_write_to_it(
+    work: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(request: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.3)
+        return script(request)
+
+    with ChatServer(slowly) as server:
+        arguments = [
+            "run",
+            *SMALL,
+            "--llm",
+            "scripted",
+            "--base-url",
+            server.url,
+            "--seed",
+            "77",
+        ]  # which no other test measures
+        running = subprocess.Popen([sys.executable, "-m", "tap_agent", *arguments, "--out", "killed"])
+        events = work / "killed" / "events.jsonl"
+        while not events.exists() or events.read_text().count('"judged"') < 3:
+            assert running.poll() is None
+            time.sleep(0.05)
+        assert tap("resume", "killed") == Exit.RUN
+        assert "being written by another process" in capsys.readouterr().err
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        assert tap("list", ".") == Exit.OK
+        assert "interrupted" in capsys.readouterr().out
+        assert tap("report", "killed") == Exit.RUN
+        assert tap("resume", "killed") == Exit.OK
+        assert tap(*arguments, "--out", "whole") == Exit.OK
+    killed, whole = (RunFolder(work / name).result() for name in ("killed", "whole"))
+    assert killed is not None
+    assert whole is not None
+    assert killed.measured > RunFolder(work / "killed").events()[-1]["measured"]  # which is the last session's
+    same = {"generations", "best", "table"}
+    assert killed.model_dump(include=same) == whole.model_dump(include=same)
+    assert tap("resume", "killed") == Exit.OK
+
+
+def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(work: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tap_agent", "run", *SMALL, "--generations", "9", "--out", "stopped"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
+    )  # fmt: skip
+    while not (work / "stopped" / "events.jsonl").exists():
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=240)  # the proposals in hand are finished first
+    assert running.returncode == Exit.INTERRUPTED
+    assert "continue with: tap-agent resume stopped" in said
+    assert "Traceback" not in said
+
+
+def test_an_interrupt_lets_no_further_call_begin(work: Path) -> None:
+    def script(request: dict[str, Any]) -> Answer:
+        return tool_call("run_code", code=GOOD)
+
+    with ChatServer(script) as server:
+        server.delay = 0.3
+        running = subprocess.Popen(
+            [sys.executable, "-m", "tap_agent", "run", *SMALL, "--llm", "x", "--base-url", server.url, "--out", "c"],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        while len(server.asked) < 4:
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        sent = len(server.asked)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == Exit.INTERRUPTED
+        assert len(server.asked) <= sent + 3  # those of the agents that were just sending
+        assert "Traceback" not in said
+        spent = Account(work / "c" / "calls.sqlite").spent()
+        assert spent.calls == len(server.asked)
+
+
+def test_a_model_that_fails_in_the_middle_is_a_sentence(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ChatServer(lambda _: {"role": "assistant", "tool_calls": "nonsense"}) as server:
+        assert tap("run", *SMALL, "--llm", "scripted", "--base-url", server.url, "--out", "x") == Exit.MODEL
+    said = capsys.readouterr().err
+    assert "continue with: tap-agent resume x" in said
+    assert "the language model failed" in said
+
+
+def test_several_networks_come_from_a_config(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = {"network": "digits", "search": 100, "test": 100}
+    config = {"networks": [network, {**network, "budget": "4bit"}], "population": 2, "generations": 0}
+    (work / "two.yaml").write_text(yaml.safe_dump(config))
+    assert tap("run", "--config", "two.yaml", "--out", "two") == Exit.OK
+    result = RunFolder(work / "two").result()
+    assert result is not None
+    assert [network.budget for network in result.networks] == ["3bit", "4bit"]
+    assert len(result.candidate(result.best).top1) == 2
+    names = [network.name for network in result.networks]
+    assert names == ["digits", "digits (2)"]
+    assert [row.network for row in result.table] == [names[0]] * 7 + [names[1]] * 7

@@ -1,0 +1,22 @@
+"""The program, run in this process as a person runs it."""
+
+from __future__ import annotations
+
+import sys
+
+from tap_agent.__main__ import main
+
+GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
+SMALL = ["--population", "3", "--generations", "1", "--search", "200", "--test", "200", "--draws", "2"]
+
+
+def tap(*arguments: str) -> int:
+    """Runs the program in this process; its exit status."""
+    before, sys.argv = sys.argv, ["tap-agent", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
