@@ -19,7 +19,7 @@ from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.allocation.allocator import Budget, Choices
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench, Bounds, Task
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Measurer, Measures
@@ -73,7 +73,10 @@ class Resources(AbstractContextManager["Resources"]):
             transform=network.transform,
             room=room_in(self.cache, settings.images_mib * 2**20),
         )
-        return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20, self._spread)
+        bounds = Bounds(settings.batch, settings.packed_mib * 2**20, settings.features_mib * 2**20)
+        return Bench(
+            name, module, splits, task, self.ledger, bounds, spread=self._spread, output=network.output
+        )  # fmt: skip
 
     @cached_property
     def _spread(self) -> Callable[[Measurer], Measures]:

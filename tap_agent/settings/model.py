@@ -42,6 +42,8 @@ class NetworkSettings(BaseModel):
     """the last rows of `images`, on which the result is reported"""
     transform: Transform | None = None
     """in place of what the image source declares"""
+    output: str | None = None
+    """name of the logits, where the network returns several tensors: a key, a field, or a place as in `0`"""
     budget: str | None = None
     """in place of the run's"""
 
@@ -108,6 +110,8 @@ class Settings(BaseModel):
     """images a forward pass in floating point; integers take batches of their own"""
     packed_mib: int = Field(1024, ge=1)
     """MiB of weights that are kept in the layout of the integer kernels, a network"""
+    features_mib: int = Field(512, ge=1)
+    """MiB that are in use while features of layers are computed, about"""
     images_mib: int = Field(2048, ge=0)
     """MiB of decoded images that are kept in memory, a split; more are kept in a file"""
     racing: float = Field(0.0, ge=0, lt=0.5)

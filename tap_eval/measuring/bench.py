@@ -25,18 +25,18 @@ from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
+from tap_eval.measuring.notes import at_chance, left_in_float
 from tap_eval.mistake import ImagesMistake
 from tap_eval.networks.layers import Layer
 from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import UNUSED, Prepared
+from tap_eval.networks.prepared import Prepared
+from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
 _WATCHED = 16
 """images of the search split on which the prepared network is held against the given one"""
-_SHARE_SAID = 0.01
-"""of weights that stay in float32: above it, the user is told"""
 _ENOUGH_FOR_CHANCE = 200  # images
 A = TypeVar("A")
 B = TypeVar("B")
@@ -56,17 +56,35 @@ class Task:
     inputs: Inputs = "statistics"
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """How much is done and kept at a time."""
+
+    batch: int = 125
+    """images a pass in floating point"""
+    packed: int = 2**30
+    """bytes of packed weights that are kept"""
+    features: int = 2**29
+    """bytes in use while features are computed"""
+
+
 class Bench:
     """One network of the benchmark set. Methods may be called from several threads."""
 
     def __init__(
-        self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125,
-        memory: int = 2**30, spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
+        self,
+        name: str,
+        network: torch.nn.Module,
+        splits: Splits,
+        task: Task,
+        ledger: Ledger,
+        bounds: Bounds | None = None,
+        *,
+        spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
         output: str | None = None,
-    ) -> None:  # fmt: skip
-        """`memory` bounds the packed weights that are kept, in bytes; `spread` brings measuring to other machines.
+    ) -> None:
+        """`spread` brings measuring to other machines; `output` names the logits among what the network returns.
 
-        `output` names the logits, where the network returns several tensors.
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
         self.name = name
@@ -82,7 +100,7 @@ class Bench:
         )
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
-        self._batch = batch
+        self._bounds = bounds or Bounds()
         outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):
             raise ImagesMistake(
@@ -90,7 +108,7 @@ class Bench:
                 "give images of the network's task."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
-        self._measures = spread(Measurer(self.prepared, splits, highest, batch, memory))
+        self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds.batch, self._bounds.packed))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -120,8 +138,10 @@ class Bench:
 
     @cached_property
     def features(self) -> list[Features]:
-        """What a proxy gets as `layers`."""
-        return describe(self.prepared, self.splits.calibrations[0], self.task.inputs)
+        """What a proxy gets as `layers`; computed once a network, calibration images and contract."""
+        calibration, inputs = self.splits.calibrations[0], self.task.inputs
+        name = key("features", features.VERSION, self.digest, calibration.digest, inputs)
+        return self._ledger.recall(name, lambda: describe(self.prepared, calibration, inputs, self._bounds.features))
 
     @cached_property
     def described_task(self) -> Features:
@@ -146,42 +166,18 @@ class Bench:
         skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
         return [
             *skipped,
-            *(f"{self.name}: {note}" for note in (*self.prepared.notes, *self._left_in_float(), *self._at_chance())),
+            *(f"{self.name}: {note}" for note in (*self.prepared.notes, *left_in_float(self.prepared))),
+            *(f"{self.name}: {note}" for note in at_chance(self._first(), self.splits.search.labels)),
             *(f"{self.name} is measured {note}" for note in self._measures.notes),
         ]
 
-    def _left_in_float(self) -> list[str]:
-        """What a user should know of tensors that are not quantized, in a sentence."""
-        prepared = self.prepared
-        unused = sum(rest.count for rest in prepared.rest if rest.reason == UNUSED)
-        notes = [f"{4 * unused / 2**10:,.1f} KiB of weights are never used, and are not counted"] if unused else []
-        if prepared.share_left > _SHARE_SAID:
-            largest = sorted(
-                (rest for rest in prepared.rest if rest.reason != UNUSED), key=lambda rest: rest.count, reverse=True
-            )
-            names = ", ".join(f"{rest.name} ({rest.reason})" for rest in largest[:3])
-            more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
-            notes.append(
-                f"{100 * prepared.share_left:.1f} % of the weights stay in float32, "
-                f"{4 * prepared.left / 2**10:,.1f} KiB that no budget counts: {names}{more}"
-            )
-        return notes
-
-    def _at_chance(self) -> list[str]:
-        """What a user should know when full precision is no better than the commonest class, in a sentence."""
-        stages = [stage for stage in range(len(self.stages)) if len(self.stages[stage])]
+    def _first(self) -> Accuracy:
+        """In full precision on the first stages of the search split, as many images as tell it from chance."""
         correct = np.zeros(0, dtype=bool)
-        while stages and len(correct) < _ENOUGH_FOR_CHANCE:
-            correct = np.concatenate([correct, self.correct(None, stages.pop(0))])
-        accuracy = Accuracy(int(correct.sum()), len(correct))
-        commonest = int(torch.bincount(self.splits.search.labels).max()) / len(self.splits.search)
-        if accuracy.interval[0] > commonest:
-            return []
-        return [
-            f"in full precision it classifies {accuracy} correctly, which is no better than always saying the "
-            f"commonest class ({100 * commonest:.1f} %): the labels, their order (--classes), the transform or the weights "
-            "are likely wrong"
-        ]
+        for stage in range(len(self.stages)):
+            if len(correct) < _ENOUGH_FOR_CHANCE:
+                correct = np.concatenate([correct, self.correct(None, stage)])
+        return Accuracy(int(correct.sum()), len(correct))
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
@@ -232,7 +228,8 @@ class Bench:
 
     def _shared(self, job: Job, beside: int) -> np.ndarray:
         """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
-        batches = [job.rows[start : start + self._batch] for start in range(0, len(job.rows), self._batch)]
+        size = self._bounds.batch
+        batches = [job.rows[start : start + size] for start in range(0, len(job.rows), size)]
         pieces = np.array_split(np.arange(len(batches)), min(max(self._measures.workers // beside, 1), len(batches)))
         jobs = [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in pieces]
         return np.concatenate(self._side_by_side(self._measures.correct, jobs))

@@ -7,8 +7,9 @@ calibration images. No tensor, gradient, label, layer error or accuracy is among
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,13 @@ from tap_eval.allocation.allocator import Budget, Choices
 from tap_eval.images.images import Images
 from tap_eval.networks.layers import Layer
 from tap_eval.networks.prepared import Prepared
+from tap_eval.networks.products import Quantizable
+from tap_eval.proxies.statistics import Statistics, statistics
 
+VERSION = 1
+"""Part of the key of kept features: raise it when a change here changes them."""
+_BYTES = 40
+"""for each value of a layer's input and output: itself, and what is computed of it"""
 Inputs = Literal["metadata", "statistics"]
 Value = float | int | bool | str | list[int] | dict[str, list[float]]
 Features = dict[str, Value]
@@ -94,67 +101,67 @@ def describe_task(
     return task | {"bits": list(choices.weights)}
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Statistics of a layer's input, of its output, and of its output by channel."""
+
+    input: Statistics
+    output: Statistics
+    channels: Statistics
+
+
 @torch.no_grad()
-def describe(prepared: Prepared, calibration: Images, inputs: Inputs) -> list[Features]:
-    """One dict a layer, with exactly the names of `visible(inputs)`."""
+def describe(prepared: Prepared, calibration: Images, inputs: Inputs, memory: int = 2**29) -> list[Features]:
+    """One dict a layer, with exactly the names of `visible(inputs)`.
+
+    The calibration images go through the network in parts, twice, so that about `memory` bytes
+    are in use.
+    """
     described: list[Features] = [asdict(layer) for layer in prepared.layers]
     if inputs == "metadata":
         return described
-    seen: list[list[tuple[Tensor, Tensor]]] = [[] for _ in prepared.layers]
-
-    def watched(index: int) -> Callable[[Tensor], Tensor]:
-        def call(x: Tensor) -> Tensor:
-            seen[index].append((x, y := prepared.modules[index](x)))
-            return y
-
-        return call
-
-    prepared(calibration.pixels, [watched(index) for index in range(len(prepared.layers))])
-    for layer, features in zip(prepared.layers, described, strict=True):
-        module = prepared.module(layer)
-        axis = 1 if isinstance(module, nn.Conv2d) else -1
+    seen = [_Seen(Statistics(1), Statistics(1), Statistics(layer.out_channels)) for layer in prepared.layers]
+    for second in (False, True):
+        for part in calibration.split(_images_at_once(prepared, memory)):
+            prepared(
+                part, [partial(_see, seen[index], module, second) for index, module in enumerate(prepared.modules)]
+            )
+    for module, found, features in zip(prepared.modules, seen, described, strict=True):
         weight = module.weight.flatten(1)
-        x = torch.cat([x.flatten() for x, _ in seen[layer.index]])
-        output = torch.cat([y.movedim(axis, 0).flatten(1) for _, y in seen[layer.index]], dim=1)
-        channels = _prefixed("weight", _statistics(weight), _OF_WEIGHTS) | _prefixed(
-            "activation", _statistics(output), _OF_ACTIVATIONS
+        channels = _prefixed("weight", statistics(weight), _OF_WEIGHTS) | _prefixed(
+            "activation", found.channels.values(), _OF_ACTIVATIONS
         )
         whole = (
-            _prefixed("weight", _statistics(weight.reshape(1, -1)), _OF_WEIGHTS)
-            | _prefixed("input", _statistics(x[None]), _OF_ACTIVATIONS)
-            | _prefixed("activation", _statistics(output.reshape(1, -1)), _OF_ACTIVATIONS)
+            _prefixed("weight", statistics(weight.reshape(1, -1)), _OF_WEIGHTS)
+            | _prefixed("input", found.input.values(), _OF_ACTIVATIONS)
+            | _prefixed("activation", found.output.values(), _OF_ACTIVATIONS)
         )
         features.update({name: values[0] for name, values in whole.items()})
         features["channels"] = channels
     return described
 
 
+def _images_at_once(prepared: Prepared, memory: int) -> int:
+    """So many that the largest layer's input and output, and what is computed of them, fit."""
+    largest = max(
+        layer.tokens * (layer.in_channels * layer.input_size**2 + layer.out_channels * layer.output_size**2)
+        for layer in prepared.layers
+    )
+    return max(memory // (_BYTES * largest), 1)
+
+
+def _see(seen: _Seen, module: Quantizable, second: bool, x: Tensor) -> Tensor:
+    """The layer's output, which is taken into its statistics with its input."""
+    y: Tensor = module(x)
+    by_channel = y.movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1)
+    for found, part in (
+        (seen.input, x.reshape(1, -1)),
+        (seen.output, by_channel.reshape(1, -1)),
+        (seen.channels, by_channel),
+    ):
+        (found.second if second else found.first)(part)
+    return y
+
+
 def _prefixed(prefix: str, values: dict[str, Tensor], names: dict[str, str]) -> dict[str, list[float]]:
     return {f"{prefix}_{name}": values[name].tolist() for name in names}
-
-
-def _statistics(rows: Tensor) -> dict[str, Tensor]:
-    """Each statistic of each row of (R, N), as (R,) float64."""
-    rows = rows.double()
-    mean = rows.mean(1)
-    centred = rows - mean[:, None]
-    variance = centred.square().mean(1)
-    return {
-        "l1": rows.abs().sum(1),
-        "l2": rows.square().sum(1).sqrt(),
-        "mean": mean,
-        "std": variance.sqrt(),
-        "absmax": rows.abs().amax(1),
-        "kurtosis": centred.pow(4).mean(1) / variance.square().clamp_min(1e-24),
-        "entropy": _entropy(rows),
-        "sparsity": (rows == 0).double().mean(1),
-    }
-
-
-def _entropy(rows: Tensor, bins: int = 256) -> Tensor:
-    """Entropy in nats of each row's histogram over `bins` equal bins between its least and greatest value."""
-    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    place = ((rows - low) / (high - low).clamp_min(1e-30) * bins).long().clamp_(0, bins - 1)
-    place += torch.arange(len(rows), device=rows.device)[:, None] * bins
-    share = torch.bincount(place.flatten(), minlength=len(rows) * bins).view(len(rows), bins) / rows.shape[1]
-    return -torch.special.xlogy(share, share).sum(1).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ from tap_eval.allocation.allocator import Budget, Choices, spent
 from tap_eval.baselines.baselines import baselines
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy, mean_kl
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench, Bounds, Task
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.networks.digits import DigitsCNN
@@ -58,9 +59,34 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(splits: Splits, tmp_path
             return self.layer(x.flatten(1))
 
     task = Task(Choices(), Budget.parse("3bit"))
-    bench = Bench("hungry", Hungry(), splits, task, Ledger(tmp_path / "ledger.sqlite"), batch=128)
+    bench = Bench("hungry", Hungry(), splits, task, Ledger(tmp_path / "ledger.sqlite"), Bounds(batch=128))
     assert bench.measure(None).count == len(splits.search)
     assert "in batches of 32, since 128 images did not fit the memory" in bench.notes[-1]
+
+
+def test_what_stays_in_float_and_what_is_never_used_is_said(splits: Splits, tmp_path: Path) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.head, self.aux = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 10), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rows(x[:, 0])[0].mean(1))
+
+    task = Task(Choices(), Budget.parse("4bit"))
+    notes = Bench("rows", Rows(), splits, task, Ledger(tmp_path / "ledger.sqlite")).notes
+    assert "rows: 16.2 KiB of its weights are never used, and are not counted" in notes
+    assert any(note.startswith("rows: 88.6 % of its weights stay in float32, 4.9 KiB") for note in notes)
+    assert any("rows.weight_hh_l0 (gru)" in note for note in notes)
+
+
+def test_full_precision_at_chance_is_said(network: DigitsCNN, splits: Splits, bench: Bench, tmp_path: Path) -> None:
+    assert not any("commonest class" in note for note in bench.notes)
+    search = dataclasses.replace(splits.search, labels=(splits.search.labels + 1) % 10)
+    wrong = dataclasses.replace(splits, search=search)
+    task = Task(Choices(), Budget.parse("4bit"))
+    (note,) = Bench("digits", network, wrong, task, Ledger(tmp_path / "ledger.sqlite")).notes
+    assert "no better than by always saying the commonest class" in note
 
 
 def test_stages_are_disjoint_and_make_up_the_search_split(bench: Bench) -> None:

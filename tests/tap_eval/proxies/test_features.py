@@ -1,0 +1,94 @@
+"""Features are those of the function, whoever wrote it and however many images are looked at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from tap_eval.images.images import Images, Transform
+from tap_eval.networks.prepare import prepare
+from tap_eval.proxies.features import describe
+from tap_eval.proxies.statistics import Statistics
+from tests.tap_eval.networks.test_prepare import NormAct, randomized
+
+IMAGES = Images(
+    np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), np.uint8),
+    torch.zeros(7, dtype=torch.int64),
+    Transform(mean=(0.5,) * 3, std=(0.5,) * 3),
+)
+
+
+def test_statistics_of_parts_are_those_of_the_whole() -> None:
+    rows = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0)).relu_() ** 2 - 0.5
+    rows[2] = 4
+    found = Statistics(3)
+    for step in (found.first, found.second):
+        for part in rows.split([1, 399, 600], dim=1):
+            step(part)
+    values = found.values()
+    for index, row in enumerate(rows[:2].numpy()):
+        counts, _ = np.histogram(row, 256)
+        expected = {
+            "l1": np.abs(row).sum(),
+            "l2": np.sqrt(np.square(row, dtype=np.float64).sum()),
+            "mean": row.mean(dtype=np.float64),
+            "std": row.std(dtype=np.float64),
+            "absmax": np.abs(row).max(),
+            "kurtosis": scipy.stats.kurtosis(row.astype(np.float64), fisher=False),
+            "entropy": scipy.stats.entropy(counts),
+            "sparsity": (row == 0).mean(),
+        }
+        assert {name: float(value[index]) for name, value in values.items()} == pytest.approx(expected, rel=1e-3)
+    assert [float(values[name][2]) for name in ("std", "entropy", "kurtosis")] == [0, 0, 0]
+
+
+def tuned(features: list[dict[str, Any]]) -> list[float]:
+    """Every number in them but those of names and places."""
+    numbers: list[float] = []
+    for layer in features:
+        for name, value in layer.items():
+            if isinstance(value, dict):
+                numbers += [number for values in value.values() for number in values]
+            elif name not in ("name", "block", "kind"):
+                numbers.append(float(value))
+    return numbers
+
+
+class Blocks(nn.Module):
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+def test_a_network_with_its_norms_folded_has_the_features_of_the_one_with_them_apart() -> None:
+    torch.manual_seed(0)
+    apart = randomized(Blocks(nn.Conv2d(3, 8, 3, bias=False), NormAct(8), nn.Conv2d(8, 8, 3, padding=1), NormAct(8)))
+    first = prepare(apart, IMAGES.pixels[:2])
+    folded = Blocks(*(layer for module in first.modules[:2] for layer in (module, nn.SiLU())))
+    folded.head = apart.head
+    second = prepare(folded, IMAGES.pixels[:2])
+    assert len(first.folded) == 2
+    assert not second.folded
+    expected, got = (tuned(describe(each, IMAGES, "statistics")) for each in (first, second))  # type: ignore[arg-type]
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_bound_on_memory_changes_nothing_else() -> None:
+    torch.manual_seed(0)
+    prepared = prepare(Blocks(nn.Conv2d(3, 8, 3), nn.ReLU()), IMAGES.pixels[:2])
+    seen: list[int] = []
+    prepared.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    whole = describe(prepared, IMAGES, "statistics")
+    assert seen == [7, 7]
+    seen.clear()
+    parts = describe(prepared, IMAGES, "statistics", memory=150_000)
+    assert max(seen) < 7
+    assert tuned(parts) == pytest.approx(tuned(whole), rel=1e-6)  # type: ignore[arg-type]
