@@ -11,7 +11,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from plotly.offline import get_plotlyjs
 
 from tap_agent.report import figures, layer_figures
-from tap_agent.report.text import draws_text, reads_text, summary, top1_text
+from tap_agent.report.text import draws_text, in_float_text, reads_text, rest_text, summary, top1_text
 from tap_agent.runs.result import History, NetworkRecord, Result
 
 
@@ -52,6 +52,8 @@ def render(result: Result) -> str:
 def shown(result: Result) -> dict[str, Any]:
     """The numbers and the table, as templates show them."""
     return {
+        "left": any(row.in_float for row in result.table),
+        "in_float": in_float_text,
         "rows": [(row, top1_text(row.test), draws_text(row)) for row in result.table],
         "several": len(result.networks) > 1,
         "reads": reads_text(result),
@@ -65,6 +67,7 @@ def _headline(history: History, network: NetworkRecord) -> dict[str, Any]:
     proxy, full = rows["proxy"], rows["full precision"]
     return {
         "network": network.name,
+        "rest": rest_text(network),
         "images": network.images if ":" not in network.images else Path(network.images).name,
         "top1": top1_text(proxy.test),
         "full": f"{100 * full.test.top1:.1f}",

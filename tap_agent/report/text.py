@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.account import Spent
-from tap_agent.runs.result import MeasuredTop1, Result, Row
+from tap_agent.runs.result import MeasuredTop1, NetworkRecord, Result, Row
 
 
 def reads_text(result: Result) -> str:
@@ -23,6 +23,26 @@ def draws_text(row: Row) -> str:
     if len(row.draws) < 2:
         return ""
     return f"{100 * sum(row.draws) / len(row.draws):.1f} ± {100 * row.spread:.1f}"
+
+
+def in_float_text(share: float) -> str:
+    """The share of a network's weights that stay in float32, in per cent."""
+    return f"{100 * share:.1f} %"
+
+
+def rest_text(network: NetworkRecord) -> str:
+    """What of a network is not quantized, in a sentence; "" where everything is."""
+    found = []
+    if network.in_float:
+        largest = sorted(network.in_float_bytes.items(), key=lambda item: -item[1])
+        parts = ", ".join(f"{reader} {size / 1024:,.1f}" for reader, size in largest)
+        found.append(
+            f"{in_float_text(network.in_float)} of its weights stay in float32 beside this, "
+            f"{sum(network.in_float_bytes.values()) / 1024:,.1f} KiB by what reads them: {parts}."
+        )
+    if network.unused_bytes:
+        found.append(f"{network.unused_bytes / 1024:,.1f} KiB of weights are never used, and are not counted.")
+    return " ".join(found)
 
 
 def summary(result: Result) -> str:

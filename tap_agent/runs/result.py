@@ -34,6 +34,9 @@ class Row(_Record):
     bits: float
     """average weight bits"""
     size_bytes: int
+    """of the layers' weights"""
+    in_float: float = 0.0
+    """share of the network's weights that no layer holds and that stay in float32, in [0, 1]"""
     bops: int
     allocation: Bits | None = None
     search: MeasuredTop1 | None
@@ -62,6 +65,12 @@ class NetworkRecord(_Record):
     layers: list[LayerRecord]
     layer_errors: list[float]
     """nats, at the lowest bit choice"""
+    in_float: float = 0.0
+    """as in `Row`"""
+    in_float_bytes: dict[str, int] = {}
+    """those weights, by what reads them"""
+    unused_bytes: int = 0
+    """weights that nothing reads"""
 
 
 class History(_Record):

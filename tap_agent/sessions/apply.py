@@ -72,6 +72,6 @@ def apply(found: Found, resources: Resources, tell: Callable[[str], None]) -> Ap
         tell(bench.name)
         rows += final_table(bench, found.origin, allocation, resources.settings.seed, lambda: None, search=False)
     provenance = {"proxy": found.origin, "at": time.strftime("%Y-%m-%d"), "seed": resources.settings.seed}
-    record = best_record(found.thought, found.code, rows, [bench.layers for bench in resources.benches], provenance)
+    record = best_record(found.thought, found.code, rows, resources.benches, provenance)
     tables = [layer_table(bench, scored, place) for place, bench in enumerate(resources.benches)]
     return Applied(rows, tables, scored.scoring_seconds, scored.allocation_seconds, json.dumps(record, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +17,6 @@ from tap_agent.sessions.final_table import Advance, final_table
 from tap_agent.sessions.resources import Resources
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
-from tap_eval.networks.layers import Layer
 from tap_eval.quantization import quantizer
 
 
@@ -73,8 +73,7 @@ def conclude_run(
         "llm": best.llm,
         "seed": resources.settings.seed,
     }
-    layers = [bench.layers for bench in benches]
-    record = best_record(best.thought, best.code, result.table, layers, provenance)
+    record = best_record(best.thought, best.code, result.table, benches, provenance)
     folder.save(result, record, html.render(result), replay.written(account.answers()))
     return result
 
@@ -112,11 +111,16 @@ def network_record(bench: Bench) -> NetworkRecord:
         budget=bench.task.budget.text,
         layers=[LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs) for x in bench.layers],
         layer_errors=bench.layer_errors,
+        in_float=bench.prepared.share_left,
+        in_float_bytes=dict(
+            sum((Counter({rest.reason: 4 * rest.count}) for rest in bench.prepared.rest if rest.used), Counter())
+        ),
+        unused_bytes=sum(4 * rest.count for rest in bench.prepared.rest if not rest.used),
     )
 
 
 def best_record(
-    thought: str, code: str, rows: Sequence[Row], layers: Sequence[Sequence[Layer]], provenance: dict[str, Any]
+    thought: str, code: str, rows: Sequence[Row], benches: Sequence[Bench], provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """What `best.json` holds: the proxy, its bits a layer with size and accuracy, and where it came from."""
     versions = {name: version(name) for name in ("tap-agent", "torch")} | {"quantizer": quantizer.VERSION}
@@ -135,11 +139,20 @@ def best_record(
                 "layers": [
                     {"name": layer.name, "params": layer.params, "weight_bits": weight, "activation_bits": activation}
                     for layer, weight, activation in zip(
-                        each, row.allocation.allocation().weights, row.allocation.activations, strict=True
+                        bench.layers, row.allocation.allocation().weights, row.allocation.activations, strict=True
                     )
                 ],
+                "in_float32": {
+                    "share": row.in_float,
+                    "tensors": [
+                        {"name": rest.name, "bytes": 4 * rest.count, "read_by": rest.reason}
+                        for rest in bench.prepared.rest
+                        if rest.used
+                    ],
+                },
+                "unused": [rest.name for rest in bench.prepared.rest if not rest.used],
             }
-            for row, each in zip([row for row in rows if row.kind == "proxy"], layers, strict=True)
+            for row, bench in zip([row for row in rows if row.kind == "proxy"], benches, strict=True)
             if row.allocation
         ],
         "provenance": provenance | {"versions": versions},

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tap_agent.report.text import draws_text, summary, top1_text
+from tap_agent.report.text import draws_text, in_float_text, summary, top1_text
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import overview
 from tap_agent.runs.result import Result, Row
@@ -49,7 +49,10 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
         table.add_column("network")
     draws = max(len(row.draws) for row in rows)
     searched = any(row.search for row in rows)
-    middle = [*(["GBOPs"] if operations else []), *(["search"] if searched else [])]
+    left = any(row.in_float for row in rows)
+    middle = [
+        *(["in float32"] if left else []), *(["GBOPs"] if operations else []), *(["search"] if searched else []),
+    ]  # fmt: skip
     for name in ("allocation from", "bits", "KiB", *middle, "test (95 % interval)"):
         table.add_column(name, justify="left" if name == "allocation from" else "right")
     if draws > 1:
@@ -57,6 +60,8 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     for row in rows:
         note = f"\n[dim]{cell(row.note)}[/dim]" if row.note else ""
         cells = [f"{cell(row.label)}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
+        if left:
+            cells.append(in_float_text(row.in_float))
         if operations:
             cells.append(f"{row.bops / 1e9:.3g}")
         if searched:

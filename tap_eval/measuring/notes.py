@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tap_eval.measuring.accuracy import Accuracy
-from tap_eval.networks.prepared import UNUSED, Prepared
+from tap_eval.networks.prepared import Prepared
 
 _SHARE_SAID = 0.01
 """of weights that stay in float32: above it, the user is told"""
@@ -15,10 +15,10 @@ _NAMED = 3
 
 def left_in_float(prepared: Prepared) -> list[str]:
     """How much of a network is not quantized, and which tensors are the largest of it."""
-    unused = sum(rest.count for rest in prepared.rest if rest.reason == UNUSED)
+    unused = sum(rest.count for rest in prepared.rest if not rest.used)
     notes = [f"{_size(unused)} of its weights are never used, and are not counted"] if unused else []
     if prepared.share_left > _SHARE_SAID:
-        used = sorted((-rest.count, rest.name, rest.reason) for rest in prepared.rest if rest.reason != UNUSED)
+        used = sorted((-rest.count, rest.name, rest.reason) for rest in prepared.rest if rest.used)
         names = ", ".join(f"{name} ({reason})" for _, name, reason in used[:_NAMED])
         more = f" and {len(used) - _NAMED} more" if len(used) > _NAMED else ""
         notes.append(

@@ -22,7 +22,7 @@ from tap_eval.networks.discovery import Discovery, Found
 from tap_eval.networks.equivalence import Original, difference
 from tap_eval.networks.layers import describe
 from tap_eval.networks.outputs import Output, find_output
-from tap_eval.networks.prepared import UNUSED, Prepared, Rest
+from tap_eval.networks.prepared import Prepared, Rest
 from tap_eval.networks.products import Quantizable
 from tap_eval.networks.tracing import Norm, Source, module_of, named_tensors
 
@@ -166,7 +166,7 @@ def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
         if readers:
             yield Rest(name, ", ".join(sorted(readers)), tensor.numel())
         elif id(tensor) in parameters:
-            yield Rest(name, UNUSED, tensor.numel())
+            yield Rest(name, "", tensor.numel())
 
 
 def _check_finite(network: nn.Module) -> None:

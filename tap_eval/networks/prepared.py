@@ -19,13 +19,18 @@ _BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
 
 @dataclass(frozen=True)
 class Rest:
-    """A tensor of the network that no layer holds."""
+    """A tensor of the network that no layer holds: it stays in float32."""
 
     name: str
     reason: str
-    """what reads it in float32, or "unused" """
+    """the functions that read it, "" where none does"""
     count: int
     """elements"""
+
+    @property
+    def used(self) -> bool:
+        """Whether inference needs it."""
+        return bool(self.reason)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Prepared:
     @property
     def left(self) -> int:
         """Elements that stay in float32 when the network runs, the layers' biases aside."""
-        return sum(rest.count for rest in self.rest if rest.reason != UNUSED)
+        return sum(rest.count for rest in self.rest if rest.used)
 
     @property
     def share_left(self) -> float:
@@ -78,9 +83,6 @@ class Prepared:
         named = named_tensors(self.network) | {id(tensor): (tensor, name) for tensor, name in self.originals}
         with _Running(self, self.modules if layers is None else layers, named):
             return self.output.logits(self.network(pixels))
-
-
-UNUSED = "unused"
 
 
 class _Running(Tracing):

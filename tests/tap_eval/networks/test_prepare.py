@@ -15,7 +15,7 @@ from torchvision import models
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
 from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import UNUSED, Prepared
+from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, calibrate
 
@@ -498,12 +498,12 @@ def test_every_tensor_is_accounted_for_once() -> None:
     assert rest["cube.weight"] == ("conv3d", 54)
     assert rest["rows.weight_ih_l0"] == ("lstm", 128)
     assert rest["table.weight"] == ("embedding", 40)
-    assert rest["auxiliary.weight"] == (UNUSED, 24)
+    assert rest["auxiliary.weight"] == ("", 24)
     assert rest["norm.running_mean"] == ("batch_norm", 8)
     assert rest["body_norm.bias"] == ("layer_norm", 8)
     held = {name for name, _ in network.named_parameters()} - rest.keys()
     assert held == {"conv.weight", "conv.bias", "heads"}
-    left = sum(count for reason, count in rest.values() if reason != UNUSED)
+    left = sum(count for reason, count in rest.values() if reason)
     assert prepared.left == left
     layers = sum(layer.params for layer in prepared.layers)
     assert prepared.share_left == pytest.approx(left / (left + layers))

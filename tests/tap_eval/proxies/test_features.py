@@ -91,4 +91,4 @@ def test_a_bound_on_memory_changes_nothing_else() -> None:
     seen.clear()
     parts = describe(prepared, IMAGES, "statistics", memory=150_000)
     assert max(seen) < 7
-    assert tuned(parts) == pytest.approx(tuned(whole), rel=1e-6)  # type: ignore[arg-type]
+    assert tuned(parts) == pytest.approx(tuned(whole), rel=1e-4)  # type: ignore[arg-type]
