@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.account import Spent
 from graphs.state import Bits, Candidate, Generation, SearchState
-from tap_eval.allocation.allocator import bops, weight_size
+from tap_eval.allocation.size import bops, weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench

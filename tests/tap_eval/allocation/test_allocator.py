@@ -7,17 +7,11 @@ import random
 
 import pytest
 
-from tap_eval.allocation.allocator import (
-    Budget,
-    Choices,
-    allocate,
-    bops,
-    check_within,
-    importance,
-    spent,
-    uniform,
-    weight_size,
-)
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget, check_within, spent
+from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.score import importance
+from tap_eval.allocation.size import bops, weight_size
 from tap_eval.mistake import BitsMistake, BudgetMistake
 from tap_eval.networks.layers import Layer
 from tap_eval.quantization.quantizer import Allocation
