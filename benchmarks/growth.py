@@ -22,7 +22,9 @@ import torch
 from torch import nn
 from torchvision import models
 
-from tap_eval.allocation.allocator import Budget, Choices, allocate
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import AS_THEY_ARE, Images, room_in
 from tap_eval.measuring.layer_errors import layer_errors
 from tap_eval.networks.prepare import prepare

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tap_agent.paths import cache_folder
-from tap_eval.allocation.allocator import uniform
+from tap_eval.allocation.choices import uniform
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.measurer import Job, Measurer

@@ -6,7 +6,8 @@ python examples/apply_proxy.py
 from __future__ import annotations
 
 from tap_agent.paths import cache_folder
-from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.ledger import Ledger

@@ -6,7 +6,10 @@ python examples/compare.py
 from __future__ import annotations
 
 from tap_agent.paths import cache_folder
-from tap_eval.allocation.allocator import Budget, Choices, allocate, weight_size
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.size import weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task

@@ -14,7 +14,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from tap_eval.allocation.allocator import Budget, Choices, allocate, uniform, weight_size
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.size import weight_size
 from tap_eval.images.images import Images
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graphs.state import Candidate
-from tap_eval.allocation.allocator import bops, uniform
+from tap_eval.allocation.choices import uniform
+from tap_eval.allocation.size import bops
 from tap_eval.measuring.bench import STAGES, Bench
 from tap_eval.measuring.race import Correct, Entrant, race, top1
 from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation

@@ -23,7 +23,7 @@ from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
-from tap_eval.allocation.allocator import weight_size
+from tap_eval.allocation.size import weight_size
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection

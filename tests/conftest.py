@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Splits
 from tap_eval.images.sources import digits, split
 from tap_eval.measuring.bench import Bench, Task

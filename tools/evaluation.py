@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from tap_eval.allocation.allocator import allocate, check_within
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import check_within
 from tap_eval.allocation.score import Scores, layer_score
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key

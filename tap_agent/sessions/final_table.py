@@ -8,7 +8,7 @@ from typing import Literal
 
 from graphs.state import Bits
 from tap_agent.runs.result import MeasuredTop1, Row
-from tap_eval.allocation.allocator import bops, weight_size
+from tap_eval.allocation.size import bops, weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench

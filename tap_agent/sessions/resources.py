@@ -16,7 +16,8 @@ from agents.models import Models, parse, priced
 from agents.proposer import Proposer
 from graphs.search import SearchSettings
 from tap_agent.settings.model import NetworkSettings, Settings
-from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Bounds, Task

@@ -10,196 +10,23 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from itertools import product
-from typing import Literal
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from tap_eval.allocation.score import Score, layer_score
-from tap_eval.mistake import BitsMistake, BudgetMistake
+from tap_eval.allocation.budget import Budget, check_feasible, check_within
+from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.score import Score, importance
+from tap_eval.allocation.unit import Unit, units_of
 from tap_eval.networks.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
 
-BUDGETS = "3bit, 87%, 0.1MB or 1.2GBOPs"
-REACH = math.log(4.0**3)
-"""how far from the mean a score counts with its ratio: to about three bits"""
 EXACT_UNITS = 250
 """with more units than this, the solver may stop within a millionth of the optimum"""
-_PREFIX = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit on weight size (in bits) or on bit operations an image, as the user wrote it."""
-
-    text: str
-    unit: Literal["bit", "%", "B", "BOPs"]
-    amount: float
-
-    @staticmethod
-    def parse(text: str) -> Budget:
-        """Reads `3bit`, `87%` (smaller than float32 by that much), `0.1MB` or `1.2GBOPs`."""
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(?:(bits?)|(%)|([KMGT]?i?)(BOPs|B))\s*", text, re.IGNORECASE)
-        if not match:
-            raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
-        amount, bits, percent, prefix, unit = match.groups()
-        value = float(amount)
-        if bits:
-            return Budget(text.strip(), "bit", value)
-        if percent:
-            return Budget(text.strip(), "%", value)
-        factor = _PREFIX.get(prefix.upper())
-        if factor is None:
-            raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
-        return Budget(text.strip(), "BOPs" if unit.lower() == "bops" else "B", value * factor)
-
-    def limit(self, layers: Sequence[Layer]) -> int:
-        """The most bits of weights, or for BOPs the most bit operations, that `layers` may take."""
-        params = sum(layer.params for layer in layers)
-        exact = {
-            "bit": self.amount * params,
-            "%": (1 - self.amount / 100) * 32 * params,
-            "B": self.amount * 8,
-            "BOPs": self.amount,
-        }[self.unit]
-        return math.floor(exact + 1e-6)
-
-    def cost(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
-        """What `layer` takes of the limit: params * bits, or macs * weight bits * activation bits."""
-        if self.unit == "BOPs":
-            return _over_channels(layer.macs, layer, weight_bits) * activation_bits
-        return _over_channels(layer.params, layer, weight_bits)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The bits a layer may take; `pin_ends` holds the first and the last layer at the most.
-
-    With more than one of `channel_groups`, a layer whose output channels have scores of their
-    own is cut into so many groups of channels, of like scores, and each takes bits of its own.
-    """
-
-    weights: tuple[int, ...] = (2, 4, 8)
-    activations: tuple[int, ...] = (8,)
-    pin_ends: bool = False
-    channel_groups: int = 1
-
-    def __post_init__(self) -> None:
-        if self.channel_groups < 1:
-            raise BitsMistake(f"{self.channel_groups} channel groups: give 1 for bits a layer, or more.")
-        for what, bits in (("weights", self.weights), ("activations", self.activations)):
-            if not bits or any(not 2 <= choice <= 8 for choice in bits) or len(set(bits)) < len(bits):
-                raise BitsMistake(
-                    f"bits {list(bits)} for {what}: give different whole numbers from 2 to 8, as in 2,4,8."
-                )
-
-    def of(self, layer: Layer) -> list[tuple[int, int]]:
-        """The (weight, activation) bits that `layer` may take, the cheapest first."""
-        if self.pin_ends and (layer.first or layer.last):
-            return [(max(self.weights), max(self.activations))]
-        return list(product(sorted(self.weights), sorted(self.activations)))
-
-
-def uniform(layers: Sequence[Layer], weight_bits: int, activation_bits: int = 8) -> Allocation:
-    """The same bits everywhere."""
-    return Allocation((weight_bits,) * len(layers), (activation_bits,) * len(layers))
-
-
-def weight_size(layers: Sequence[Layer], allocation: Allocation) -> int:
-    """Size of the weights in bits."""
-    return sum(
-        _over_channels(layer.params, layer, bits) for layer, bits in zip(layers, allocation.weights, strict=True)
-    )
-
-
-def bops(layers: Sequence[Layer], allocation: Allocation) -> int:
-    """Bit operations an image: the sum over layers of macs * weight bits * activation bits."""
-    pairs = zip(allocation.weights, allocation.activations, strict=True)
-    return sum(
-        _over_channels(layer.macs, layer, weight) * activation
-        for layer, (weight, activation) in zip(layers, pairs, strict=True)
-    )
-
-
-def _over_channels(amount: int, layer: Layer, bits: LayerBits) -> int:
-    """Sum of bits over `amount` of a layer's weights or macs, of which each output channel has its equal share."""
-    return amount * bits if isinstance(bits, int) else amount // layer.out_channels * sum(bits)
-
-
-def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) -> None:
-    """Raises `BudgetMistake` when even the cheapest allocation is above the budget."""
-    least = sum(budget.cost(layer, *choices.of(layer)[0]) for layer in layers)
-    if least > budget.limit(layers):
-        unit = {"bit": sum(layer.params for layer in layers), "B": 8, "BOPs": 1}
-        smallest = (
-            f"{100 * (1 - least / 32 / unit['bit']):.2f}%"
-            if budget.unit == "%"
-            else f"{least / unit[budget.unit]:,.6g} {'bit' if budget.unit == 'bit' else budget.unit}"
-        )
-        raise BudgetMistake(
-            f"a budget of {budget.text} is below what the smallest bits need, {smallest}: "
-            "raise the budget or allow fewer bits with --bits."
-        )
-
-
-def importance(scores: Sequence[float]) -> np.ndarray:
-    """`weight(score)`: a monotone map of scores to positive numbers, (N,) float64.
-
-    `exp(REACH * tanh(z / REACH))` with `z` the logarithm of the score, from the mean of all.
-    Near the mean, scores count with their ratios; far from it they keep their order, however
-    wildly they are scaled. Scores of which some are not positive have no logarithm: they are
-    taken for logarithms themselves, `z` being their distance from the mean in standard
-    deviations.
-    """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.min() > 0:
-        z = np.log(values)
-        z -= z.mean()
-    else:
-        z = values / max(np.abs(values).max(), 1e-300)  # so that squares do not overflow
-        z = (z - z.mean()) / (z.std() or 1.0)
-    return np.exp(REACH * np.tanh(z / REACH))
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What takes bits of its own: a layer (by its index), or some of its output channels."""
-
-    layer: int
-    channels: tuple[int, ...] | None = None
-
-    def share(self, layer: Layer) -> float:
-        """Of the layer's output channels, in (0, 1]."""
-        return 1.0 if self.channels is None else len(self.channels) / layer.out_channels
-
-    def cost(self, layer: Layer, budget: Budget, weight_bits: int, activation_bits: int) -> int:
-        """What the unit takes of the budget."""
-        return budget.cost(
-            layer, (weight_bits,) * len(self.channels) if self.channels else weight_bits, activation_bits
-        )
-
-
-def units_of(scores: Sequence[Score], layers: Sequence[Layer], choices: Choices) -> list[tuple[Unit, float]]:
-    """The units to which `scores` lead, each with its score; channels of like scores are in a group."""
-    units: list[tuple[Unit, float]] = []
-    for layer, score in zip(layers, scores, strict=True):
-        if isinstance(score, float | int):
-            units.append((Unit(layer.index), score))
-        elif choices.channel_groups == 1 or len(choices.of(layer)) == 1:
-            units.append((Unit(layer.index), layer_score(score)))
-        else:
-            order = np.argsort(np.asarray(score), kind="stable")
-            for group in np.array_split(order, min(choices.channel_groups, layer.out_channels)):
-                channels = tuple(sorted(int(channel) for channel in group))
-                units.append((Unit(layer.index, channels), layer_score([score[channel] for channel in channels])))
-    return units
 
 
 def allocate(scores: Sequence[Score], layers: Sequence[Layer], choices: Choices, budget: Budget) -> Allocation:
@@ -286,19 +113,6 @@ def _allocation(taken: Sequence[tuple[int, int, int]], units: Sequence[Unit], la
     for layer, bits in channels.items():
         weights[layer] = bits[0] if len(set(bits)) == 1 else tuple(bits)
     return Allocation(tuple(weights), tuple(activations))
-
-
-def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> int:
-    """What `allocation` takes of `budget.limit(layers)`."""
-    return sum(map(budget.cost, layers, allocation.weights, allocation.activations))
-
-
-def check_within(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> None:
-    """Raises `BudgetMistake` when `allocation` is above the budget, by however little."""
-    over = spent(allocation, layers, budget) - budget.limit(layers)
-    if over > 0:
-        unit = "bit operations" if budget.unit == "BOPs" else "bits of weights"
-        raise BudgetMistake(f"the allocation is {over:,} {unit} above the budget of {budget.text}.")
 
 
 @contextmanager

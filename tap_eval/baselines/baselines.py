@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tap_eval.allocation.allocator import Unit, allocate, minimize, spent, uniform
+from tap_eval.allocation.allocator import allocate, minimize
+from tap_eval.allocation.budget import spent
+from tap_eval.allocation.choices import uniform
+from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import Allocation, quantize_weight
 

@@ -20,7 +20,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from tap_eval.allocation.allocator import Budget, Choices, check_feasible, uniform
+from tap_eval.allocation.budget import Budget, check_feasible
+from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tap_eval.allocation.allocator import Budget, Choices
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Images
 from tap_eval.networks.layers import Layer
 from tap_eval.networks.prepared import Prepared

@@ -7,62 +7,16 @@ import random
 
 import pytest
 
-from tap_eval.allocation.allocator import (
-    Budget,
-    Choices,
-    allocate,
-    bops,
-    check_within,
-    importance,
-    spent,
-    uniform,
-    weight_size,
-)
-from tap_eval.mistake import BitsMistake, BudgetMistake
-from tap_eval.networks.layers import Layer
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget, spent
+from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.score import importance
+from tap_eval.allocation.size import bops, weight_size
+from tap_eval.mistake import BitsMistake
 from tap_eval.quantization.quantizer import Allocation
-
-
-def make_layers(*params: int, channels: int = 4) -> list[Layer]:
-    last = len(params) - 1
-    return [
-        Layer(
-            name=f"layer{i}", kind="conv", block="", index=i, depth=(i + 1) / len(params), in_channels=4,
-            out_channels=channels, kernel=1, stride=1, groups=1, input_size=1, output_size=1, tokens=1,
-            params=count, macs=10 * count, first=i == 0, last=i == last,
-        )
-        for i, count in enumerate(params)
-    ]  # fmt: skip
-
+from tests.tap_eval.allocation.layers import make_layers
 
 LAYERS = make_layers(40, 120, 400, 800, 80)
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [
-        ("3bit", 3 * 1440), ("2.5 bits", 3600), ("90%", 4608), ("512B", 4096), ("0.5KB", 4000), ("0.5KiB", 4096),
-        ("1e3B", None), ("1MBOPs", 10**6), ("0.25GBOPs", 250 * 10**6),
-    ],
-)  # fmt: skip
-def test_a_budget_is_read_as_people_write_it(text: str, limit: int | None) -> None:
-    if limit is None:
-        with pytest.raises(BudgetMistake, match="3bit, 87%"):
-            Budget.parse(text)
-    else:
-        assert Budget.parse(text).limit(LAYERS) == limit
-
-
-@pytest.mark.parametrize("text", ["", "3", "bit", "-3bit", "three bit", "3 bytes", "5XB"])
-def test_what_is_no_budget_is_named(text: str) -> None:
-    with pytest.raises(BudgetMistake, match=f"'{text}' is no budget"):
-        Budget.parse(text)
-
-
-def test_a_budget_below_the_smallest_bits_says_what_they_need() -> None:
-    with pytest.raises(BudgetMistake, match=r"1.9bit is below what the smallest bits need, 2 bit"):
-        allocate([1.0] * 5, LAYERS, Choices(), Budget.parse("1.9bit"))
-    assert allocate([5, 4, 3, 2, 1], LAYERS, Choices(), Budget.parse("2bit")) == uniform(LAYERS, 2)
 
 
 @pytest.mark.parametrize("bits", [(), (1, 2), (2, 9), (2, 2)])
@@ -137,10 +91,3 @@ def test_every_score_means_its_ranking(scores: list[float]) -> None:
 def test_a_common_factor_changes_nothing() -> None:
     scores = [0.3, 2.0, 7.0, 0.01, 1.0]
     assert importance(scores) == pytest.approx(importance([1000 * score for score in scores]))
-
-
-def test_above_the_budget_by_one_bit_is_above_it() -> None:
-    layers = make_layers(1, 1, channels=1)
-    check_within(Allocation((2, 4), (8, 8)), layers, Budget.parse("3bit"))
-    with pytest.raises(BudgetMistake, match="1 bits of weights above"):
-        check_within(Allocation((3, 4), (8, 8)), layers, Budget.parse("3bit"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tap_eval.allocation.allocator import Budget, Choices, spent
+from tap_eval.allocation.budget import Budget, spent
+from tap_eval.allocation.choices import Choices
 from tap_eval.baselines.baselines import baselines
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy, mean_kl

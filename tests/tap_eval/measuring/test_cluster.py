@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tap_eval.allocation.allocator import uniform
+from tap_eval.allocation.choices import uniform
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.cluster import ExecutorMistake, RayExecutor
 from tap_eval.measuring.ledger import Ledger

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torchvision import models
 
-from tap_eval.allocation.allocator import Budget, Choices, uniform
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one

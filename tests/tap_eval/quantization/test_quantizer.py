@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tap_eval.allocation.allocator import uniform
+from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import Images, Transform
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.measurer import Measurer

@@ -1,0 +1,118 @@
+"""The budget: a limit on the size of weights or on bit operations, which is never exceeded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
+from typing import Literal
+
+from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.size import over_channels
+from tap_eval.mistake import BudgetMistake
+from tap_eval.networks.layers import Layer
+from tap_eval.quantization.quantizer import Allocation, LayerBits
+
+BUDGETS = "3bit, 87%, 0.1MB or 1.2GBOPs"
+_FORM = re.compile(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*(?:(bits?)|(%)|([KMGT]?i?)(BOPs|B))\s*", re.IGNORECASE)
+_DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_PREFIX = {prefix.upper(): factor for prefix, factor in (_DECIMAL | _BINARY).items()}
+_DIGITS = 4
+"""of the smallest budget that a refusal names"""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on weight size (in bits) or on bit operations an image, as the user wrote it."""
+
+    text: str
+    unit: Literal["bit", "%", "B", "BOPs"]
+    amount: Fraction
+    """exactly as written, so that a limit is not a bit off"""
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Reads `3bit`, `87%` (smaller than float32 by that much), `0.1MB` or `1.2GBOPs`."""
+        match = _FORM.fullmatch(text)
+        if not match:
+            raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
+        amount, bits, percent, prefix, unit = match.groups()
+        value = Fraction(amount)
+        if bits:
+            return Budget(text.strip(), "bit", value)
+        if percent:
+            return Budget(text.strip(), "%", value)
+        factor = _PREFIX.get(prefix.upper())
+        if factor is None:
+            raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
+        return Budget(text.strip(), "BOPs" if unit.lower() == "bops" else "B", value * factor)
+
+    def limit(self, layers: Sequence[Layer]) -> int:
+        """The most bits of weights, or for BOPs the most bit operations, that `layers` may take."""
+        params = sum(layer.params for layer in layers)
+        exact = {
+            "bit": self.amount * params,
+            "%": (100 - self.amount) * 32 * params / 100,
+            "B": self.amount * 8,
+            "BOPs": self.amount,
+        }[self.unit]
+        return math.floor(exact)
+
+    def cost(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
+        """What `layer` takes of the limit: params * bits, or macs * weight bits * activation bits."""
+        if self.unit == "BOPs":
+            return over_channels(layer.macs, layer, weight_bits) * activation_bits
+        return over_channels(layer.params, layer, weight_bits)
+
+
+def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) -> None:
+    """Raises `BudgetMistake` when even the cheapest allocation is above the budget; it names one that would do."""
+    least = sum(budget.cost(layer, *choices.of(layer)[0]) for layer in layers)
+    if least > budget.limit(layers):
+        steps = ["raise the budget"]
+        if min(choices.weights) > 2:
+            steps.append("allow fewer bits with --bits")
+        if budget.unit == "BOPs" and min(choices.activations) > 2:
+            steps.append("allow fewer with --activation-bits")
+        if choices.pin_ends:
+            steps.append("leave out --pin-ends")
+        raise BudgetMistake(
+            f"a budget of {budget.text} is below what the smallest bits need, {_written(least, layers, budget)}: "
+            f"{' or '.join(steps)}."
+        )
+
+
+def _written(least: int, layers: Sequence[Layer], budget: Budget) -> str:
+    """The tightest budget of a few digits, in the unit of `budget`, whose limit is `least` or more."""
+    params = sum(layer.params for layer in layers)
+    if budget.unit == "bit":
+        return f"{_rounded(Fraction(least, params), ROUND_CEILING)}bit"
+    if budget.unit == "%":
+        return f"{_rounded(100 - Fraction(100 * least, 32 * params), ROUND_FLOOR)}%"
+    amount = Fraction(least, 8 if budget.unit == "B" else 1)
+    binary = budget.text.lower().removesuffix(budget.unit.lower()).endswith("i")
+    prefixes = _BINARY if binary else _DECIMAL
+    prefix = [each for each, factor in prefixes.items() if each == "" or factor <= amount][-1]
+    return f"{_rounded(amount / prefixes[prefix], ROUND_CEILING)}{prefix}{budget.unit}"
+
+
+def _rounded(amount: Fraction, rounding: str) -> str:
+    exact = Decimal(amount.numerator), Decimal(amount.denominator)
+    return f"{Context(_DIGITS, rounding).divide(*exact).normalize():f}"
+
+
+def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> int:
+    """What `allocation` takes of `budget.limit(layers)`."""
+    return sum(map(budget.cost, layers, allocation.weights, allocation.activations))
+
+
+def check_within(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> None:
+    """Raises `BudgetMistake` when `allocation` is above the budget, by however little."""
+    over = spent(allocation, layers, budget) - budget.limit(layers)
+    if over > 0:
+        unit = "bit operations" if budget.unit == "BOPs" else "bits of weights"
+        raise BudgetMistake(f"the allocation is {over:,} {unit} above the budget of {budget.text}.")
