@@ -71,7 +71,7 @@ class Bench:
         if outputs != len(splits.classes):
             raise ImagesMistake(
                 f"{splits.name} has {len(splits.classes)} classes, {name} tells {outputs} apart: "
-                "give images of the network's task."
+                "give images of the network's task, or the names of all its classes in --classes FILE."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         self._measures = spread(Measurer(self.prepared, splits, highest, batch, memory))
@@ -124,9 +124,8 @@ class Bench:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: images that were skipped, and how measuring differs from what is usual."""
-        skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
-        return [*skipped, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
+        """What a user should know: of the images, and how measuring differs from what is usual."""
+        return [*self.splits.notes, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
 
     @cached_property
     def stages(self) -> list[np.ndarray]:

@@ -140,12 +140,12 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
         f"cifar10:{tmp_path}": "has no CIFAR-10 batches",
         none: "has no images",
         bad: "1 of 14 images cannot be decoded, first row 30",
-        mixed: "several sizes",
+        mixed: "32 x 32 pixels, .* of 16 x 16",
         f"parquet:{tmp_path}/strings.parquet": "label column with string",
         f"parquet:{tmp_path}/nulls.parquet": "label column with 40 nulls",
         f"parquet:{tmp_path}/negative.parquet": "has the label -1",
         f"parquet:{tmp_path}/paths.parquet": "image column of string",
-        f"parquet:{tmp_path}/empty.parquet": "first image cannot be decoded",
+        f"parquet:{tmp_path}/empty.parquet": "the first 40 images cannot be decoded",
     }
     for source, sentence in cases.items():
         with pytest.raises(ImagesMistake, match=sentence):
@@ -162,7 +162,7 @@ def test_a_few_images_that_cannot_be_decoded_are_skipped_and_named(tmp_path: Pat
     source = open_source(write_parquet(tmp_path / "some.parquet", images, [index % 2 for index in range(400)]))
     splits = split(source, calibration=None, seed=0, count=8, search=150, test=150)
     assert (len(splits.search), len(splits.test)) == (149, 150)
-    assert "1 of 150 images cannot be decoded, first row 7" in splits.search.note
+    assert any("1 of 308 images cannot be decoded, first row 7: it is no image" in note for note in splits.notes)
     assert splits.search.labels.tolist() == [index % 2 for index in range(150) if index != 7]
 
 
