@@ -126,11 +126,11 @@ class Source:
         grey nor colour they stay, and it is for others to say what it wants.
         """
         wanted, own = transform or self.transform, self.transform.channels or 3
-        if wanted.channels or network is None:
+        if network is None or (transform and transform.channels):
             return _filled(wanted, own), ""
         size = first_size(self.read, len(self.labels))
         for channels in (own, 4 - own):
-            fit = _filled(wanted, channels)
+            fit = wanted.model_copy(update={"channels": channels})
             black = fit.cut()(Image.new("RGB", size)).expand(2, -1, -1, -1)
             with suppress(Exception), torch.no_grad():  # a network's code may raise anything
                 network(fit.normalize(black))

@@ -49,7 +49,7 @@ def split(
 
     Unset sizes take what is left after a pool for calibration, at most 2,500 each. `room` holds
     the two splits. All images, those to calibrate on too, are cut and normalized by `transform` or
-    the source's own, with as many channels as `network` takes: it is tried on one image. Raises
+    the source's own, with as many channels as `network` takes: it is tried on two images. Raises
     `ImagesMistake` when the source is too small, or the calibration source has other classes or sizes.
     """
     if calibration and calibration.name == source.name:
@@ -59,26 +59,25 @@ def split(
             f"{calibration.name} has the classes {few(calibration.classes)}, {source.name} has "
             f"{few(source.classes)}: calibrate on images of the same task."
         )
+    drawn_from = calibration or source
+    own = calibration is None and source.pool is None
+    apart = range(0) if own else drawn_from.pool or range(len(drawn_from.labels))
+    if not own and len(apart) < count:
+        raise ImagesMistake(
+            f"{drawn_from.name} has {len(apart):,} images to calibrate on and {count:,} are needed: give more, or "
+            f"set calibration_images to {len(apart)}."
+        )
     total = len(source.labels)
     start = source.pool.stop if source.pool else 0
-    reserve = 0 if calibration or source.pool else max(count, min(count * draws, total // 4))
+    reserve = max(count, min(count * draws, total // 4)) if own else 0
     search, test = _sizes(source.name, total, reserve, total - start - reserve, search, test)
-    drawn_from = calibration or source
-    if calibration:
-        pool = calibration.pool or range(len(calibration.labels))
-    else:
-        pool = source.pool or range(start + search, total - test)
-    if len(pool) < count:
-        raise ImagesMistake(
-            f"{drawn_from.name} has {len(pool):,} images to calibrate on and {count:,} are needed: give more, or "
-            f"set calibration_images to {len(pool)}."
-        )
+    pool = range(start + search, total - test) if own else apart
     transform, grey = source.fitted(transform, network)
     draw = [sorted(random.Random(f"{seed}/{number}").sample(pool, count)) for number in range(draws)]
     calibrations = tuple(drawn_from.decode(rows, transform) for rows in draw)
     searched = source.decode(range(start, start + search), transform, room)
     tested = source.decode(range(total - test, total), transform, room)
-    for name, images in [(source.name, tested), (drawn_from.name, calibrations[0])]:
+    for name, images in [(source.name, tested), *((drawn_from.name, images) for images in calibrations)]:
         if images.stored.shape[1:] != searched.stored.shape[1:]:
             raise several_sizes(source.name, searched.stored, name, images.stored)
     seen = dict(searched.remarks) | dict(tested.remarks)
@@ -104,7 +103,7 @@ def _sizes(name: str, total: int, reserve: int, spare: int, search: int | None, 
         own = f", others to calibrate on with --calibration{fewer}" if reserve else ""
         raise ImagesMistake(f"{has}, where each needs one: give more images{own}.")
     wish = test or spare // 2
-    fits = min(first, max(spare // 2, spare - wish))
+    fits = min(max(first, 1), max(spare // 2, spare - wish))
     raise ImagesMistake(
         f"{has}, and {first:,} + {max(last, 1):,} are needed: give --search {fits} --test {min(wish, spare - fits)}."
     )
@@ -134,8 +133,9 @@ def open_source(spec: str, classes: Path | None = None) -> Source:
 def _relabelled(source: Source, path: Path) -> Source:
     """With the labels that the classes have in the file at `path`."""
     names, labels = labels_in(path, source.name, source.classes)
-    absent = [name for label, name in enumerate(names) if label not in set(labels)]
-    note = f"{source.name}: no images of {len(absent):,} of the {len(names):,} classes in {path}, {few(absent)}"
+    present = set(labels)
+    absent = [name for label, name in enumerate(names) if label not in present]
+    note = f"{source.name}: of the {len(names):,} classes in {path} there are no images of {few(absent)}"
     return replace(
         source,
         classes=names,
@@ -213,8 +213,8 @@ def _imagefolder(path: Path) -> Source:
         return Image.open(path / rows[row][0])
 
     note = (
-        f"imagefolder:{path}: {len(others):,} files are left out, first {plain(others[0])}; images are CLASS/IMAGE "
-        f"that end in {ENDINGS}"
+        f"imagefolder:{path}: {len(others):,} of {len(others) + len(rows):,} files left out, first "
+        f"{plain(others[0])}; images are CLASS/IMAGE that end in {ENDINGS}"
         if others
         else ""
     )
