@@ -53,8 +53,10 @@ class Source:
     read: Callable[[int], Image.Image]
     """opens the image of a row, in any mode; what it raises makes the image one that cannot be decoded"""
     transform: Transform
-    """of images without another; its channels are those of the images"""
+    """of images that are given no other"""
     pool: range | None = None
+    channels: int = 3
+    """of images that are not for a network of others: 1 for grey, 3 for colour"""
     place: Callable[[int], str] = "row {}".format
     """where a row is, for a user"""
     notes: tuple[str, ...] = ()
@@ -62,14 +64,16 @@ class Source:
     order: str = ""
     """which label is which class, in a sentence"""
 
-    def decode(self, rows: Sequence[int], transform: Transform | None, room: Room = np.empty) -> Images:
-        """The images of `rows` without those that cannot be decoded.
+    def decode(
+        self, rows: Sequence[int], transform: Transform | None, room: Room = np.empty, channels: int | None = None
+    ) -> Images:
+        """The images of `rows` without those that cannot be decoded, of `channels` where `transform` does not say.
 
         Raises `ImagesMistake` when those are many, when an image has values that cannot be brought
         to 8 bits, or when there are several sizes.
         """
-        transform = _filled(transform or self.transform, self.transform.channels or 3)
-        cut = transform.cut()
+        transform = transform or self.transform
+        cut = transform.cut(channels or self.channels)
         pixels = np.empty((0, 1, 1, 1), dtype=np.uint8)
         decoded: list[int] = []
         remarks: dict[int, tuple[Remark, ...]] = {}
@@ -119,27 +123,22 @@ class Source:
             f"--transform {transform.text(white='VALUE')}"
         )
 
-    def fitted(self, transform: Transform | None, network: Callable[[Tensor], Any] | None) -> tuple[Transform, str]:
-        """`transform`, or the source's own, with the channels that `network` takes, and what is to be said of that.
+    def taken(self, transform: Transform | None, network: Callable[[Tensor], Any]) -> tuple[int, str]:
+        """How many channels `network` takes, and what is to be said of that.
 
         Those of the images are tried first, on two black ones. Where the network runs on neither
         grey nor colour they stay, and it is for others to say what it wants.
         """
-        wanted, own = transform or self.transform, self.transform.channels or 3
-        if network is None or (transform and transform.channels):
-            return _filled(wanted, own), ""
+        transform = transform or self.transform
+        if transform.channels:
+            return transform.channels, ""
         size = first_size(self.read, len(self.labels))
-        for channels in (own, 4 - own):
-            fit = wanted.model_copy(update={"channels": channels})
-            black = fit.cut()(Image.new("RGB", size)).expand(2, -1, -1, -1)
+        for channels in (self.channels, 4 - self.channels):
+            black = transform.cut(channels)(Image.new("RGB", size)).expand(2, -1, -1, -1)
             with suppress(Exception), torch.no_grad():  # a network's code may raise anything
-                network(fit.normalize(black))
-                return fit, _grey(self.name, wanted) if channels == 1 != own else ""
-        return _filled(wanted, own), ""
-
-
-def _filled(transform: Transform, channels: int) -> Transform:
-    return transform if transform.channels else transform.model_copy(update={"channels": channels})
+                network(transform.normalize(black))
+                return channels, _grey(self.name, transform) if channels == 1 != self.channels else ""
+        return self.channels, ""
 
 
 def _grey(name: str, transform: Transform) -> str:

@@ -69,12 +69,13 @@ class Transform(BaseModel):
         texts = {name: "/".join(map(str, values)) for name, values in numbers.items()} | besides
         return ",".join(f"{name}={text}" for name, text in texts.items())
 
-    def cut(self) -> Callable[[Image.Image], Tensor]:
-        """PIL image of 8 bits to (C, H, W) uint8; grey is what Pillow makes of colour (ITU-R 601-2 luma)."""
-        steps: list[Any] = []
-        if self.channels:
-            mode = "L" if self.channels == 1 else "RGB"
-            steps.append(lambda image: image if image.mode == mode else image.convert(mode))
+    def cut(self, channels: int) -> Callable[[Image.Image], Tensor]:
+        """PIL image of 8 bits to (C, H, W) uint8, of `channels` unless the transform has its own.
+
+        Grey is what Pillow makes of colour (ITU-R 601-2 luma).
+        """
+        mode = "L" if (self.channels or channels) == 1 else "RGB"
+        steps: list[Any] = [lambda image: image if image.mode == mode else image.convert(mode)]
         if self.resize:
             steps.append(v2.Resize(self.resize, v2.InterpolationMode(self.interpolation), antialias=True))
         if self.crop:

@@ -72,11 +72,12 @@ def split(
     reserve = max(count, min(count * draws, total // 4)) if own else 0
     search, test = _sizes(source.name, total, reserve, total - start - reserve, search, test)
     pool = range(start + search, total - test) if own else apart
-    transform, grey = source.fitted(transform, network)
+    transform = transform or source.transform
+    channels, grey = source.taken(transform, network) if network else (source.channels, "")
     draw = [sorted(random.Random(f"{seed}/{number}").sample(pool, count)) for number in range(draws)]
-    calibrations = tuple(drawn_from.decode(rows, transform) for rows in draw)
-    searched = source.decode(range(start, start + search), transform, room)
-    tested = source.decode(range(total - test, total), transform, room)
+    calibrations = tuple(drawn_from.decode(rows, transform, channels=channels) for rows in draw)
+    searched = source.decode(range(start, start + search), transform, room, channels)
+    tested = source.decode(range(total - test, total), transform, room, channels)
     for name, images in [(source.name, tested), *((drawn_from.name, images) for images in calibrations)]:
         if images.stored.shape[1:] != searched.stored.shape[1:]:
             raise several_sizes(source.name, searched.stored, name, images.stored)
@@ -156,8 +157,9 @@ def digits() -> Source:
         tuple(str(digit) for digit in range(10)),
         data.target[order].tolist(),
         lambda row: Image.fromarray(pixels[row]),
-        Transform(channels=1, mean=(0.5,), std=(0.5,)),
+        Transform(mean=(0.5,), std=(0.5,)),
         pool=range(697),
+        channels=1,
     )
 
 

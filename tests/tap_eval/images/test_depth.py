@@ -74,7 +74,7 @@ def test_wide_values_are_scaled_and_said_once(
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (RAMP * 255, "floats up to 255, where 1 is white: .*--transform channels=3,white=VALUE"),
+        (RAMP * 255, "floats up to 255, where 1 is white: .*--transform white=VALUE"),
         (RAMP - 0.5, "floats from -0.5 to 0.5, of which those below 0"),
         (np.where(RAMP > 0.9, np.nan, RAMP), "floats that are not finite"),
         ((RAMP * 1e6).astype(np.int32), "integers of 32 bits up to 1e\\+06, where 65,535 is white"),

@@ -157,7 +157,7 @@ def test_cifar10_is_read_from_its_batches(tmp_path: Path) -> None:
 def test_pixels_are_normalized() -> None:
     image = Image.fromarray(np.full((4, 4, 3), 255, np.uint8))
     transform = Transform(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    pixels = transform.normalize(transform.cut()(image)[None])
+    pixels = transform.normalize(transform.cut(3)(image)[None])
     assert pixels.dtype == torch.float32
     assert pixels.unique().tolist() == [1.0]
 
@@ -282,4 +282,4 @@ def refusal(source: Source, calibration: Source | None, asked: dict[str, Any]) -
 
 def blank(name: str, rows: int, pool: range | None = None) -> Source:
     image = Image.new("L", (1, 1))
-    return Source(name, ("a",), [0] * rows, lambda row: image.copy(), Transform(channels=1), pool)
+    return Source(name, ("a",), [0] * rows, lambda row: image.copy(), Transform(), pool)
