@@ -64,8 +64,8 @@ class Resources(AbstractContextManager["Resources"]):
         task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
         module = load_network(network.network, network.weights, self.cache)
         splits = split(
-            open_source(network.images),
-            calibration=open_source(network.calibration) if network.calibration else None,
+            open_source(network.images, network.classes),
+            calibration=open_source(network.calibration, network.classes) if network.calibration else None,
             seed=settings.seed,
             draws=settings.calibration_draws,
             count=settings.calibration_images,
@@ -73,6 +73,7 @@ class Resources(AbstractContextManager["Resources"]):
             test=network.test,
             transform=network.transform,
             room=room_in(self.cache, settings.images_mib * 2**20),
+            network=module,
         )
         bounds = Bounds(settings.batch, settings.packed_mib * 2**20, settings.features_mib * 2**20)
         return Bench(

@@ -36,6 +36,8 @@ class NetworkSettings(BaseModel):
     images: str = "digits"
     calibration: str | None = None
     """a source of its own for the calibration images"""
+    classes: Path | None = None
+    """a file of the names of all classes in the order of the network's outputs, in place of the image source's order"""
     search: int | None = Field(None, ge=1)
     """the first rows of `images`, on which candidates are measured"""
     test: int | None = Field(None, ge=1)
@@ -47,7 +49,7 @@ class NetworkSettings(BaseModel):
     budget: str | None = None
     """in place of the run's"""
 
-    @field_validator("weights")
+    @field_validator("weights", "classes")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """A run can be resumed from any folder."""

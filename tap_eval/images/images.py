@@ -6,16 +6,16 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -28,19 +28,54 @@ class Transform(BaseModel):
     """How an image becomes a tensor: resize the short side, crop the centre, scale to [0, 1], normalize."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    resize: int | None = None
+    resize: int | None = Field(None, ge=1)
     """short side in pixels"""
-    crop: int | None = None
+    crop: int | None = Field(None, ge=1)
     """side of the centre crop in pixels"""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; unset, what the network takes"""
+    white: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """the value that is white in images of 16 bits and more; unset, 65,535 for integers and 1 for floats"""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """of each channel in [0, 1], taken off"""
+    """of each channel in [0, 1], taken off; one number for all, and three are averaged for grey"""
     std: tuple[float, ...] = IMAGENET_STD
-    """of each channel, divided by"""
+    """of each channel, divided by; as with the mean"""
 
-    def cut(self) -> Callable[[Image.Image], Tensor]:
-        """PIL image to (C, H, W) uint8."""
-        steps: list[Any] = []
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _number(cls, given: object) -> object:
+        return int(given) if isinstance(given, str) and given.isdecimal() else given
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers(cls, given: object) -> object:
+        """A number alone is one channel's; in text there are slashes between numbers."""
+        return given.split("/") if isinstance(given, str) else (given,) if isinstance(given, int | float) else given
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_or_three(cls, numbers: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+            raise ValueError("give one finite number or three")
+        if info.field_name == "std" and min(numbers) <= 0:
+            raise ValueError("give numbers above 0")
+        return numbers
+
+    def text(self, **besides: str) -> str:
+        """As `--transform` takes it, with further or other settings: `resize=256,crop=224,mean=0.5/0.5/0.5`."""
+        given = self.model_dump(exclude_defaults=True)
+        numbers = {name: value if isinstance(value, tuple) else (value,) for name, value in given.items()}
+        texts = {name: "/".join(map(str, values)) for name, values in numbers.items()} | besides
+        return ",".join(f"{name}={text}" for name, text in texts.items())
+
+    def cut(self, channels: int) -> Callable[[Image.Image], Tensor]:
+        """PIL image of 8 bits to (C, H, W) uint8, of `channels` unless the transform has its own.
+
+        Grey is what Pillow makes of colour (ITU-R 601-2 luma).
+        """
+        mode = "L" if (self.channels or channels) == 1 else "RGB"
+        steps: list[Any] = [lambda image: image if image.mode == mode else image.convert(mode)]
         if self.resize:
             steps.append(v2.Resize(self.resize, v2.InterpolationMode(self.interpolation), antialias=True))
         if self.crop:
@@ -49,14 +84,29 @@ class Transform(BaseModel):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) uint8 to float32."""
+        mean, std = (
+            [sum(numbers) / len(numbers)] if pixels.shape[1] == 1 else list(numbers)
+            for numbers in (self.mean, self.std)
+        )
         normalized: Tensor = v2.functional.normalize(
-            v2.functional.to_dtype(pixels, torch.float32, scale=True), list(self.mean), list(self.std)
+            v2.functional.to_dtype(pixels, torch.float32, scale=True), mean, std
         )
         return normalized
 
 
 AS_THEY_ARE = Transform()
 IMAGENET = Transform(resize=256, crop=224)
+
+
+class Remark(NamedTuple):
+    """Something to be said of an image."""
+
+    kind: str
+    """what is said of all such images, as in "3 of 10 images have several frames" """
+    reason: str = ""
+    greatest: float = 0.0
+    """its greatest value, and the one that is white, where it has more than 8 bits"""
+    white: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +119,8 @@ class Images:
     """(N,) int64"""
     transform: Transform
     """whose `normalize` makes tensors of them"""
-    note: str = ""
-    """what was skipped, in a sentence"""
+    remarks: Mapping[int, Sequence[Remark]] = field(default_factory=dict)
+    """what is to be said of the images, by their rows in the source"""
     rows: np.ndarray | None = None
     """which N of the M these are, or None for all"""
 
@@ -146,3 +196,5 @@ class Splits:
     calibrations: tuple[Images, ...]
     search: Images
     test: Images
+    notes: tuple[str, ...] = ()
+    """what a user should know of them, a sentence each"""

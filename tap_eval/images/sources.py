@@ -13,63 +13,23 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torch import Tensor
 
-from tap_eval.images.images import AS_THEY_ARE, IMAGENET, Images, Room, Splits, Transform
+from tap_eval.images.classes import few, labels_in, order, plain
+from tap_eval.images.decoding import Source, first_size, several_sizes
+from tap_eval.images.folder import ENDINGS, read_folder
+from tap_eval.images.images import AS_THEY_ARE, IMAGENET, Room, Splits, Transform
 from tap_eval.mistake import ImagesMistake
 
 SOURCES = "digits, parquet:FILE, imagefolder:DIR or cifar10:DIR"
-_MOST_UNREADABLE = 0.01
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows of images, not yet decoded; `pool` are the rows that calibration may draw from."""
-
-    name: str
-    classes: tuple[str, ...]
-    labels: Sequence[int]
-    read: Callable[[int], Image.Image]
-    transform: Transform
-    pool: range | None = None
-
-    def decode(self, rows: Sequence[int], transform: Transform | None, room: Room = np.empty) -> Images:
-        """The images of `rows` without those that cannot be decoded; raises `ImagesMistake` when those are many."""
-        transform = transform or self.transform
-        cut = transform.cut()
-        pixels = np.empty((0, 1, 1, 1), dtype=np.uint8)
-        decoded: list[int] = []
-        failed: list[str] = []
-        for row in rows:
-            try:
-                image = cut(self.read(row)).numpy()
-            except (OSError, UnidentifiedImageError, ValueError, TypeError, RuntimeError) as error:
-                failed.append(f"row {row}: {error}")
-                continue
-            if not decoded:
-                pixels = room((len(rows), *image.shape), np.dtype(np.uint8))
-            if image.shape != pixels.shape[1:]:
-                raise ImagesMistake(
-                    f"{self.name} has images of several sizes, {pixels.shape[1:]} and {image.shape} among them: "
-                    "bring them to one with --transform, as in 'resize=256,crop=224'."
-                )
-            pixels[len(decoded)] = image
-            decoded.append(row)
-        note = (
-            f"{self.name}: {len(failed)} of {len(rows):,} images cannot be decoded, first {failed[0]}" if failed else ""
-        )
-        if len(failed) > _MOST_UNREADABLE * len(rows):
-            raise ImagesMistake(f"{note}; remove or repair them, fewer than one in a hundred would be skipped.")
-        labels = torch.tensor([self.labels[row] for row in decoded])
-        return Images(pixels[: len(decoded)], labels, transform, note)
 
 
 def split(
@@ -83,51 +43,78 @@ def split(
     test: int | None = None,
     transform: Transform | None = None,
     room: Room = np.empty,
+    network: Callable[[Tensor], Any] | None = None,
 ) -> Splits:
     """The first `search` rows, the last `test` rows, and `draws` draws of `count` calibration images.
 
     Unset sizes take what is left after a pool for calibration, at most 2,500 each. `room` holds
-    the two splits. Raises `ImagesMistake` when the source is too small or the calibration source has other classes.
+    the two splits. All images, those to calibrate on too, are cut and normalized by `transform` or
+    the source's own, with as many channels as `network` takes: it is tried on two images. Raises
+    `ImagesMistake` when the source is too small, or the calibration source has other classes or sizes.
     """
     if calibration and calibration.name == source.name:
         calibration = None
-    total = len(source.labels)
-    start = source.pool.stop if source.pool else 0
-    reserve = 0 if calibration or source.pool else max(count, min(count * draws, total // 4))
-    spare = total - start - reserve
-    search = min(2500, spare // 2) if search is None else search
-    test = min(2500, spare - search) if test is None else test
-    if search < 1 or test < 1 or search + test > spare:
-        raise ImagesMistake(
-            f"{source.name} has {total:,} images, {max(spare, 0):,} of them free for search and test: "
-            f"{search:,} + {max(test, 1):,} are needed; give smaller --search and --test."
-        )
     if calibration and calibration.classes != source.classes:
         raise ImagesMistake(
-            f"{calibration.name} has the classes {_few(calibration.classes)}, {source.name} has "
-            f"{_few(source.classes)}: calibrate on images of the same task."
+            f"{calibration.name} has the classes {few(calibration.classes)}, {source.name} has "
+            f"{few(source.classes)}: calibrate on images of the same task."
         )
     drawn_from = calibration or source
+    own = calibration is None and source.pool is None
+    apart = range(0) if own else drawn_from.pool or range(len(drawn_from.labels))
+    if not own and len(apart) < count:
+        raise ImagesMistake(
+            f"{drawn_from.name} has {len(apart):,} images to calibrate on and {count:,} are needed: give more, or "
+            f"set calibration_images to {len(apart)}."
+        )
+    total = len(source.labels)
+    start = source.pool.stop if source.pool else 0
+    reserve = max(count, min(count * draws, total // 4)) if own else 0
+    search, test = _sizes(source.name, total, reserve, total - start - reserve, search, test)
+    pool = range(start + search, total - test) if own else apart
+    transform = transform or source.transform
+    channels, grey = source.taken(transform, network) if network else (source.channels, "")
+    draw = [sorted(random.Random(f"{seed}/{number}").sample(pool, count)) for number in range(draws)]
+    calibrations = tuple(drawn_from.decode(rows, transform, channels=channels) for rows in draw)
+    searched = source.decode(range(start, start + search), transform, room, channels)
+    tested = source.decode(range(total - test, total), transform, room, channels)
+    for name, images in [(source.name, tested), *((drawn_from.name, images) for images in calibrations)]:
+        if images.stored.shape[1:] != searched.stored.shape[1:]:
+            raise several_sizes(source.name, searched.stored, name, images.stored)
+    seen = dict(searched.remarks) | dict(tested.remarks)
+    drawn = {row: said for images in calibrations for row, said in images.remarks.items()}
+    rows = len({row for rows in draw for row in rows})
     if calibration:
-        pool = calibration.pool or range(len(calibration.labels))
+        told = source.told(seen, search + test, transform) + calibration.told(drawn, rows, transform)
     else:
-        pool = source.pool or range(start + search, total - test)
-    if len(pool) < count:
-        raise ImagesMistake(f"{drawn_from.name} has {len(pool)} images to calibrate on; {count} are needed.")
-    return Splits(
-        source.name,
-        source.classes,
-        tuple(
-            drawn_from.decode(sorted(random.Random(f"{seed}/{draw}").sample(pool, count)), transform)
-            for draw in range(draws)
-        ),
-        source.decode(range(start, start + search), transform, room),
-        source.decode(range(total - test, total), transform, room),
+        told = source.told(seen | drawn, search + test + rows, transform)
+    notes = [source.order, *source.notes, *(calibration.notes if calibration else ()), grey, *told]
+    return Splits(source.name, source.classes, calibrations, searched, tested, tuple(filter(None, notes)))
+
+
+def _sizes(name: str, total: int, reserve: int, spare: int, search: int | None, test: int | None) -> tuple[int, int]:
+    """How many of the `spare` images are searched and tested; raises `ImagesMistake` with sizes that are accepted."""
+    first = min(2500, spare // 2) if search is None else search
+    last = min(2500, spare - first) if test is None else test
+    if first >= 1 and last >= 1 and first + last <= spare:
+        return first, last
+    has = f"{name} has {total:,} images, {max(spare, 0):,} of them free for search and test"
+    if spare < 2:
+        fewer = f", or set calibration_images to {total - 2} or fewer" if total > 2 else ""
+        own = f", others to calibrate on with --calibration{fewer}" if reserve else ""
+        raise ImagesMistake(f"{has}, where each needs one: give more images{own}.")
+    wish = test or spare // 2
+    fits = min(max(first, 1), max(spare // 2, spare - wish))
+    raise ImagesMistake(
+        f"{has}, and {first:,} + {max(last, 1):,} are needed: give --search {fits} --test {min(wish, spare - fits)}."
     )
 
 
-def open_source(spec: str) -> Source:
-    """The source that `spec` names; raises `ImagesMistake` when there is none or it is empty."""
+def open_source(spec: str, classes: Path | None = None) -> Source:
+    """The source that `spec` names, its labels those of the file `classes` where there is one.
+
+    Raises `ImagesMistake` when there is none, it is empty, or the file does not name its classes.
+    """
     kind, _, where = spec.partition(":")
     opener = {"parquet": _parquet, "imagefolder": _imagefolder, "cifar10": _cifar10}.get(kind)
     if spec == "digits":
@@ -138,7 +125,24 @@ def open_source(spec: str) -> Source:
         source = opener(Path(where).expanduser())
     if not len(source.labels):
         raise ImagesMistake(f"{spec} has no images: give a source with some.")
-    return replace(source, name=spec)
+    source = replace(source, name=spec)
+    if classes:
+        source = _relabelled(source, classes)
+    return replace(source, order=order(spec, source.classes, given=classes is not None))
+
+
+def _relabelled(source: Source, path: Path) -> Source:
+    """With the labels that the classes have in the file at `path`."""
+    names, labels = labels_in(path, source.name, source.classes)
+    present = set(labels)
+    absent = [name for label, name in enumerate(names) if label not in present]
+    note = f"{source.name}: of the {len(names):,} classes in {path} there are no images of {few(absent)}"
+    return replace(
+        source,
+        classes=names,
+        labels=[labels[label] for label in source.labels],
+        notes=(*source.notes, *([note] if absent else [])),
+    )
 
 
 def digits() -> Source:
@@ -155,6 +159,7 @@ def digits() -> Source:
         lambda row: Image.fromarray(pixels[row]),
         Transform(mean=(0.5,), std=(0.5,)),
         pool=range(697),
+        channels=1,
     )
 
 
@@ -196,26 +201,33 @@ def _parquet(path: Path) -> Source:
 
     def read(row: int) -> Image.Image:
         group = bisect.bisect_right(starts, row) - 1
-        return Image.open(io.BytesIO(images(group)[row - starts[group]]["bytes"].as_py())).convert("RGB")
+        return Image.open(io.BytesIO(images(group)[row - starts[group]]["bytes"].as_py()))
 
     return Source(f"parquet:{path.name}", tuple(classes), labels, read, _fitting(read, len(labels)))
 
 
 def _imagefolder(path: Path) -> Source:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        folder = ImageFolder(str(path))
-    except (OSError, FileNotFoundError) as error:
-        raise ImagesMistake(f"{path} has no images in class folders ({error}); give DIR/CLASS/IMAGE.") from error
-    rows = list(folder.samples)
+    classes, images, others = read_folder(path)
+    rows = list(images)
     random.Random(0).shuffle(rows)  # the folder lists class after class; splits need all of them
 
     def read(row: int) -> Image.Image:
-        return Image.open(rows[row][0]).convert("RGB")
+        return Image.open(path / rows[row][0])
 
+    note = (
+        f"imagefolder:{path}: {len(others):,} of {len(others) + len(rows):,} files left out, first "
+        f"{plain(others[0])}; images are CLASS/IMAGE that end in {ENDINGS}"
+        if others
+        else ""
+    )
     return Source(
-        f"imagefolder:{path.name}", tuple(folder.classes), [label for _, label in rows], read, _fitting(read, len(rows))
+        f"imagefolder:{path.name}",
+        classes,
+        [label for _, label in rows],
+        read,
+        _fitting(read, len(rows)),
+        place=lambda row: plain(rows[row][0]),
+        notes=(note,) if note else (),
     )
 
 
@@ -241,13 +253,4 @@ def _cifar10(path: Path) -> Source:
 
 def _fitting(read: Callable[[int], Image.Image], rows: int) -> Transform:
     """Small images are taken as they are; larger ones get ImageNet's resize and centre crop."""
-    if not rows:
-        return AS_THEY_ARE
-    try:
-        return AS_THEY_ARE if max(read(0).size) <= 64 else IMAGENET
-    except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
-        raise ImagesMistake(f"the first image cannot be decoded ({error}); remove or repair it.") from error
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''} ({len(names)})"
+    return AS_THEY_ARE if not rows or max(first_size(read, rows)) <= 64 else IMAGENET

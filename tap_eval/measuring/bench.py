@@ -106,7 +106,7 @@ class Bench:
         if outputs != len(splits.classes):
             raise ImagesMistake(
                 f"{splits.name} has {len(splits.classes)} classes, {name} tells {outputs} apart: "
-                "give images of the network's task."
+                "give images of the network's task, or the names of all its classes in --classes FILE."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds.batch, self._bounds.packed))
@@ -163,10 +163,9 @@ class Bench:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: images that were skipped, and how measuring differs from what is usual."""
-        skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
+        """What a user should know: of the images, of the network, and how measuring differs from what is usual."""
         return [
-            *skipped,
+            *self.splits.notes,
             *(f"{self.name}: {note}" for note in (*self.prepared.notes, *left_in_float(self.prepared))),
             *(f"{self.name}: {note}" for note in at_chance(self._first(), self.splits.search.labels)),
             *(f"{self.name} is measured {note}" for note in self._measures.notes),

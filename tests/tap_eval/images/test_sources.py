@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import json
+import random
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,30 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tap_agent.settings import ConfigMistake, parse_transform
+from tap_eval.images.decoding import Source
 from tap_eval.images.images import Splits, Transform, room_in
 from tap_eval.images.sources import digits, open_source, split
 from tap_eval.mistake import ImagesMistake
-
-
-def png(value: int, size: tuple[int, int] = (32, 32)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (value, 255 - value, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_parquet(path: Path, images: list[bytes], labels: list[int]) -> str:
-    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-    table = pa.table(
-        {
-            "image": pa.array(
-                [{"bytes": image, "path": None} for image in images],
-                pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-            ),
-            "label": pa.array(labels, pa.int64()),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path)
-    return f"parquet:{path}"
+from tests.tap_eval.images.pictures import png, write_folder, write_parquet
 
 
 @pytest.fixture
@@ -140,12 +123,12 @@ def test_what_cannot_be_used_is_said_in_a_sentence(tmp_path: Path, parquet: str)
         f"cifar10:{tmp_path}": "has no CIFAR-10 batches",
         none: "has no images",
         bad: "1 of 14 images cannot be decoded, first row 30",
-        mixed: "several sizes",
+        mixed: "32 x 32 pixels, .* of 16 x 16",
         f"parquet:{tmp_path}/strings.parquet": "label column with string",
         f"parquet:{tmp_path}/nulls.parquet": "label column with 40 nulls",
         f"parquet:{tmp_path}/negative.parquet": "has the label -1",
         f"parquet:{tmp_path}/paths.parquet": "image column of string",
-        f"parquet:{tmp_path}/empty.parquet": "first image cannot be decoded",
+        f"parquet:{tmp_path}/empty.parquet": "the first 40 images cannot be decoded",
     }
     for source, sentence in cases.items():
         with pytest.raises(ImagesMistake, match=sentence):
@@ -162,7 +145,7 @@ def test_a_few_images_that_cannot_be_decoded_are_skipped_and_named(tmp_path: Pat
     source = open_source(write_parquet(tmp_path / "some.parquet", images, [index % 2 for index in range(400)]))
     splits = split(source, calibration=None, seed=0, count=8, search=150, test=150)
     assert (len(splits.search), len(splits.test)) == (149, 150)
-    assert "1 of 150 images cannot be decoded, first row 7" in splits.search.note
+    assert any("1 of 308 images cannot be decoded, first row 7: it is no image" in note for note in splits.notes)
     assert splits.search.labels.tolist() == [index % 2 for index in range(150) if index != 7]
 
 
@@ -174,6 +157,129 @@ def test_cifar10_is_read_from_its_batches(tmp_path: Path) -> None:
 def test_pixels_are_normalized() -> None:
     image = Image.fromarray(np.full((4, 4, 3), 255, np.uint8))
     transform = Transform(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    pixels = transform.normalize(transform.cut()(image)[None])
+    pixels = transform.normalize(transform.cut(3)(image)[None])
     assert pixels.dtype == torch.float32
     assert pixels.unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "takes", "channels", "transform", "said"),
+    [
+        ("folder", 1, 1, None, "made grey.*average of ImageNet's.*--transform mean=MEAN,std=STD"),
+        ("folder", 1, 1, "resize=16,mean=0.5,std=0.5", "made grey, since the network takes one channel$"),
+        ("folder", 3, 3, None, ""),
+        ("folder", 4, 3, None, ""),
+        ("folder", 3, 1, "channels=1", ""),
+        ("digits", 1, 1, None, ""),
+        ("digits", 3, 3, None, ""),
+        ("digits", 1, 1, "resize=16", ""),
+    ],
+)
+def test_images_have_the_channels_that_the_network_takes(
+    tmp_path: Path, spec: str, takes: int, channels: int, transform: str | None, said: str
+) -> None:
+    if spec == "folder":
+        spec = write_folder(tmp_path, {f"{'ab'[row % 2]}/{row}.png": png(row) for row in range(40)})
+    splits = split(
+        open_source(spec),
+        calibration=None,
+        seed=0,
+        count=4,
+        search=10,
+        test=10,
+        transform=parse_transform(transform) if transform else None,
+        network=torch.nn.Conv2d(takes, 2, 3),
+    )
+    for images in (splits.search, splits.test, *splits.calibrations):
+        assert images.pixels.shape[1] == channels
+    grey = [note for note in splits.notes if "grey" in note]
+    assert len(grey) == bool(said)
+    assert all(re.search(said, note) for note in grey)
+
+
+def test_grey_is_normalized_by_the_average_of_three() -> None:
+    three = Transform(mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
+    one = Transform(mean=(0.4,), std=(0.2,))
+    pixels = torch.full((1, 1, 2, 2), 51, dtype=torch.uint8)
+    assert three.normalize(pixels).shape == (1, 1, 2, 2)
+    torch.testing.assert_close(three.normalize(pixels), one.normalize(pixels))
+    torch.testing.assert_close(one.normalize(pixels), torch.full((1, 1, 2, 2), -1.0))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Transform(),
+        Transform(resize=256, crop=224, interpolation="bicubic"),
+        Transform(channels=1, white=4095, mean=(0.5,), std=(0.25,)),
+        Transform(mean=(0.1, 1 / 3, 0.3)),
+    ],
+)
+def test_a_transform_can_be_given_back_as_it_is_told(transform: Transform) -> None:
+    assert parse_transform(transform.text(resize="12")) == transform.model_copy(update={"resize": 12})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("channels=2", "channels"),
+        ("mean=0.5/0.5", "one finite number or three"),
+        ("mean=nan", "one finite number or three"),
+        ("std=0", "above 0"),
+        ("crop=0", "greater than or equal to 1"),
+        ("white=-1", "greater than 0"),
+    ],
+)
+def test_a_transform_that_makes_no_images_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigMistake, match=f"--transform {text}: .*{said}"):
+        parse_transform(text)
+
+
+def test_calibration_images_are_cut_and_normalized_like_those_that_are_measured(tmp_path: Path) -> None:
+    small = open_source(write_folder(tmp_path / "small", {f"{'ab'[row % 2]}/{row}.png": png(row) for row in range(9)}))
+    files = {f"{'ab'[row % 2]}/{row}.png": png(row, (70, 70)) for row in range(9)}
+    large = open_source(write_folder(tmp_path / "large", files))
+    (calibration,) = split(large, calibration=small, seed=0, count=4).calibrations
+    assert calibration.size == 224
+    with pytest.raises(ImagesMistake, match=r"has images of 32 x 32 pixels, .*large of 70 x 70"):
+        split(small, calibration=large, seed=0, count=4)
+
+
+def test_sizes_that_are_advised_are_accepted() -> None:
+    """Any number of images, of which any are asked for: what a refusal names is accepted when given back."""
+    draw = random.Random(0)
+    advised = {"search": 0, "count": 0}
+    for _ in range(400):
+        total, pool = draw.randint(1, 60), draw.choice([None, None, draw.randint(1, 20)])
+        source = blank("some", total, range(min(pool, total)) if pool else None)
+        calibration = blank("other", draw.randint(1, 40)) if draw.random() < 0.3 else None
+        asked = {
+            "count": draw.randint(1, 30),
+            "draws": draw.randint(1, 5),
+            "search": draw.choice([None, draw.randint(1, 70)]),
+            "test": draw.choice([None, draw.randint(1, 70)]),
+        }
+        if count := re.search(r"calibration_images to (\d+)", refusal(source, calibration, asked)):
+            asked["count"] = int(count[1])
+            advised["count"] += 1
+        assert "calibration_images" not in refusal(source, calibration, asked)
+        if sizes := re.search(r"--search (\d+) --test (\d+)", refusal(source, calibration, asked)):
+            asked |= {"search": int(sizes[1]), "test": int(sizes[2])}
+            advised["search"] += 1
+        if refused := refusal(source, calibration, asked):
+            assert "give more images" in refused
+            assert total < 3 or (pool and total - pool < 2)
+    assert min(advised.values()) > 50
+
+
+def refusal(source: Source, calibration: Source | None, asked: dict[str, Any]) -> str:
+    try:
+        split(source, calibration=calibration, seed=0, **asked)
+    except ImagesMistake as mistake:
+        return str(mistake)
+    return ""
+
+
+def blank(name: str, rows: int, pool: range | None = None) -> Source:
+    image = Image.new("L", (1, 1))
+    return Source(name, ("a",), [0] * rows, lambda row: image.copy(), Transform(), pool)
