@@ -206,7 +206,7 @@ def make_refinement(folder: RunFolder, proxy: str, workshop: Workshop, account: 
             return child
 
     def elsewhere(network: str, images: str | None, weights: str | None) -> Bench:
-        own = workshop.settings.networks[0].model_dump(exclude={"budget"})
+        own = workshop.settings.networks[0].model_dump(exclude={"budget", "weights_entry"})
         where = own if images is None else {"images": images}
         settings = NetworkSettings.model_validate({**where, "network": network, "weights": weights})
         return workshop.bench(settings, network)

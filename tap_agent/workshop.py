@@ -67,7 +67,10 @@ class Workshop(AbstractContextManager["Workshop"]):
         settings = self.settings
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
-        module = load_network(network.network, network.weights, self.cache)
+        loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
+        notes = loaded.notes
+        if loaded.transform and not network.transform:
+            notes += (f"{name} gets images as its weights want them: {loaded.transform}",)
         splits = split(
             open_source(network.images),
             calibration=open_source(network.calibration) if network.calibration else None,
@@ -76,10 +79,11 @@ class Workshop(AbstractContextManager["Workshop"]):
             count=settings.calibration_images,
             search=network.search,
             test=network.test,
-            transform=network.transform,
+            transform=network.transform or loaded.transform,
             room=room_in(self.cache, settings.images_mib * 2**20),
         )
-        return Bench(name, module, splits, task, self.ledger, settings.batch, settings.packed_mib * 2**20, self._spread)
+        memory = settings.packed_mib * 2**20
+        return Bench(name, loaded.network, splits, task, self.ledger, settings.batch, memory, self._spread, notes)
 
     @cached_property
     def _spread(self) -> Callable[[Measurer], Measures]:

@@ -55,8 +55,10 @@ class Bench:
     def __init__(
         self, name: str, network: torch.nn.Module, splits: Splits, task: Task, ledger: Ledger, batch: int = 125,
         memory: int = 2**30, spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
+        notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """`memory` bounds the packed weights that are kept, in bytes; `spread` brings measuring to other machines.
+        """`memory` bounds the packed weights that are kept, in bytes; `spread` brings measuring to other machines;
+        `notes` say how the network came about.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
@@ -67,6 +69,7 @@ class Bench:
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
         self._batch = batch
+        self._notes = notes
         outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):
             raise ImagesMistake(
@@ -124,9 +127,9 @@ class Bench:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know: images that were skipped, and how measuring differs from what is usual."""
+        """What a user should know: of the network, images that were skipped, how measuring differs from the usual."""
         skipped = [images.note for images in (self.splits.search, self.splits.test) if images.note]
-        return [*skipped, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
+        return [*self._notes, *skipped, *(f"{self.name} is measured {note}" for note in self._measures.notes)]
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
