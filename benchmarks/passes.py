@@ -50,7 +50,11 @@ def main() -> None:
     parser.add_argument("--sweep", type=int, default=0, help="images for the layer-error sweep, 0 for none")
     chosen = parser.parse_args()
 
-    network = _random(chosen.network) if chosen.random else load_network(chosen.network, chosen.weights, cache_folder())
+    network = (
+        _random(chosen.network)
+        if chosen.random
+        else load_network(chosen.network, chosen.weights, cache_folder()).network
+    )
     source = open_source(chosen.images)
     pixels = source.decode(range(min(chosen.count, len(source.labels))), None).pixels
     prepared = prepare(network, pixels[:2])

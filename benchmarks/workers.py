@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     splits = split(open_source(chosen.images), calibration=None, seed=0, search=chosen.count, test=1)
-    prepared = prepare(load_network(chosen.network, chosen.weights, cache_folder()), splits.calibrations[0].pixels[:2])
+    prepared = prepare(
+        load_network(chosen.network, chosen.weights, cache_folder()).network, splits.calibrations[0].pixels[:2]
+    )
     local = Measurer(prepared, splits, uniform(prepared.layers, 8), 125, 2**30)
     rng, rows = random.Random(0), np.arange(len(splits.search))
     eights = (8,) * len(prepared.layers)

@@ -29,7 +29,7 @@ def main() -> None:
     images = split(open_source("digits"), calibration=None, seed=0)
     task = Task(Choices(weights=(2, 4, 8)), Budget.parse("3bit"))
     ledger = Ledger(cache / "measurements.sqlite")
-    bench = Bench("digits", load_network("digits", None, cache), images, task, ledger)
+    bench = Bench("digits", load_network("digits", None, cache).network, images, task, ledger)
     with MontySandbox() as sandbox:
         scored = score(PROXY, [bench], sandbox)
     if isinstance(scored, Rejection):

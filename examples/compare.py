@@ -34,7 +34,7 @@ def main() -> None:
     """Prints a table of accuracies in per cent, and of the KiB that each allocation takes."""
     cache = cache_folder()
     images = split(open_source("digits"), calibration=None, seed=0)
-    network = load_network("digits", None, cache)
+    network = load_network("digits", None, cache).network
     ledger = Ledger(cache / "measurements.sqlite")
     columns: list[dict[str, tuple[Allocation, ...]]] = []
     for text in BUDGETS:

@@ -62,7 +62,10 @@ class Resources(AbstractContextManager["Resources"]):
         settings = self.settings
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
-        module = load_network(network.network, network.weights, self.cache)
+        loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
+        notes = loaded.notes
+        if loaded.transform and not network.transform:
+            notes += (f"{name} gets images as its weights want them: {loaded.transform}",)
         splits = split(
             open_source(network.images, network.classes),
             calibration=open_source(network.calibration, network.classes) if network.calibration else None,
@@ -71,13 +74,14 @@ class Resources(AbstractContextManager["Resources"]):
             count=settings.calibration_images,
             search=network.search,
             test=network.test,
-            transform=network.transform,
+            transform=network.transform or loaded.transform,
             room=room_in(self.cache, settings.images_mib * 2**20),
-            network=module,
+            network=loaded.network,
         )
         bounds = Bounds(settings.batch, settings.packed_mib * 2**20, settings.features_mib * 2**20)
         return Bench(
-            name, module, splits, task, self.ledger, bounds, spread=self._spread, output=network.output
+            name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
+            notes=notes,
         )  # fmt: skip
 
     @cached_property

@@ -33,6 +33,8 @@ class NetworkSettings(BaseModel):
     network: str = "digits"
     weights: Path | None = None
     """a state dict on disk"""
+    weights_entry: str | None = None
+    """torchvision's weights, as IMAGENET1K_V1, which are meant, or from which those on disk come"""
     images: str = "digits"
     calibration: str | None = None
     """a source of its own for the calibration images"""
@@ -43,7 +45,7 @@ class NetworkSettings(BaseModel):
     test: int | None = Field(None, ge=1)
     """the last rows of `images`, on which the result is reported"""
     transform: Transform | None = None
-    """in place of what the image source declares"""
+    """in place of what torchvision's weights or the image source declare"""
     output: str | None = None
     """name of the logits, where the network returns several tensors: a key, a field, or a place as in `0`"""
     budget: str | None = None

@@ -83,8 +83,10 @@ class Bench:
         *,
         spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
         output: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """`spread` brings measuring to other machines; `output` names the logits among what the network returns.
+        """`spread` brings measuring to other machines; `output` names the logits among what the network returns;
+        `notes` say how the network came about.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
@@ -102,6 +104,7 @@ class Bench:
         check_feasible(self.layers, task.choices, task.budget)
         self._ledger = ledger
         self._bounds = bounds or Bounds()
+        self._notes = notes
         outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):
             raise ImagesMistake(
@@ -165,6 +168,7 @@ class Bench:
     def notes(self) -> list[str]:
         """What a user should know: of the images, of the network, and how measuring differs from what is usual."""
         return [
+            *self._notes,
             *self.splits.notes,
             *(f"{self.name}: {note}" for note in (*self.prepared.notes, *left_in_float(self.prepared))),
             *(f"{self.name}: {note}" for note in at_chance(self._first(), self.splits.search.labels)),

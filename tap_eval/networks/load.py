@@ -5,34 +5,90 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 
+from tap_eval.images.images import Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
+from tap_eval.networks import published
+from tap_eval.networks.checkpoint import read
 from tap_eval.networks.digits import load_digits_cnn
 from tap_eval.networks.resnet import DEPTHS, CifarResNet
+from tap_eval.networks.weights import load_weights
 
 NETWORKS = "digits, cifar_resnet20/32/44/56, a torchvision classifier, or package.module:factory"
 
 
-def load_network(name: str, weights: Path | None, cache: Path) -> nn.Module:
-    """The trained network called `name`, in eval mode on the CPU.
+@dataclass(frozen=True)
+class Loaded:
+    """A trained network, in eval mode on the CPU."""
+
+    network: nn.Module
+    transform: Transform | None = None
+    """what its weights want of images, where that is known"""
+    notes: tuple[str, ...] = ()
+    """what a user should know of how it came about"""
+
+
+def load_network(name: str, weights: Path | None, cache: Path, weights_entry: str | None = None) -> Loaded:
+    """The network called `name` with the weights in a file, or with its own where it has some.
 
     `weights` is a state dict on disk; torchvision's networks download their published weights
-    without it. Raises `NetworkMistake` or `WeightsMistake`.
+    without it. `weights_entry` names those of torchvision's that are meant, or from which those
+    in the file come. Raises `NetworkMistake` or `WeightsMistake`.
     """
-    if name == "digits":
+    if name in models.list_models(module=models):
+        loaded = _of_torchvision(name, weights, weights_entry)
+    elif weights_entry is not None:
+        raise WeightsMistake(f"'{weights_entry}' names weights of torchvision's, {name} is none of its networks.")
+    elif name == "digits":
         if weights is not None:
             raise WeightsMistake(f"digits is trained here and takes no {weights}: give the --network of these weights.")
-        return load_digits_cnn(cache)
-    network = _build(name, pretrained=weights is None)
-    if weights is not None:
-        _load_weights(network, name, weights)
-    return network.eval()
+        loaded = Loaded(load_digits_cnn(cache))
+    else:
+        network = _build(name, pretrained=weights is None)
+        notes = load_weights(network, name, read(weights)) if weights else ()
+        loaded = Loaded(network, notes=notes)
+    loaded.network.eval()
+    return loaded
+
+
+def _of_torchvision(name: str, weights: Path | None, asked: str | None) -> Loaded:
+    """Built as torchvision builds it for the weights that are meant."""
+    entry = published.named(name, asked) if asked else None
+    if weights is None:
+        entry = entry or published.named(name, "DEFAULT")
+        try:
+            network = models.get_model(name, weights=entry)
+        except (OSError, RuntimeError) as error:
+            raise WeightsMistake(
+                f"the published weights of {name} cannot be downloaded ({error}): give a state dict with "
+                "--weights FILE."
+            ) from error
+        return Loaded(network, published.transform(entry), (f"{name} has torchvision's weights {entry.name}",))
+    checkpoint = read(weights)
+    found = published.recognised(weights, published.entries(name))
+    if entry and found and entry is not found:
+        raise WeightsMistake(
+            f"{weights} is torchvision's {found.name}, not {asked}: give --weights-entry {found.name}."
+        )
+    entry = entry or found
+    auxiliary = any("aux" in key.lower() for table in checkpoint.tables for key in table.tensors)
+    network = models.get_model(name, weights=None, **published.arguments(name, entry, auxiliary))
+    notes = load_weights(network, name, checkpoint)
+    if entry:
+        notes += (f"{name} is built as torchvision does for its weights {entry.name}",)
+        return Loaded(network, published.transform(entry), notes)
+    if published.is_silent_on_input(name):
+        notes += (
+            f"{weights.name} does not tell whether {name} normalizes its input anew, as with torchvision's published "
+            "weights: it does not here, and would with --weights-entry IMAGENET1K_V1",
+        )
+    return Loaded(network, notes=notes)
 
 
 def _build(name: str, pretrained: bool) -> nn.Module:
@@ -45,19 +101,10 @@ def _build(name: str, pretrained: bool) -> nn.Module:
         return CifarResNet(depth)
     if ":" in name:
         return _from_factory(name)
-    known = models.list_models(module=models)
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, "digits", *(f"cifar_resnet{d}" for d in DEPTHS)], 1)
-        hint = f", perhaps {near[0]}" if near else ""
-        raise NetworkMistake(f"'{name}' is an unknown network: give {NETWORKS}{hint}.")
-    if not pretrained:
-        return models.get_model(name, weights=None)
-    try:
-        return models.get_model(name, weights="DEFAULT")
-    except OSError as error:
-        raise WeightsMistake(
-            f"the published weights of {name} cannot be downloaded ({error}): give a state dict with --weights FILE."
-        ) from error
+    known = [*models.list_models(module=models), "digits", *(f"cifar_resnet{depth}" for depth in DEPTHS)]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f", perhaps {near[0]}" if near else ""
+    raise NetworkMistake(f"'{name}' is an unknown network: give {NETWORKS}{hint}.")
 
 
 def _from_factory(name: str) -> nn.Module:
@@ -73,36 +120,3 @@ def _from_factory(name: str) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise NetworkMistake(f"'{name}' returned a {type(network).__name__}: a torch.nn.Module is needed.")
     return network
-
-
-def _load_weights(network: nn.Module, name: str, path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise WeightsMistake(f"{path} is no file: give that of a state dict.")
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsMistake(f"{path} does not exist: give the file of a state dict with --weights.") from error
-    except Exception as error:  # what a file of another kind makes of the unpickler is anybody's guess
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise WeightsMistake(
-            f"{path} cannot be read as a state dict ({type(error).__name__}: {reason}): save "
-            "network.state_dict(), not the network."
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise WeightsMistake(f"{path} holds a {type(loaded).__name__}, no state dict: save network.state_dict().")
-    state = {key.removeprefix("module."): value for key, value in loaded.items()}
-    expected = network.state_dict()
-    problems = [f"{key} is missing" for key in expected if key not in state]
-    problems += [f"{key} is not of this network" for key in state if key not in expected]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise WeightsMistake(f"{path} does not fit {name}: {problems[0]}{more}; give weights of {name}.")
-    network.load_state_dict(state)

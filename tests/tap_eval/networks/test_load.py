@@ -1,16 +1,21 @@
-"""Networks by name, and weights that fit or do not."""
+"""Networks by name, and those of torchvision as its published weights want them."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
+from tap_eval.images.images import Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
+from tap_eval.networks import published
 from tap_eval.networks.load import load_network
-from tap_eval.networks.resnet import CifarResNet
 
 
 def tiny() -> nn.Module:
@@ -25,27 +30,31 @@ def failing() -> nn.Module:
     raise RuntimeError("no")
 
 
-def test_weights_are_loaded_whatever_wraps_them(tmp_path: Path) -> None:
-    network = CifarResNet(20)
-    state = network.state_dict()
-    for content in (
-        state,
-        {"state_dict": state},
-        {"model": {f"module.{name}": value for name, value in state.items()}},
-    ):
-        torch.save(content, tmp_path / "weights.pt")
-        loaded = load_network("cifar_resnet20", tmp_path / "weights.pt", tmp_path)
-        assert torch.equal(loaded.state_dict()["conv1.weight"], state["conv1.weight"])
-        assert not loaded.training
+def by_torchvision(name: str, state: dict[str, torch.Tensor]) -> nn.Module:
+    """What torchvision's own builder makes of an entry whose file holds `state`."""
+    entry = next(iter(models.get_model_weights(name)))
+    stand_in = object.__new__(type(entry))
+    stand_in._name_, stand_in._value_ = entry.name, entry.value
+    stand_in.get_state_dict = lambda **_: state
+    return models.get_model(name, weights=stand_in).eval()
 
 
-def test_torchvision_and_factories(tmp_path: Path) -> None:
-    state = load_network(f"{__name__}:tiny", None, tmp_path).state_dict()
-    assert state["weight"].shape == (2, 3)
-    from torchvision.models import squeezenet1_1
+@torch.no_grad()
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    return torch.equal(one(pixels), other(pixels))
 
-    torch.save(squeezenet1_1().state_dict(), tmp_path / "squeezenet.pt")
-    assert load_network("squeezenet1_1", tmp_path / "squeezenet.pt", tmp_path)
+
+def test_factories_and_networks_of_torchvision(tmp_path: Path) -> None:
+    loaded = load_network(f"{__name__}:tiny", None, tmp_path)
+    assert loaded.network.state_dict()["weight"].shape == (2, 3)
+    assert loaded.transform is None
+    assert not loaded.network.training
+    own = models.squeezenet1_1().eval()
+    torch.save(own.state_dict(), tmp_path / "own.pt")
+    loaded = load_network("squeezenet1_1", tmp_path / "own.pt", tmp_path)
+    assert same(loaded.network, own)
+    assert (loaded.transform, loaded.notes) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -64,24 +73,70 @@ def test_an_unknown_network_is_named(name: str, sentence: str, tmp_path: Path) -
         load_network(name, None, tmp_path)
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    def sentence(content: object) -> str:
-        path = tmp_path / "weights.pt"
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            torch.save(content, path)
-        with pytest.raises(WeightsMistake) as caught:
-            load_network("cifar_resnet20", path, tmp_path)
-        return str(caught.value)
+@pytest.mark.parametrize(
+    ("name", "file", "entry", "resize"),
+    [("googlenet", "googlenet-1378be20.pth", None, 256), ("inception_v3", "own.pt", "IMAGENET1K_V1", 342)],
+)
+def test_a_published_file_is_used_as_torchvision_does(
+    name: str, file: str, entry: str | None, resize: int, tmp_path: Path
+) -> None:
+    state = models.get_model(name, weights=None, aux_logits=True, init_weights=False).state_dict()
+    torch.save(state, tmp_path / file)
+    loaded = load_network(name, tmp_path / file, tmp_path, entry)
+    assert same(loaded.network, by_torchvision(name, state))
+    assert loaded.transform
+    assert loaded.transform.resize == resize
 
-    state = CifarResNet(20).state_dict()
-    assert "cannot be read as a state dict" in sentence(b"garbage")
-    assert "holds a list" in sentence([1])
-    assert "conv1.weight is missing" in sentence({name: state[name] for name in state if name != "conv1.weight"})
-    assert "extra is not of this network" in sentence(state | {"extra": torch.ones(1)})
-    assert "has shape (1,), not (10,)" in sentence(state | {"linear.bias": torch.ones(1)})
-    with pytest.raises(WeightsMistake, match="does not exist"):
-        load_network("cifar_resnet20", tmp_path / "absent.pt", tmp_path)
-    with pytest.raises(WeightsMistake, match="--weights FILE"):
-        load_network("cifar_resnet20", None, tmp_path)
+
+def test_a_network_without_auxiliary_heads_may_normalize_its_input(tmp_path: Path) -> None:
+    state = models.googlenet(weights=None, aux_logits=True, init_weights=False).state_dict()
+    expected = by_torchvision("googlenet", state)
+    torch.save(expected.state_dict(), tmp_path / "own.pt")
+    loaded = load_network("googlenet", tmp_path / "own.pt", tmp_path, "IMAGENET1K_V1")
+    assert same(loaded.network, expected)
+    silent = load_network("googlenet", tmp_path / "own.pt", tmp_path)
+    assert not same(silent.network, expected)
+    assert "--weights-entry" in silent.notes[0]
+
+
+def test_the_transform_is_that_of_the_weights(tmp_path: Path) -> None:
+    torch.save(models.regnet_y_400mf().state_dict(), tmp_path / "regnet_y_400mf-e6988f5f.pth")
+    loaded = load_network("regnet_y_400mf", tmp_path / "regnet_y_400mf-e6988f5f.pth", tmp_path)
+    assert loaded.transform == Transform(resize=232, crop=224)
+    assert "IMAGENET1K_V2" in loaded.notes[0]
+    assert published.transform(models.Swin_V2_T_Weights.DEFAULT) == Transform(
+        resize=260, crop=256, interpolation="bicubic"
+    )
+
+
+def test_sizes_of_images_are_those_of_the_weights() -> None:
+    entry = models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1
+    assert published.arguments("vit_b_16", entry, auxiliary=False) == {"num_classes": 1000, "image_size": 384}
+
+
+def test_a_published_file_is_recognised_under_another_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"weights")
+    names = [hashlib.sha256(content).hexdigest()[:8] for content in (b"others", b"weights")]
+    known = [SimpleNamespace(url=f"https://example.org/network-{name}.pth") for name in names]
+    assert published.recognised(path, known) is known[1]
+    assert published.recognised(path, known[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "entry", "sentence"),
+    [
+        ("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", "IMAGENET1K_V7", "there are IMAGENET1K_V1"),
+        ("regnet_y_400mf", "regnet_y_400mf-e6988f5f.pth", "IMAGENET1K_V1", "is torchvision's IMAGENET1K_V2"),
+        ("cifar_resnet20", "resnet.pt", "IMAGENET1K_V1", "none of its networks"),
+        ("cifar_resnet20", None, None, "--weights FILE"),
+        ("digits", "digits.pt", None, "is trained here"),
+    ],
+)
+def test_weights_that_a_network_cannot_have_are_named(
+    name: str, file: str | None, entry: Any, sentence: str, tmp_path: Path
+) -> None:
+    if file:
+        torch.save({"weight": torch.ones(1)}, tmp_path / file)
+    with pytest.raises(WeightsMistake, match=sentence):
+        load_network(name, tmp_path / file if file else None, tmp_path, entry)
