@@ -19,7 +19,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.graph import END, START, StateGraph
 
-from agents.refinement import (
+from agents.refiner import (
     RefinementInput,
     RefinementState,
     Surroundings,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from agents.refinement import Stopped, Version
+from agents.refiner import Stopped, Version
 from graphs.state import Bits
 from tap_agent.conversation import Conversation, Part, unlimited
 from tap_agent.folder import RunFolder, RunMistake

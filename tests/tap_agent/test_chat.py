@@ -15,7 +15,7 @@ import pytest
 
 from agents.account import Account
 from agents.chat import ModelMistake
-from agents.refinement import Stopped
+from agents.refiner import Stopped
 from tap_agent.conversation import Part
 from tap_agent.exit import Exit
 from tap_agent.folder import RunFolder
