@@ -149,7 +149,7 @@ def without_thinking(text: str) -> str:
         else:
             kept = [] if "/" in part and not inside else kept
             inside = "/" not in part
-    return "".join(kept).strip()
+    return "".join(kept).lstrip()
 
 
 def spoken(head: str) -> str | None:
