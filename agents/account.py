@@ -72,12 +72,16 @@ class Stopping(Exception):
 class CallFailed(Exception):
     """A request without an answer; `free` where the server refused it, `again` where another try may help."""
 
-    def __init__(self, reason: str, *, free: bool = False, again: bool = False, pause: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, free: bool = False, again: bool = False, pause: float | None = None, refusal: str = ""
+    ) -> None:
         super().__init__(reason)
         self.free = free
         self.again = again
         self.pause = pause
         """seconds that the server wants to be left alone"""
+        self.refusal = refusal
+        """what a server says that does not take the request as it is"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,12 @@ class GrammarChat(MeteredChat):
         body = {"grammar": self.grammar, "cache_prompt": False}
         return super()._generate(messages, stop, run_manager, **options, extra_body=body)
 
-    def _send(self, asked: Coroutine[Any, Any, BaseMessage], seconds: float) -> Answer:
+    def _send(self, asked: Coroutine[Any, Any, BaseMessage], seconds: float, tools: Collection[str]) -> Answer:
         with _TURN:  # the server answers one at a time; the call begins when it is its turn
-            return super()._send(asked, self.seconds)
+            return super()._send(asked, self.seconds, tools)
 
-    def _answer(self, message: AIMessage) -> Answer:
-        answer = super()._answer(message)
+    def _answer(self, message: AIMessage, tools: Collection[str]) -> Answer:
+        answer = super()._answer(message, tools)
         try:
             thought, code = code_of(answer.content)
         except (ValueError, KeyError):  # cut short by max_tokens

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,8 +21,10 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
 from agents.account import Conversation, Price
-from agents.chat import MeteredChat, ModelMistake, client
+from agents.chat import MeteredChat, ModelMistake
+from agents.connection import client
 from agents.embedded import EMBEDDED, embedded_chat, start
+from agents.parameters import Parameter, Refused
 from agents.replay import Replay
 
 REPLAY = "replay:"
@@ -100,6 +102,10 @@ class LanguageModel:
     """wall time of a call"""
     tokens: int = 8192
     """the most that an answer may have; a server that is free decides for itself"""
+    leave_out: tuple[Parameter, ...] = ()
+    """what no request is to have"""
+    refused: Refused = field(default_factory=Refused, compare=False, repr=False)
+    """what its server would not take so far"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spec", self.spec or self.name)
@@ -147,6 +153,8 @@ class LanguageModel:
             max_completion_tokens=None if self.free else self.tokens,
             limit=self.provider.limit,
             forced=self.provider.forced,
+            left_out=frozenset(self.leave_out),
+            refused=self.refused,
             streams=streams,
             http_async_client=client(),
             **asking,

@@ -26,6 +26,7 @@ from agents.account import Account, Conversation, Stopping
 from agents.answer import SUBMIT
 from agents.chat import ModelMistake, reason
 from agents.models import Model, Models
+from agents.reading import fault, notes
 from prompts import grammar, render
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
@@ -38,6 +39,7 @@ from tools.toolbox import make_tools
 _APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
 """A thread of its own keeps an agent out of the search's checkpoints: one that was cut short begins again, and has
 its answers from the account."""
+_SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
 
@@ -110,6 +112,8 @@ class Attempt:
     conversation: tuple[dict[str, Any], ...]
     """every message but the system's: `who` is human, ai or tool, with its `text`, and of the ai its `calls`"""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """what the user is to know of how the model had to be asked"""
 
 
 @dataclass(frozen=True)
@@ -138,12 +142,13 @@ class Proposer:
         conversation = Conversation(self.account, assignment.name, model.spec)
         toolbox = make_tools(self.benches, self.sandbox, self.allowance)
         proxy = Proxy("", "")
-        outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, "the model submitted no proposal.")
+        outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, _SILENT)
+        found = outcome
         messages: list[BaseMessage] = []
         said: list[BaseMessage] = []
         rounds = 0
         agent = None
-        while rounds < self.rounds and isinstance(outcome, Rejection):
+        while rounds < self.rounds and isinstance(found, Rejection):
             if agent is None or model.small:
                 rng = random.Random(f"{assignment.seed}/{rounds}")
                 names = grammar.features(
@@ -153,7 +158,7 @@ class Proposer:
                 agent = self._agent(model, model.chat(conversation, assignment.seed + rounds, sentences), toolbox)
                 messages = [HumanMessage(_ask_small(assignment, names) if model.small else self._ask(assignment))]
             else:
-                messages.append(HumanMessage(render("repair", failure=outcome.failure, message=outcome.message)))
+                messages.append(HumanMessage(render("repair", failure=found.failure, message=found.message)))
             rounds += 1
             answer = agent.invoke({"messages": messages}, _APART)
             said += answer["messages"][len(messages) - 1 :]
@@ -161,10 +166,20 @@ class Proposer:
             proposal = answer.get("structured_response")
             if isinstance(proposal, Proposal):
                 proxy = Proxy(proposal.thought, proposal.code)
-                outcome = self.judge(proxy, known)
-        seconds = time.perf_counter() - started
+                outcome = found = self.judge(proxy, known)
+            else:
+                found = Rejection(Failure.UNPARSABLE, fault(messages) or _SILENT)
+                outcome = outcome if proxy.code else found
         return Attempt(
-            proxy, outcome, model.spec, rounds, _tokens(said), _tool_calls(said), _written_down(said), seconds
+            proxy,
+            outcome,
+            model.spec,
+            rounds,
+            _tokens(said),
+            _tool_calls(said),
+            _written_down(said),
+            time.perf_counter() - started,
+            tuple(notes(said)),
         )
 
     def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:

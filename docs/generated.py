@@ -82,7 +82,8 @@ def _kind(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{part}`" for part in parts)
     if origin is tuple:
-        return f"list of {_kind(parts[0])}s"
+        kind = _kind(parts[0])
+        return f"list of {kind}" if "`" in kind else f"list of {kind}s"
     if parts and origin is not dict:
         return " or ".join(map(_kind, parts))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

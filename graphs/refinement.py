@@ -16,10 +16,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.graph import END, START, StateGraph
 
-from agents.refinement import (
+from agents.reading import code as given_code
+from agents.reading import fault, notes
+from agents.refiner import (
     RefinementInput,
     RefinementState,
     Surroundings,
@@ -55,7 +57,6 @@ _COMMANDS = re.compile(r"\s*(show|diff|undo|measure|accept|help|use)(?:(?<=show)
 _UNNAMED = "a draft"
 _LAYER = re.compile(r"[\d._]")
 """what a name has that is no word; a layer of another name is looked up"""
-_FENCE = re.compile(r"```(?:python)?\n(.*?)```", re.S)
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,7 @@ class Refinement:
                 return f"```\n{HELP}\n```\n\nAnything else is said to the agent.", None
 
     def _used(self, code: str, versions: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]] | None]:
-        fenced = _FENCE.search(code)
-        code = (fenced[1] if fenced else code).strip() + "\n"
+        code = given_code(code).strip() + "\n"
         scored = self.surroundings.score(code)
         if isinstance(scored, Rejection):
             return refusal(scored), None
@@ -207,7 +207,8 @@ class Refinement:
         if self._agent is None:
             return {"messages": [AIMessage(UNABLE)]}
         answered: dict[str, Any] = self._agent.invoke(state)
-        return {name: answered[name] for name in ("messages", "versions", "allowance")}
+        messages = _told(answered["messages"], len(state["messages"]))
+        return {"messages": messages, **{name: answered[name] for name in ("versions", "allowance")}}
 
     def graph(self, context: type | None = None) -> StateGraph[RefinementState, Any, RefinementInput]:
         """The state machine, not compiled: the caller brings the checkpointer.
@@ -229,6 +230,15 @@ def start(candidate: Candidate) -> dict[str, Any]:
     """The state with which a conversation about a candidate begins."""
     version = Version(thought=candidate.thought, code=candidate.code, name=candidate.name)
     return {"versions": [version.model_dump()], "allowance": 0}
+
+
+def _told(messages: list[BaseMessage], before: int) -> list[BaseMessage]:
+    """With what the person is to know of those since `before`: how they were asked for, and why there is no more."""
+    why = fault(messages)
+    words = [*notes(messages[before:]), *([f"{why[0].upper()}{why[1:]}"] if why else [])]
+    unsaid = bool(why) and str(messages[-1].text).strip() in why
+    told: list[BaseMessage] = [AIMessage("\n\n".join(words))] if words else []
+    return [*(messages[:-1] if unsaid else messages), *told]
 
 
 def _said(state: Mapping[str, Any]) -> str:

@@ -192,6 +192,7 @@ class Search:
         self.emit(
             {"event": "proposed", **record.model_dump(mode="json", exclude=_LATER)}
             | {"tool_calls": list(attempt.tool_calls), "conversation": list(attempt.conversation)}
+            | {"notes": list(attempt.notes)}
         )
         return {"candidates": {record.name: record.model_dump(mode="json", exclude=_LONG)}}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from agents.refinement import Stopped, Version
+from agents.refiner import Stopped, Version
 from graphs.state import Bits
 from tap_agent.report.layer_figures import Drawn
 from tap_agent.runs.folder import RunFolder, RunMistake

@@ -16,7 +16,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from agents import account as calls
-from agents.refinement import Surroundings, Version, current
+from agents.refiner import Surroundings, Version, current
 from graphs.judge import Judge
 from graphs.refinement import Refinement, Run, start
 from graphs.state import Candidate

@@ -106,7 +106,7 @@ class Resources(AbstractContextManager["Resources"]):
     def models(self) -> Models:
         """The language models that the agents share; raises `ModelMistake`."""
         settings = self.settings
-        asking = {"seconds": settings.call_seconds, "tokens": settings.answer_tokens}
+        asking = {"seconds": settings.call_seconds, "tokens": settings.answer_tokens, "leave_out": settings.leave_out}
         return parse(settings.llm, settings.base_url, temperature=settings.temperature, **asking)
 
     def check(self) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, field_valid
 from pydantic_core import PydanticCustomError
 
 from agents.models import REPLAY
+from agents.parameters import Parameter
 from graphs.controller import Controller
 from tap_eval.images.images import Transform
 from tap_eval.proxies.features import Inputs
@@ -89,6 +90,8 @@ class Settings(BaseModel):
     """with which language models sample"""
     answer_tokens: int = Field(8192, ge=1)
     """the most that an answer of a language model may have, its reasoning included"""
+    leave_out: tuple[Parameter, ...] = ()
+    """what a server of language models refuses, left out of requests from the start and not after a refusal"""
     call_seconds: float = Field(180.0, gt=0)
     """wall time of a call of a language model, with all its tries"""
     prices: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] = {}

@@ -26,7 +26,7 @@ _LINES_BESIDE = 8
 _WIDE = 100
 _CANDIDATE = ("name", "generation", "template", "seconds", "tokens")
 _SHOWN: dict[str, tuple[str, ...]] = {
-    "proposed": (*_CANDIDATE, "failure", "message"),
+    "proposed": (*_CANDIDATE, "failure", "message", "notes"),
     "judged": (*_CANDIDATE, "fitness", "accuracy", "dropped", "failure", "message"),
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
@@ -123,6 +123,8 @@ class LiveTable(AbstractContextManager["LiveTable"]):
                 for note in event["notes"]:
                     self._live.console.print(note, markup=False)
             case "proposed":
+                for note in event.get("notes", ()):
+                    self._live.console.print(note, markup=False)
                 self._note(event)
                 self._seen.add(event["name"])
                 doing = "measuring" if len(self._rows) == self._population else "proposing"

@@ -28,7 +28,7 @@ def tool_call(name: str, /, **arguments: object) -> Answer:
     }
 
 
-def refusal(status: int, words: str, **headers: str) -> Answer:
+def refusal(status: int, words: object, **headers: str) -> Answer:
     """An error in place of an answer."""
     return {"status": status, "words": words, "headers": headers}
 
@@ -37,6 +37,7 @@ class ChatServer(ThreadingHTTPServer):
     """Listens on a free port of localhost; `script` maps a request to an answer, and `asked` keeps the requests.
 
     Each answer takes `delay` seconds; one that `dribbles` never ends, though something comes all the time.
+    An answer with a `finish_reason` ends for that reason; of one that is `half` the rest never comes.
     In the Responses API it answers `response`.
     """
 
@@ -96,11 +97,16 @@ class _Handler(BaseHTTPRequestHandler):
             body |= {"output": server.response, "usage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}}
             self._answer(200, body | {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []})
             return
-        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
+        if "half" in message:
+            self._send(200, message["half"], {"Content_Length": str(2 * len(message["half"]))})
+            self.close_connection = True
+            return
+        finish = message.pop("finish_reason", "tool_calls" if "tool_calls" in message else "stop")
+        choice = {"index": 0, "message": message, "finish_reason": finish}
         usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
         if request.get("stream"):
-            self._stream(message, usage if request.get("stream_options") else None)
+            self._stream(message, finish, usage if request.get("stream_options") else None)
         else:
             self._answer(200, body | {"usage": usage})
 
@@ -122,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
                 time.sleep(0.05)
 
-    def _stream(self, message: Answer, usage: Answer | None) -> None:
+    def _stream(self, message: Answer, finish: str, usage: Answer | None) -> None:
         """The answer word by word, as server-sent events; a `broken` one ends in the middle."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -132,11 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
         deltas: list[Answer] = [{"role": "assistant", "content": word} for word in words]
         calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", []))]
         deltas += [{"role": "assistant", "content": None, "tool_calls": calls}] if calls else []
-        deltas += [{"reasoning_content": message["reasoning_content"]}] if "reasoning_content" in message else []
+        deltas += [{name: message[name]} for name in ("reasoning_content", "refusal") if name in message]
         for delta in deltas:
             self._event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         if not message.get("broken"):
-            finish = "tool_calls" if calls else "stop"
             self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
             if usage:
                 self._event({"choices": [], "usage": usage})
@@ -153,10 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        sent = {"Content_Type": "application/json", "Content_Length": str(len(body))} | dict(headers)
+        for name, value in sent.items():
             self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,11 +14,11 @@ import pytest
 
 from agents.account import Account
 from agents.chat import ModelMistake
-from agents.refinement import Stopped
+from agents.refiner import Stopped
 from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.sessions.conversation import Conversation
 from tap_agent.sessions.resources import Resources
-from tests.agents.scripted import Answer, ChatServer, tool_call
+from tests.agents.scripted import Answer, ChatServer, refusal, tool_call
 from tests.tap_agent.refining_agent import BY_SIZE, BY_STD, LAYERS, agent, results, said, text, words
 
 
@@ -132,6 +133,47 @@ def test_a_sentence_that_begins_like_a_command_is_for_the_agent(opened: Callable
         assert len(server.asked) == 4
         assert '"index": 0' in words(conversation.say("show 0"))
         assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (text(""), "The model's answer was empty."),
+        (text("It is") | {"finish_reason": "length"}, "It is.*The answer was cut off .* raise answer_tokens"),
+        (text("") | {"finish_reason": "content_filter"}, "content filter withheld the answer"),
+        (text("") | {"refusal": "I cannot."}, "The model refused: I cannot.$"),
+        (text("<think>So wide!</think>It is wide."), "^It is wide.$"),
+        (
+            {**tool_call("propose", thought="x", code="cut"), "finish_reason": "length", "cut": True},
+            "The answer was cut off",
+        ),
+    ],
+)
+def test_a_person_is_told_why_an_answer_says_nothing(answer: Answer, told: str, opened: Callable[..., Any]) -> None:
+    if answer.pop("cut", False):
+        answer["tool_calls"][0]["function"]["arguments"] = '{"thought": "x", "code": "def sensitivity(la'
+    with ChatServer(lambda _: dict(answer)) as server, opened(server.url) as conversation:
+        began = conversation.version
+        assert re.search(told, words(conversation.say("why?")), re.S)
+        assert all(message.text or message.type == "human" for message in conversation.messages)
+        assert conversation.version == began
+
+
+def test_a_call_in_words_is_done_and_a_refused_parameter_told(opened: Callable[..., Any]) -> None:
+    call = json.dumps({"name": "propose", "arguments": {"thought": "By spread.", "code": f"```\n{BY_STD}```"}})
+
+    def plain(request: dict[str, Any]) -> Answer:
+        if "seed" in request:
+            return refusal(422, "seed: extra fields not permitted")
+        return text("Done.") if results(request) else text(f"<tool_call>{call}</tool_call>")
+
+    with ChatServer(plain) as server, opened(server.url) as conversation:
+        said = words(conversation.say("change it"))
+        assert "Done." in said
+        assert "scripted refuses seed, which is left out from now on." in said
+        assert conversation.version.code == BY_STD
+        assert ["seed" in request for request in server.asked] == [True, False, False]
+        assert "refuses" not in words(conversation.say("again, please"))
 
 
 def test_one_allowance_is_not_used_by_two_calls_of_one_message(opened: Callable[..., Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from tap_agent.settings import parse_transform
+from tap_agent.settings.read import parse_transform
 from tap_eval.images.images import Splits, Transform
 from tap_eval.images.sources import open_source, split
 from tap_eval.mistake import ImagesMistake

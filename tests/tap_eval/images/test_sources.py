@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_agent.settings import ConfigMistake, parse_transform
+from tap_agent.settings.read import ConfigMistake, parse_transform
 from tap_eval.images.decoding import Source
 from tap_eval.images.images import Splits, Transform, room_in
 from tap_eval.images.sources import digits, open_source, split

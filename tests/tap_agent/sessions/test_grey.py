@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tap_agent.settings import NetworkSettings, Settings
-from tap_agent.workshop import Workshop
+from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import NetworkSettings, Settings
 from tests.tap_eval.images.pictures import png, write_folder
 
 GREY = """
@@ -31,8 +31,8 @@ def test_a_network_of_one_channel_gets_grey_images_of_classes_in_the_order_of_a_
         classes=Path("names.txt"),
     )
     assert network.classes == tmp_path / "names.txt"
-    with Workshop(Settings(networks=(network,), calibration_draws=1), tmp_path / "cache") as workshop:
-        (bench,) = workshop.benches
+    with Resources(Settings(networks=(network,), calibration_draws=1), tmp_path / "cache") as resources:
+        (bench,) = resources.benches
     assert bench.splits.search.pixels.shape[1:] == (1, 32, 32)
     assert bench.splits.classes == ("3", "1", "2")
     assert any("class 0 is 3, 1 is 1, 2 is 2" in note for note in bench.notes)

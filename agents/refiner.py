@@ -1,4 +1,4 @@
-"""The refinement agent: a person talks with it about one proxy, and it changes the proxy with them.
+"""The refiner: a person talks with it about one proxy, and it changes the proxy with them.
 
 What it changes is a list of versions in the graph's state, the last of which counts. To
 measure or to accept it must ask: its tools stop in a LangGraph interrupt, whose answer is the

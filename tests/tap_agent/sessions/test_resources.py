@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torchvision.models import squeezenet1_1
 
-from tap_agent.settings import NetworkSettings, Settings
-from tap_agent.workshop import Workshop
+from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.images.images import Transform
 
 
@@ -38,8 +38,8 @@ def test_images_are_what_published_weights_want_unless_told(
         network="squeezenet1_1", weights=file, images=images, search=2, test=2, transform=transform
     )
     settings = Settings(networks=(network,), budget="8bit", calibration_images=2, calibration_draws=1)
-    with Workshop(settings, tmp_path) as workshop:
-        (bench,) = workshop.benches
+    with Resources(settings, tmp_path) as resources:
+        (bench,) = resources.benches
     assert bench.splits.search.transform == (transform or Transform(resize=256, crop=224))
     assert any("IMAGENET1K_V1" in note for note in bench.notes)
     assert any("crop=224" in note for note in bench.notes) == (transform is None)
