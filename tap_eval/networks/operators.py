@@ -177,7 +177,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **{function.__name__: function for function in (*_CONVOLUTIONS, *_TRANSPOSED)},
     **{
         name: getattr(torch, name)
-        for name in ("matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "cat", "sigmoid", "tanh")
+        for name in ("matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "cat", "sigmoid", "tanh", "lstm", "gru")
     },
     "_convolution": _convolution,
     "convolution": _convolution,
@@ -192,8 +192,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "instance_norm": lambda x, w, b, mean, var, use_input, momentum, eps, *_: F.instance_norm(
         x, mean, var, w, b, use_input, momentum, eps
     ),
-    "layer_norm": lambda x, shape, w, b, eps, *_: F.layer_norm(x, shape, w, b, eps),
-    "group_norm": lambda x, groups, w, b, eps, *_: F.group_norm(x, groups, w, b, eps),
+    "layer_norm": lambda x, shape, w=None, b=None, eps=1e-5, *_: F.layer_norm(x, shape, w, b, eps),
+    "group_norm": lambda x, groups, w=None, b=None, eps=1e-5, *_: F.group_norm(x, groups, w, b, eps),
     "gelu": F.gelu,
     "softmax": lambda x, dim, dtype=None: F.softmax(x, dim, dtype=dtype_of(dtype)),
     "log_softmax": lambda x, dim, dtype=None: F.log_softmax(x, dim, dtype=dtype_of(dtype)),

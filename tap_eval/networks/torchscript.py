@@ -21,9 +21,6 @@ from torch import Tensor, nn
 
 from tap_eval.networks.operators import operator_of, unreadable
 
-_REQUIRED = "required"
-"""stands for the default of an argument that has none; a TorchScript default is a number, a list, a str or None"""
-
 
 def readable(network: nn.Module) -> nn.Module:
     """`network` with a `Readable` in the place of each `torch.jit.ScriptModule`; a network without one as it is.
@@ -98,22 +95,20 @@ class Readable(_Part):
         _copy_state(whole, self, {})
         if script._forward_pre_hooks or script._forward_hooks:
             raise unreadable("a scripted hook")
-        self._script_arguments = tuple(
-            (argument.name, argument.default_value if argument.has_default_value() else _REQUIRED)
-            for argument in script._c._get_method("forward").schema.arguments[1:]
-        )
+        if not script._c._has_method("forward"):
+            raise unreadable(f"{self._script_name} without forward")
+        arguments = script._c._get_method("forward").schema.arguments[1:]
+        self._script_names = [argument.name for argument in arguments]
+        self._script_defaults = {each.name: each.default_value for each in arguments if each.has_default_value()}
         self._script_steps = _Reader(whole, self).read()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Takes and gives what the scripted `forward` does. Raises `NetworkMistake` for an operator that is unknown."""
-        names = [name for name, _ in self._script_arguments]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        if len(args) > len(names) or given.keys() - set(names):
-            raise TypeError(f"{self._script_name} takes {', '.join(names)}")
-        values = [given.get(name, default) for name, default in self._script_arguments]
-        if missing := [name for name, value in zip(names, values, strict=True) if value is _REQUIRED]:
-            raise TypeError(f"{self._script_name} needs {', '.join(missing)}")
-        (result,) = _run(self, self._script_steps, {}, values)
+        names = self._script_names
+        values = self._script_defaults | dict(zip(names, args, strict=False)) | kwargs
+        if len(args) > len(names) or values.keys() != set(names):
+            raise TypeError(f"{self._script_name} takes {', '.join(names)}, but was given others, or too few.")
+        (result,) = _run(self, self._script_steps, {}, [values[name] for name in names])
         return result
 
 
@@ -234,7 +229,7 @@ class _Reader:
         return [_Step(operator, inputs, outputs)]
 
     def _attribute(self, node: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> list[_Step]:
-        """Tensors and `training` are read, and buffers set, when the network runs; other attributes are constants."""
+        """Tensors, `training` and dicts are read, and buffers set, when the network runs; the rest are constants."""
         kind, name, owner = node.kind(), node.s("name"), self._modules.get(inputs[0])
         if owner is None:
             raise unreadable(f"{kind} of {name}")
@@ -246,7 +241,11 @@ class _Reader:
             return [_Step(kind, inputs[1:], outputs, path)]
         if kind == "prim::SetAttr":
             raise unreadable(f"{kind} of {name}")
-        return self._constant(self._scripts[owner]._c.getattr(name), outputs[0])
+        value = self._scripts[owner]._c.getattr(name)
+        if isinstance(value, dict):  # such as what is kept from one run to the next
+            setattr(self._network.get_submodule(owner), name, value)
+            return [_Step(kind, (), outputs, path)]
+        return self._constant(value, outputs[0])
 
     def _constant(self, value: Any, output: str) -> list[_Step]:
         if isinstance(value, Tensor):
