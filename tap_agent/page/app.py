@@ -37,7 +37,7 @@ from starlette.routing import Route
 from tap_agent.page import views
 from tap_agent.page.chat import Chat
 from tap_agent.page.conversations import Conversations
-from tap_agent.page.form import COMMON, LIMITS, fields
+from tap_agent.page.form import fields
 from tap_agent.page.guard import REPORT, Guard
 from tap_agent.page.searches import Searches
 from tap_agent.page.views import VIEWS
@@ -111,8 +111,7 @@ class Page:
 
     def index(self, request: Request) -> Response:
         """The form that starts a run, with what was given `from` one before."""
-        every = fields(self._searches.form(request.query_params.get("from", "")))
-        values = {"common": every[:COMMON], "more": every[COMMON:], "name": ""}
+        values = {"fields": fields("run", self._searches.form(request.query_params.get("from", ""))), "name": ""}
         return self._answer(request, "start", self._searches.overviews(), [], lambda: values)
 
     def show(self, request: Request) -> Response:
@@ -129,7 +128,7 @@ class Page:
             "views": VIEWS,
             "failure": process and process.failure,
         }
-        shown["limits"] = [each for each in fields({}) if each["name"] in LIMITS]
+        shown["limits"] = fields("resume", {})
         if run is None or overview.state == "unreadable":
             shown["log"] = process.log if process else ""
             return self._answer(request, "early", overviews, shown.values(), lambda: shown)
