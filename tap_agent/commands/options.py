@@ -32,7 +32,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     flag, kind = setting.flag, setting.kind
     literal = get_origin(kind) is Literal
     named = [f"--{flag.name}"] if flag.name else []
-    bounds: dict[str, Any] = setting.bounds if flag.usage and not literal else {}
+    bounds: dict[str, Any] = setting.bounds if flag.usage else {}
     option = typer.Option(None, *named, help=setting.help, rich_help_panel=flag.panel, **bounds)
     plain = kind in (str, int, float, bool, Path) or (literal and flag.usage)
     return inspect.Parameter(

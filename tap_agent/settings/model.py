@@ -55,7 +55,7 @@ class NetworkSettings(_Model):
     """digits, parquet:FILE, imagefolder:DIR or cifar10:DIR."""
     calibration: Annotated[str | None, Flag(NETWORK, "run apply", label="Calibration images", common=True)] = None
     """Image source of the calibration images, if not --images."""
-    search: Annotated[int | None, Flag(NETWORK, "run", label="Search images")] = Field(None, ge=1)
+    search: Annotated[int | None, Flag(NETWORK, "run apply", label="Search images")] = Field(None, ge=1)
     """Images to measure candidates on: the first."""
     test: Annotated[int | None, Flag(NETWORK, "run apply", label="Test images")] = Field(None, ge=1)
     """Images to report the result on: the last."""
