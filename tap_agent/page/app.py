@@ -41,11 +41,12 @@ from tap_agent.page.form import fields
 from tap_agent.page.guard import REPORT, Guard
 from tap_agent.page.searches import Searches
 from tap_agent.page.views import VIEWS
-from tap_agent.port import is_loopback, listen
 from tap_agent.report import html
 from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.runs.progress import Overview, read
 from tap_agent.runs.result import Result
+from tap_agent.serving.address import is_loopback, listen
+from tap_agent.serving.origin import SameOrigin
 from tap_agent.settings.read import ConfigMistake
 from tap_eval.mistake import Mistake
 
@@ -96,7 +97,10 @@ def application(searches: Searches, conversations: Conversations, password: str 
             Route("/runs/{name}/chat/{proxy}", page.say, methods=["POST"]),
             Route("/static/{file}", page.static),
         ],
-        middleware=[Middleware(Guard, password=password)],
+        middleware=[
+            Middleware(SameOrigin, host=None if password else "127.0.0.1"),
+            Middleware(Guard, password=password),
+        ],
         exception_handlers={404: page.missing, Mistake: page.refuse},
     )
 
