@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from typer.main import get_command
 
 from agents.models import OTHER, PROVIDERS
-from tap_agent.commands.app import app
-from tap_agent.settings.flags import RENAMED
+from tap_agent.settings.fields import Setting, flag_of
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.images.images import Transform
 from tap_eval.proxies.features import METADATA, STATISTICS, TASK
@@ -42,27 +40,16 @@ def keys() -> str:
 
 def settings(model: type[BaseModel]) -> str:
     """A line a setting: its name in a config, its flag, what it takes, its default and its meaning."""
-    flags = options()
     rows = [
-        (
-            f"`{name}`",
-            f"`{flags[name][0]}`" if name in flags else "",
-            _takes(field),
-            _default(field),
-            (field.description or flags.get(name, ("", ""))[1]).replace("\n", " "),
-        )
+        (f"`{name}`", _flag(name, field), _takes(field), _default(field), (field.description or "").replace("\n", " "))
         for name, field in model.model_fields.items()
     ]
     return _table(("in a config", "flag", "takes", "default", "what it is"), rows)
 
 
-def options() -> dict[str, tuple[str, str]]:
-    """The flag and the help of each setting that `tap-agent run` has one for."""
-    run: Any = get_command(app)
-    return {
-        RENAMED.get(option.name, option.name): (option.opts[0], option.help or "")
-        for option in run.commands["run"].params
-    }
+def _flag(name: str, field: FieldInfo) -> str:
+    flag = flag_of(field)
+    return f"`--{Setting(name, field, flag).option}`" if flag else ""
 
 
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}
@@ -92,7 +79,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, tuple) and any(isinstance(part, BaseModel) for part in value):
         return "one, with its defaults"
     return "" if value is None else f"`{json.dumps(value)}`"

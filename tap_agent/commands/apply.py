@@ -3,60 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tap_agent.settings.flags import (
-    ActivationBitsOption,
-    AddressOption,
-    BitsOption,
-    BudgetOption,
-    CalibrationOption,
-    ConfigOption,
-    DrawsOption,
-    ExecutorOption,
-    GroupsOption,
-    ImagesOption,
-    InputsOption,
-    NetworkOption,
-    PinEndsOption,
-    SandboxOption,
-    SeedOption,
-    TestRowsOption,
-    TransformOption,
-    WeightsOption,
-    given,
-)
+from tap_agent.commands.options import ConfigOption, takes_settings
 
 
+@takes_settings
 def apply(
     proxy: Annotated[str, typer.Argument(metavar="PROXY_OR_RUN", help="A proxy's .py file, or a run's folder.")],
     config: ConfigOption = None,
-    network: NetworkOption = None,
-    weights: WeightsOption = None,
-    images: ImagesOption = None,
-    calibration: CalibrationOption = None,
-    test_rows: TestRowsOption = None,
-    draws: DrawsOption = None,
-    transform: TransformOption = None,
-    budget: BudgetOption = None,
-    bits: BitsOption = None,
-    activation_bits: ActivationBitsOption = None,
-    channel_groups: GroupsOption = None,
-    pin_ends: PinEndsOption = None,
-    inputs: InputsOption = None,
-    seed: SeedOption = None,
-    sandbox: SandboxOption = None,
-    executor: ExecutorOption = None,
-    address: AddressOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="File for the allocation, as in best.json.")] = None,
+    **flags: Any,
 ) -> None:
     """Use a proxy that was found before on any network, without a search.
 
     Given a run and neither --network nor --config, the run's own network, images and settings are taken.
     """
-    flags = given(locals(), "proxy", "config", "path")
     from rich.markdown import Markdown
 
     from tap_agent.paths import cache_folder
@@ -69,7 +33,7 @@ def apply(
     if path:
         make_parent(path)
     found = session.read_proxy(Path(proxy))
-    if found.config is not None and config is None and network is None:
+    if found.config is not None and config is None and flags["network"] is None:
         config = found.config
     settings = read_settings(config, flags)
     with Resources(settings, cache_folder()) as resources:

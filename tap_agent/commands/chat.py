@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tap_agent.commands.options import takes_settings
 from tap_agent.paths import RUNS
-from tap_agent.settings.flags import BaseURLOption, LLMOption
 
 
+@takes_settings
 def chat(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="Folder of a finished run; by default the latest.")
     ] = None,
     proxy: Annotated[str | None, typer.Option(help="Name of a proxy of it; by default the best.")] = None,
-    llm: LLMOption = None,
-    base_url: BaseURLOption = None,
+    **flags: Any,
 ) -> None:
     """Refine a proxy by talking about it; what is accepted becomes a child in the run's family tree.
 
@@ -38,7 +38,7 @@ def chat(
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
     result = ended[0].finished()
     out.print(f"[dim]{ended[0].path}[/dim]")
-    settings = read_settings(ended[0].path / "config.yaml", {"llm": llm, "base_url": base_url})
+    settings = read_settings(ended[0].path / "config.yaml", flags)
     with Resources(unlimited(settings), cache_folder()) as resources:
         with out.status("opening network, images and sandbox"):
             resources.open()

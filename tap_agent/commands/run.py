@@ -7,90 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tap_agent.settings.flags import (
-    ActivationBitsOption,
-    AddressOption,
-    AlphaOption,
-    BaseURLOption,
-    BetaOption,
-    BitsOption,
-    BudgetOption,
-    CacheLLMOption,
-    CalibrationOption,
-    ConfigOption,
-    ControllerOption,
-    DrawsOption,
-    ExecutorOption,
-    GammaOption,
-    GenerationsOption,
-    GroupsOption,
-    ImagesOption,
-    InputsOption,
-    LLMOption,
-    MaxCallsOption,
-    MaxCostOption,
-    MaxMinutesOption,
-    NetworkOption,
-    PinEndsOption,
-    PopulationOption,
-    RacingOption,
-    SandboxOption,
-    SearchRowsOption,
-    SeedOption,
-    TestRowsOption,
-    TrackOption,
-    TransformOption,
-    WeightsOption,
-    given,
-)
+from tap_agent.commands.options import ConfigOption, takes_settings
 
 if TYPE_CHECKING:
     from tap_agent.runs.folder import RunFolder
     from tap_agent.sessions.resources import Resources
 
 
+@takes_settings
 def run(
     config: ConfigOption = None,
-    network: NetworkOption = None,
-    weights: WeightsOption = None,
-    images: ImagesOption = None,
-    calibration: CalibrationOption = None,
-    search_rows: SearchRowsOption = None,
-    test_rows: TestRowsOption = None,
-    draws: DrawsOption = None,
-    transform: TransformOption = None,
-    budget: BudgetOption = None,
-    bits: BitsOption = None,
-    activation_bits: ActivationBitsOption = None,
-    channel_groups: GroupsOption = None,
-    pin_ends: PinEndsOption = None,
-    generations: GenerationsOption = None,
-    population: PopulationOption = None,
-    controller: ControllerOption = None,
-    alpha: AlphaOption = None,
-    beta: BetaOption = None,
-    gamma: GammaOption = None,
-    racing: RacingOption = None,
-    inputs: InputsOption = None,
-    seed: SeedOption = None,
-    llm: LLMOption = None,
-    base_url: BaseURLOption = None,
-    cache_llm: CacheLLMOption = None,
-    max_cost: MaxCostOption = None,
-    max_calls: MaxCallsOption = None,
-    max_minutes: MaxMinutesOption = None,
-    sandbox: SandboxOption = None,
-    executor: ExecutorOption = None,
-    address: AddressOption = None,
-    track: TrackOption = None,
     path: Annotated[Path | None, typer.Option("--out", help="The run's folder; by default a new one in runs.")] = None,
+    **flags: Any,
 ) -> None:
     """Search a proxy for a network, and report what it achieves.
 
     Without flags: the embedded language model, a small CNN for handwritten digits, 3 bits on average. Images come in
     three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
     """
-    flags = given(locals(), "config", "path")
     from tap_agent.paths import cache_folder
     from tap_agent.runs.folder import RunFolder, usual_path
     from tap_agent.sessions.resources import Resources
@@ -103,16 +37,12 @@ def run(
         _search(folder, resources)
 
 
+@takes_settings
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
-    max_cost: MaxCostOption = None,
-    max_calls: MaxCallsOption = None,
-    max_minutes: MaxMinutesOption = None,
-    executor: ExecutorOption = None,
-    address: AddressOption = None,
+    **flags: Any,
 ) -> None:
     """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown."""
-    flags = given(locals(), "run")
     from tap_agent.paths import cache_folder
     from tap_agent.runs.folder import find
     from tap_agent.runs.tracking import Tracker, check

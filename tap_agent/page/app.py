@@ -37,15 +37,16 @@ from starlette.routing import Route
 from tap_agent.page import views
 from tap_agent.page.chat import Chat
 from tap_agent.page.conversations import Conversations
-from tap_agent.page.form import COMMON, LIMITS, fields
+from tap_agent.page.form import fields
 from tap_agent.page.guard import REPORT, Guard
 from tap_agent.page.searches import Searches
 from tap_agent.page.views import VIEWS
-from tap_agent.port import is_loopback, listen
 from tap_agent.report import html
 from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.runs.progress import Overview, read
 from tap_agent.runs.result import Result
+from tap_agent.serving.address import is_loopback, listen
+from tap_agent.serving.origin import SameOrigin
 from tap_agent.settings.read import ConfigMistake
 from tap_eval.mistake import Mistake
 
@@ -96,7 +97,10 @@ def application(searches: Searches, conversations: Conversations, password: str 
             Route("/runs/{name}/chat/{proxy}", page.say, methods=["POST"]),
             Route("/static/{file}", page.static),
         ],
-        middleware=[Middleware(Guard, password=password)],
+        middleware=[
+            Middleware(SameOrigin, host=None if password else "127.0.0.1"),
+            Middleware(Guard, password=password),
+        ],
         exception_handlers={404: page.missing, Mistake: page.refuse},
     )
 
@@ -111,8 +115,7 @@ class Page:
 
     def index(self, request: Request) -> Response:
         """The form that starts a run, with what was given `from` one before."""
-        every = fields(self._searches.form(request.query_params.get("from", "")))
-        values = {"common": every[:COMMON], "more": every[COMMON:], "name": ""}
+        values = {"fields": fields("run", self._searches.form(request.query_params.get("from", ""))), "name": ""}
         return self._answer(request, "start", self._searches.overviews(), [], lambda: values)
 
     def show(self, request: Request) -> Response:
@@ -129,7 +132,7 @@ class Page:
             "views": VIEWS,
             "failure": process and process.failure,
         }
-        shown["limits"] = [each for each in fields({}) if each["name"] in LIMITS]
+        shown["limits"] = fields("resume", {})
         if run is None or overview.state == "unreadable":
             shown["log"] = process.log if process else ""
             return self._answer(request, "early", overviews, shown.values(), lambda: shown)

@@ -1,65 +1,52 @@
-"""The forms that start and resume a run: their fields are flags of the command line."""
+"""The forms that start and resume a run: their fields are settings that have a flag, and go to the command line."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
-from tap_agent.settings import flags
-from tap_agent.settings.model import NetworkSettings, Settings
-
-FIELDS: dict[str, tuple[str, Any]] = {
-    "network": ("Network", flags.NetworkOption),
-    "weights": ("Weights", flags.WeightsOption),
-    "images": ("Images", flags.ImagesOption),
-    "calibration": ("Calibration images", flags.CalibrationOption),
-    "budget": ("Budget", flags.BudgetOption),
-    "bits": ("Bits", flags.BitsOption),
-    "generations": ("Generations", flags.GenerationsOption),
-    "population": ("Population", flags.PopulationOption),
-    "llm": ("Language model", flags.LLMOption),
-    "base-url": ("Base URL", flags.BaseURLOption),
-    "seed": ("Seed", flags.SeedOption),
-    "config": ("Config", flags.ConfigOption),
-    "search": ("Search images", flags.SearchRowsOption),
-    "test": ("Test images", flags.TestRowsOption),
-    "draws": ("Calibration draws", flags.DrawsOption),
-    "channel-groups": ("Channel groups", flags.GroupsOption),
-    "racing": ("Racing", flags.RacingOption),
-    "max-cost": ("Most cost", flags.MaxCostOption),
-    "max-calls": ("Most calls", flags.MaxCallsOption),
-    "max-minutes": ("Most minutes", flags.MaxMinutesOption),
-}
-"""the flags of `tap-agent run` that the page has a field for, with its label"""
-COMMON = 11
-"""of the fields, shown without asking; the others are behind "More settings" """
-LIMITS = ("max-cost", "max-calls", "max-minutes")
-"""of the fields, those that a run may be resumed with"""
+from tap_agent.settings.fields import CONFIG, Setting, flagged
 
 
-def fields(given: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The fields of the form: name, label, help, what is taken when it is left empty, and what was given before."""
-    defaults = {
-        **NetworkSettings().model_dump(),
-        **{name.replace("_", "-"): value for name, value in Settings().model_dump().items()},
-        "config": None,
-        "draws": Settings().calibration_draws,
-        "bits": ",".join(map(str, Settings().bits)),
-    }
-    found: list[dict[str, Any]] = []
-    for name, (label, option) in FIELDS.items():
-        kind, about = get_args(option)
-        found.append(
-            {
-                "name": name,
-                "label": label,
-                "help": re.sub(r"--([a-z-]+)", lambda flag: f"“{FIELDS[flag[1]][0]}”", about.help).replace(
-                    "flags", "fields"
-                ),
-                "default": "" if defaults[name] is None else str(defaults[name]),
-                "given": given.get(name, ""),
-                "step": {int: "1", float: "any"}.get(get_args(kind)[0], ""),
-            }
-        )
+def fields(command: str, given: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The fields of the form for `run` or `resume`, in their order.
+
+    Each with its name, which is that of the flag, its label and help, what is taken when it is left empty, what was
+    given before, whether it is a number, and whether it is shown without asking.
+    """
+    settings = [setting for setting in flagged(command) if setting.flag.label]
+    found = [_field(setting, given) for setting in settings]
+    if command == "run":
+        config = {"name": "config", "label": "Config", "help": CONFIG, "default": "", "given": given.get("config", "")}
+        found.append({**config, "step": "", "common": False})
+    labels = {field["name"]: field["label"] for field in found}
+    for field in found:
+        told = re.sub(r"--([a-z-]+)", lambda option: f"“{labels[option[1]]}”", field["help"])
+        field["help"] = told.replace("flags", "fields")
     return found
+
+
+def _field(setting: Setting, given: Mapping[str, str]) -> dict[str, Any]:
+    default = setting.field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
+    return {
+        "name": setting.option,
+        "label": setting.flag.label,
+        "help": setting.help,
+        "default": shown,
+        "given": given.get(setting.option, ""),
+        "step": {int: "1", float: "any"}.get(setting.kind, ""),
+        "common": setting.flag.common,
+    }
+
+
+def filled(command: str, form: Mapping[str, str]) -> dict[str, str]:
+    """What was given in the fields of a form, those left empty left out."""
+    names = [field["name"] for field in fields(command, {})]
+    return {name: form[name].strip() for name in names if form.get(name, "").strip()}
+
+
+def arguments(given: Mapping[str, str]) -> list[str]:
+    """The same as flags."""
+    return [f"--{name}={value}" for name, value in given.items()]

@@ -1,4 +1,4 @@
-"""Who may use the page, and what its answers may load."""
+"""The password of the page, and what its answers may load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
-
-from tap_agent.port import is_loopback, name_of
 
 _PAGE = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -27,10 +25,7 @@ _WRONG_PASSWORD_SECONDS = 1.0
 
 
 class Guard(BaseHTTPMiddleware):
-    """Asks for the password where there is one, else answers to the loopback's names alone; refuses other sites' forms.
-
-    Without the check of the name, a page elsewhere whose name resolves to the loopback could read and send.
-    """
+    """Asks for the password where there is one."""
 
     def __init__(self, app: ASGIApp, password: str | None) -> None:
         super().__init__(app)
@@ -39,23 +34,12 @@ class Guard(BaseHTTPMiddleware):
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Refuses, or hands on."""
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if self._password is None and not is_loopback(name_of(host)):
-            return PlainTextResponse(f"'{host}' is not served: open http://127.0.0.1 with the port.\n", 421)
         if self._password is not None and not _knows(request.headers.get("authorization", ""), self._password):
             if "authorization" in request.headers:
                 async with self._wrong:  # one after another, however many are tried side by side
                     await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
             asks = {"WWW-Authenticate": 'Basic realm="TAP", charset="UTF-8"'}
             return PlainTextResponse("The password is needed; any user name will do.\n", 401, asks)
-        if request.method != "GET" and origin is not None and origin.partition("://")[2] != host:
-            return PlainTextResponse(f"A form of {origin} is not taken here.\n", 403)
-        if (
-            request.headers.get("sec-fetch-site") == "cross-site"
-            and request.headers.get("sec-fetch-dest") != "document"
-        ):
-            return PlainTextResponse("Nothing here is part of another site's page.\n", 403)
         answer = await call_next(request)
         for name, value in {**_HEADERS, "Content-Security-Policy": _PAGE}.items():
             answer.headers.setdefault(name, value)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from tap_agent.page.form import FIELDS, LIMITS
+from tap_agent.page.form import arguments, filled
 from tap_agent.page.process import SearchProcess, stop
 from tap_agent.runs.folder import RunFolder, RunMistake, runs
 from tap_agent.runs.progress import Overview, overview
@@ -58,21 +58,20 @@ class Searches:
 
     def start(self, form: Mapping[str, str]) -> str:
         """Starts a search with the flags in `form`, and gives the name of its run; raises `RunMistake`."""
-        given = {name: form[name].strip() for name in FIELDS if form.get(name, "").strip()}
+        given = filled("run", form)
         word = re.sub(r"[^\w.-]+", "-", Path(given.get("network", "digits")).name)[:60]
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{word}"
         with self._lock:
             if name in self._processes or (self.folder / name).exists():
                 raise RunMistake(f"{name} has just been started: wait a second to start another.")
-            arguments = [f"--{flag}={value}" for flag, value in given.items()]
             path = self.folder / name
-            self._processes[name] = SearchProcess(path, ["run", *arguments, f"--out={path}"])
+            self._processes[name] = SearchProcess(path, ["run", *arguments(given), f"--out={path}"])
             self._forms[name] = given
         return name
 
     def resume(self, run: RunFolder, form: Mapping[str, str]) -> None:
         """Continues a search, with the limits in `form`; raises `RunMistake` when a process writes it."""
-        limits = [f"--{name}={form[name].strip()}" for name in LIMITS if form.get(name, "").strip()]
+        limits = arguments(filled("resume", form))
         with self._lock:
             process = self._processes.get(run.name)
             if (process and process.running) or run.is_held():

@@ -1,23 +1,36 @@
-"""What a run is made of: every setting with its default, its bounds and its meaning."""
+"""What a run is made of: every setting with its default, its bounds, its meaning and its flag.
+
+A setting is declared here alone. Flags, their help, the page's form, Studio's form and the tables of the docs are made
+from what stands here, so that nothing which takes long to import may be imported here.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, NonNegativeFloat, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
-from agents.models import REPLAY
-from agents.parameters import Parameter
-from graphs.controller import Controller
-from tap_eval.images.images import Transform
-from tap_eval.proxies.features import Inputs
+from tap_agent.settings.flag import BITS, MODEL, NETWORK, SEARCH, Flag
 
-Track = Literal["mlflow", "tensorboard"]
 HIDDEN = "hidden"
 """the type of an error whose input is shown to nobody"""
+Track = Literal["mlflow", "tensorboard"]
+
+if TYPE_CHECKING:
+    from tap_eval.images.images import Transform
+else:
+
+    class Transform:
+        """Stands for the real one until the first settings are made: its module imports torch, which takes seconds."""
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+            from tap_eval.images.images import Transform
+
+            return handler.generate_schema(Transform)
 
 
 def _resolved(path: Path) -> Path:
@@ -27,30 +40,35 @@ def _resolved(path: Path) -> Path:
         raise ValueError(f"{path} is no path here: {error}") from error
 
 
-class NetworkSettings(BaseModel):
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
+
+
+class NetworkSettings(_Model):
     """One network of the benchmark set, with its images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    network: str = "digits"
-    weights: Path | None = None
-    """a state dict on disk"""
-    weights_entry: str | None = None
-    """torchvision's weights, as IMAGENET1K_V1, which are meant, or from which those on disk come"""
-    images: str = "digits"
-    calibration: str | None = None
-    """a source of its own for the calibration images"""
-    classes: Path | None = None
-    """a file of the names of all classes in the order of the network's outputs, in place of the image source's order"""
-    search: int | None = Field(None, ge=1)
-    """the first rows of `images`, on which candidates are measured"""
-    test: int | None = Field(None, ge=1)
-    """the last rows of `images`, on which the result is reported"""
-    transform: Transform | None = None
-    """in place of what torchvision's weights or the image source declare"""
-    output: str | None = None
-    """name of the logits, where the network returns several tensors: a key, a field, or a place as in `0`"""
+    network: Annotated[str, Flag(NETWORK, "run apply", label="Network", common=True)] = "digits"
+    """digits, cifar_resnet20/32/44/56, a torchvision classifier, or package.module:factory."""
+    weights: Annotated[Path | None, Flag(NETWORK, "run apply", label="Weights", common=True)] = None
+    """State dict of the network."""
+    weights_entry: Annotated[str | None, Flag(NETWORK, "run apply")] = None
+    """torchvision's weights, as IMAGENET1K_V1, which are meant, or from which those on disk come."""
+    output: Annotated[str | None, Flag(NETWORK, "run apply")] = None
+    """Name of the logits where the network returns several tensors: a key, a field, or a place as in 0."""
+    images: Annotated[str, Flag(NETWORK, "run apply", label="Images", common=True)] = "digits"
+    """digits, parquet:FILE, imagefolder:DIR or cifar10:DIR."""
+    calibration: Annotated[str | None, Flag(NETWORK, "run apply", label="Calibration images", common=True)] = None
+    """Image source of the calibration images, if not --images."""
+    classes: Annotated[Path | None, Flag(NETWORK, "run apply", label="Classes")] = None
+    """File of the names of all classes in the order of the network's outputs, in place of the images' own order."""
+    search: Annotated[int | None, Flag(NETWORK, "run apply", label="Search images")] = Field(None, ge=1)
+    """Images to measure candidates on: the first."""
+    test: Annotated[int | None, Flag(NETWORK, "run apply", label="Test images")] = Field(None, ge=1)
+    """Images to report the result on: the last."""
+    transform: Annotated[Transform | None, Flag(NETWORK, "run apply")] = None
+    """In place of what torchvision's weights or the image source declare, as resize=256,crop=224."""
     budget: str | None = None
-    """in place of the run's"""
+    """In place of the run's."""
 
     @field_validator("weights", "classes")
     @classmethod
@@ -64,72 +82,111 @@ class NetworkSettings(BaseModel):
         kind, separator, where = (source or "").partition(":")
         return f"{kind}:{_resolved(Path(where))}" if separator and where else source
 
+    @field_validator("transform", mode="before")
+    @classmethod
+    def _pairs(cls, given: object) -> object:
+        """On the command line it is `resize=256,crop=224,interpolation=bicubic`."""
+        if not isinstance(given, str):
+            return given
+        pairs = [part.partition("=") for part in given.split(",")]
+        return {name.strip(): value.strip() for name, _, value in pairs}
 
-class Settings(BaseModel):
+
+class Settings(_Model):
     """Everything that a run depends on, apart from the content of the files that it names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-    networks: tuple[NetworkSettings, ...] = Field((NetworkSettings(),), min_length=1)
-    """the benchmark set: a proxy is worth what it achieves on all of them"""
-    budget: str = "3bit"
-    bits: tuple[int, ...] = (2, 4, 8)
-    activation_bits: tuple[int, ...] = (8,)
-    channel_groups: int = Field(4, ge=1)
-    """groups of output channels into which a layer may be cut, each with bits of its own; 1 is bits a layer"""
-    pin_ends: bool = False
-    """hold the first and the last layer at the most bits"""
-    inputs: Inputs = "statistics"
+    networks: tuple[NetworkSettings, ...] = Field(default_factory=lambda: (NetworkSettings(),), min_length=1)
+    """The benchmark set: a proxy is worth what it achieves on all of them."""
+    budget: Annotated[str, Flag(BITS, "run apply", label="Budget", common=True)] = "3bit"
+    """3bit (on average), 87% (smaller), 0.1MB, or 1.2GBOPs."""
+    bits: Annotated[tuple[int, ...], Flag(BITS, "run apply", label="Bits", common=True)] = (2, 4, 8)
+    """Bits that weights may take, as 2,4,8."""
+    activation_bits: Annotated[tuple[int, ...], Flag(BITS, "run apply")] = (8,)
+    """Bits that activations may take, as 8 or 4,8."""
+    channel_groups: Annotated[int, Flag(BITS, "run apply", label="Channel groups")] = Field(4, ge=1)
+    """Groups of output channels a layer, each with bits of its own. 1 is bits a layer."""
+    pin_ends: Annotated[bool, Flag(BITS, "run apply")] = False
+    """Hold the first and last layer at most bits."""
     calibration_images: int = Field(16, ge=1)
-    """a draw"""
-    calibration_draws: int = Field(5, ge=1)
-    """draws for the final table; the search uses the first alone"""
-    llm: str = "embedded"
-    """embedded, PROVIDER:MODEL, the address of a server, replay:FILE, or several with weights"""
-    base_url: str | None = None
+    """Images of one draw for calibration."""
+    calibration_draws: Annotated[int, Flag(NETWORK, "run apply", "draws", label="Calibration draws")] = Field(5, ge=1)
+    """Draws of calibration images in the final table. The search uses the first alone."""
+    generations: Annotated[int, Flag(SEARCH, "run", label="Generations", common=True)] = Field(5, ge=0)
+    """After the initial one."""
+    population: Annotated[int, Flag(SEARCH, "run", label="Population", common=True)] = Field(8, ge=1)
+    """Offspring a generation."""
+    controller: Annotated[Literal["ratio", "dpo", "uniform"], Flag(SEARCH, "run", usage=True)] = "ratio"
+    """How template weights are learned."""
+    alpha: Annotated[float, Flag(SEARCH, "run")] = Field(0.1, ge=0, le=1)
+    """Share of the rank correlation in fitness."""
+    beta: Annotated[float, Flag(SEARCH, "run")] = Field(0.0, ge=0)
+    """Weight of cost."""
+    gamma: Annotated[float, Flag(SEARCH, "run")] = Field(0.0, ge=0)
+    """Weight of novelty."""
+    racing: Annotated[float, Flag(SEARCH, "run", label="Racing")] = Field(0.0, ge=0, lt=0.5)
+    """Error rate of dropping a candidate early; 0 for never. A candidate is dropped before it has seen all images."""
+    inputs: Annotated[Literal["statistics", "metadata"], Flag(SEARCH, "run apply", usage=True)] = "statistics"
+    """What a proxy may see: statistics of layers too, or metadata alone."""
+    llm: Annotated[str, Flag(MODEL, "run chat", label="Language model", common=True)] = "embedded"
+    """embedded; PROVIDER:MODEL with openai, deepseek, qwen, xai, ollama, vllm or llamacpp; a server's URL, \
+MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE."""
+    base_url: Annotated[str | None, Flag(MODEL, "run chat", label="Base URL", common=True)] = None
+    """Of any OpenAI-compatible server."""
     temperature: float = Field(1.0, ge=0, le=2)
-    """with which language models sample"""
+    """With which language models sample."""
     answer_tokens: int = Field(8192, ge=1)
-    """the most that an answer of a language model may have, its reasoning included"""
-    leave_out: tuple[Parameter, ...] = ()
-    """what a server of language models refuses, left out of requests from the start and not after a refusal"""
+    """The most that an answer of a language model may have, its reasoning included."""
+    leave_out: tuple[Literal["seed", "temperature", "max_tokens", "tool_choice"], ...] = ()
+    """What a server of language models refuses, left out of requests from the start and not after a refusal."""
     call_seconds: float = Field(180.0, gt=0)
-    """wall time of a call of a language model, with all its tries"""
+    """Wall time of a call of a language model, with all its tries."""
     prices: dict[str, tuple[NonNegativeFloat, NonNegativeFloat]] = {}
-    """USD for a million tokens in and for a million out, by the name that `llm` gives a model"""
-    max_cost: float | None = Field(None, ge=0)
-    """USD; like the other two over all sessions of the run"""
-    max_calls: int | None = Field(None, ge=1)
-    max_minutes: float | None = Field(None, ge=0)
-    cache_llm: bool = False
-    """keep answers of language models for other runs, and take those that are kept"""
-    sandbox: Literal["monty", "e2b"] = "monty"
-    population: int = Field(8, ge=1)
-    generations: int = Field(5, ge=0)
-    controller: Controller = "ratio"
+    """USD for a million tokens in and for a million out, by the name that `llm` gives a model."""
+    cache_llm: Annotated[bool, Flag(MODEL, "run")] = False
+    """Keep and reuse the models' answers. Other runs take those that are kept."""
+    max_cost: Annotated[float | None, Flag(MODEL, "run resume", usage=True, label="Most cost")] = Field(None, ge=0)
+    """USD that the run may spend; needs `prices` in the config. As the other two limits, over all sessions."""
+    max_calls: Annotated[int | None, Flag(MODEL, "run resume", usage=True, label="Most calls")] = Field(None, ge=1)
+    """Calls of language models that the run may send."""
+    max_minutes: Annotated[float | None, Flag(MODEL, "run resume", usage=True, label="Most minutes")] = Field(
+        None, ge=0
+    )
+    """Time after which the run calls no model."""
+    sandbox: Annotated[Literal["monty", "e2b"], Flag(MODEL, "run apply")] = "monty"
+    """Where proxies run: monty or e2b."""
     rounds: int = Field(3, ge=1)
-    """proposals that an agent may submit before it is given up"""
+    """Proposals that an agent may submit before it is given up."""
     allowance: int = Field(1, ge=0)
-    """measurements that an agent may ask for"""
-    alpha: float = Field(0.1, ge=0, le=1)
-    beta: float = Field(0.0, ge=0)
-    gamma: float = Field(0.0, ge=0)
+    """Measurements that an agent may ask for."""
+    executor: Annotated[Literal["local", "ray"], Flag(SEARCH, "run apply resume", usage=True)] = "local"
+    """Where allocations are measured."""
+    address: Annotated[str | None, Flag(SEARCH, "run apply resume")] = None
+    """Of a Ray cluster, host:port or auto. Without one, ray starts here."""
+    track: Annotated[Track | None, Flag(SEARCH, "run", usage=True)] = None
+    """Follow the run there too, through an extra of the same name."""
     batch: int = Field(125, ge=1)
-    """images a forward pass in floating point; integers take batches of their own"""
+    """Images a forward pass in floating point; integers take batches of their own."""
     packed_mib: int = Field(1024, ge=1)
-    """MiB of weights that are kept in the layout of the integer kernels, a network"""
+    """MiB of weights that are kept in the layout of the integer kernels, a network."""
     features_mib: int = Field(512, ge=1)
-    """MiB that are in use while features of layers are computed, about"""
+    """MiB that are in use while features of layers are computed, about."""
     images_mib: int = Field(2048, ge=0)
-    """MiB of decoded images that are kept in memory, a split; more are kept in a file"""
-    racing: float = Field(0.0, ge=0, lt=0.5)
-    """error rate with which a candidate is dropped before it has seen all images; 0 measures every one on all"""
-    executor: Literal["local", "ray"] = "local"
-    """where allocations are measured"""
-    address: str | None = None
-    """of a Ray cluster, host:port or auto; without one, ray starts here"""
-    track: Track | None = None
-    """where the run is followed beside its own folder"""
-    seed: int = 0
+    """MiB of decoded images that are kept in memory, a split; more are kept in a file."""
+    seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = 0
+    """Seed of every random draw."""
+
+    @field_validator("bits", "activation_bits", mode="before")
+    @classmethod
+    def _listed(cls, given: object) -> object:
+        """On the command line they are `2,4,8`."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return tuple(int(part) for part in given.split(","))
+        except ValueError as error:
+            raise PydanticCustomError(
+                "bits", "'{given}' are no bits: give whole numbers from 2 to 8, as in 2,4,8", {"given": given}
+            ) from error
 
     @field_validator("base_url", "llm")
     @classmethod
@@ -149,5 +206,7 @@ class Settings(BaseModel):
     @classmethod
     def _absolute_replay(cls, llm: str) -> str:
         """A run can be resumed from any folder."""
+        from agents.models import REPLAY
+
         path = llm.removeprefix(REPLAY)
         return llm if path == llm else f"{REPLAY}{_resolved(Path(path))}"

@@ -14,6 +14,9 @@ from tap_agent.settings.model import HIDDEN, NetworkSettings, Settings
 from tap_eval.images.images import Transform
 from tap_eval.mistake import Mistake
 
+for model in (NetworkSettings, Settings):
+    model.model_rebuild()  # which is put off until torch is imported, and is not for several threads to do at once
+
 
 class ConfigMistake(Mistake):
     """A config or a flag that cannot be read, or that holds an unknown field."""
@@ -24,13 +27,15 @@ class ConfigMistake(Mistake):
 def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
     """The settings of `config` with `flags` over them, where those are not None; raises `ConfigMistake`.
 
-    Flags named like a field of `NetworkSettings` speak of the one network of the config; a
-    `budget` speaks of the run.
+    Flags have the names of their settings. Those of a network speak of the one network of the
+    config; a `budget` speaks of the run.
     """
     values = read_yaml(config) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
     of_network = {
-        name: given.pop(name) for name in list(given) if name in NetworkSettings.model_fields and name != "budget"
+        name: given.pop(name)
+        for name in NetworkSettings.model_fields
+        if name in given and name not in Settings.model_fields
     }
     if of_network:
         networks = values.get("networks") or [{}]
@@ -60,34 +65,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_transform(text: str) -> Transform:
-    """`resize=256,crop=224,interpolation=bicubic`; raises `ConfigMistake`."""
-    pairs = [part.partition("=") for part in text.split(",")]
-    try:
-        return Transform.model_validate({name.strip(): value.strip() for name, _, value in pairs})
-    except ValidationError as error:
-        raise ConfigMistake(f"--transform {text}: {_sentence(error, None, Transform)}") from error
-
-
-def parse_bits(text: str) -> tuple[int, ...]:
-    """`2,4,8`; raises `ConfigMistake`."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigMistake(f"'{text}' are no bits: give whole numbers from 2 to 8, as in 2,4,8.") from error
-
-
 def dump(settings: Settings) -> str:
     """As YAML, every setting with its value."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _sentence(error: ValidationError, config: Path | None, model: type[BaseModel] = Settings) -> str:
+def _sentence(error: ValidationError, config: Path | None) -> str:
     """The first problem, and for an unknown field the nearest that exists."""
     problem = error.errors()[0]
     place, last = [str(part) for part in problem["loc"]], str(problem["loc"][-1])
     where = f" in {config}" if config else ""
     if problem["type"] == "extra_forbidden":
+        model: type[BaseModel] = Settings
         if place[0] == "networks":
             model = Transform if "transform" in place else NetworkSettings
         known = [*model.model_fields]

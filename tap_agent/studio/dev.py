@@ -16,8 +16,6 @@ import threading
 import time
 from pathlib import Path
 
-from tap_agent.studio.gate import HOST
-
 CONFIG = Path(__file__).resolve().parents[2] / "langgraph.json"
 _SILENT = ("cli", "graph", "timing.timer")  # the banner, and that torch and a search take time to open
 _PAUSE = 1.0  # seconds between two looks for the parent
@@ -32,7 +30,6 @@ def main(host: str, port: int, *, browser: bool) -> None:
     for name in _SILENT:
         logging.getLogger(f"langgraph_api.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("langgraph_api.worker").addFilter(lambda record: "graphs.Refusal" not in str(record.msg))
-    os.environ[HOST] = host
     threading.Thread(target=_leave_with, args=[os.getppid()], daemon=True).start()
     config = validate_config_file(CONFIG)
     run_server(

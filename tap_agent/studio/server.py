@@ -14,11 +14,11 @@ from typing import NoReturn
 
 import httpx
 
-from tap_agent.port import listen
 from tap_agent.runs.checkpoints import conversations, tip_of
 from tap_agent.runs.folder import runs
+from tap_agent.serving.address import listen
 from tap_agent.studio.dev import CONFIG
-from tap_agent.studio.gate import ORIGINS
+from tap_agent.studio.gate import HOST, ORIGINS
 from tap_eval.mistake import Mistake
 
 STUDIO = "https://smith.langchain.com/studio/?baseUrl="
@@ -53,7 +53,7 @@ def serve(folder: Path, host: str, port: int, *, browser: bool, tell: Callable[[
     command = [sys.executable, "-P", "-m", "tap_agent.studio.dev", host, str(port), *(["browser"] if browser else [])]
     server = subprocess.Popen(  # noqa: S603 in a session of its own, so that Ctrl-C reaches it through us alone
         command,
-        env={**_DEFAULTS, **os.environ, "PYTHONPATH": path},
+        env={**_DEFAULTS, **os.environ, "PYTHONPATH": path, HOST: host},
         stdout=sys.stderr,
         start_new_session=True,
     )

@@ -11,11 +11,12 @@ from typing import Any
 from tap_agent.runs.checkpoints import fork, holds, tip_of
 from tap_agent.runs.folder import RunFolder, usual_path
 from tap_agent.sessions.search import first_event
+from tap_agent.settings.fields import flagged
 from tap_agent.settings.model import Settings
 from tap_agent.settings.read import read_settings
 from tap_eval.mistake import Mistake
 
-CHANGEABLE = {"max_cost", "max_calls", "max_minutes", "executor", "address"}
+CHANGEABLE = {setting.name for setting in flagged("resume")}
 """the settings that a run may go on with anew, as with `tap-agent resume`"""
 
 
@@ -125,7 +126,7 @@ def _with(given: Mapping[str, Any], folder: RunFolder) -> Settings:
     changed = {name: getattr(asked, name) for name in CHANGEABLE & given.keys()}
     for name, field in Settings.model_fields.items():
         value, own = getattr(asked, name), getattr(settings, name)
-        if name not in changed and value not in (field.default, own):
+        if name not in changed and value not in (field.get_default(call_default_factory=True), own):
             raise ThreadMistake(
                 f"{name} = {value!r} is not that of {folder.name}, where it is {own!r} for good: leave it out, or "
                 "start a new thread."

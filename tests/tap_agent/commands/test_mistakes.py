@@ -44,6 +44,7 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--base-url", "http://host/v1?key=secret"], Exit.CONFIG, "give the key in OPENAI_API_KEY"),
     (["--out", "garbage.pt/run"], Exit.RUN, "garbage.pt/run cannot be written"),
     (["--transform", "rezise=3"], Exit.CONFIG, "perhaps resize"),
+    (["--transform", "resize=x"], Exit.CONFIG, "transform.resize = 'x'"),
     (["--controller", "none"], Exit.USAGE, "ratio"),
     (["--generation", "3"], Exit.USAGE, "--generations"),
 ]
@@ -100,3 +101,8 @@ def test_an_intruder_among_the_packages_is_named(work: Path) -> None:
     )  # fmt: skip
     assert done.returncode == Exit.FAILED
     assert "the package 'agents' comes from" in done.stderr
+
+
+def test_help_waits_for_no_torch() -> None:
+    code = "import sys, tap_agent.commands.app; sys.exit('torch' in sys.modules or 'langchain_core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

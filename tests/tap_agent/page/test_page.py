@@ -337,8 +337,11 @@ def test_a_form_that_no_person_fills_in_starts_nothing(client: TestClient, body:
 
 
 def test_wrong_passwords_are_tried_one_after_another(tmp_path: Path, cache: Path) -> None:
-    with Conversations(cache) as conversations, ThreadPoolExecutor() as pool:
-        client = TestClient(application(Searches(tmp_path), conversations, "right"))
+    with (
+        Conversations(cache) as conversations,
+        TestClient(application(Searches(tmp_path), conversations, "right")) as client,
+        ThreadPoolExecutor() as pool,
+    ):
         began = time.monotonic()
         tried = list(pool.map(lambda word: client.get("/", auth=("me", word)).status_code, ["a", "b", "c"]))
         assert tried == [401, 401, 401]

@@ -272,7 +272,7 @@ def test_pages_of_other_sites_are_refused(studio: Studio) -> None:
 
     assert ask() == ask(Origin="https://smith.langchain.com") == 200
     assert ask(Origin="https://elsewhere.example") == 403
-    assert ask(Host=f"elsewhere.example:{studio.port}") == 403
+    assert ask(Host=f"elsewhere.example:{studio.port}") == 421
 
 
 def test_a_port_in_use_is_one_sentence(studio: Studio, capsys: pytest.CaptureFixture[str]) -> None:

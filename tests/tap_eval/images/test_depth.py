@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
-from tap_agent.settings.read import parse_transform
+from tap_agent.settings.read import read_settings
 from tap_eval.images.images import Splits, Transform
 from tap_eval.images.sources import open_source, split
 from tap_eval.mistake import ImagesMistake
@@ -92,7 +92,7 @@ def test_a_user_says_what_is_white(tmp_path: Path) -> None:
     (note,) = (note for note in of_many(tmp_path, twelve, "png", 120).notes if "dark" in note)
     assert "their greatest value is 4,095" in note
     advised = note.partition("--transform ")[2].replace("VALUE", "4095")
-    splits = of_many(tmp_path, twelve, "png", 120, parse_transform(advised))
+    splits = of_many(tmp_path, twelve, "png", 120, read_settings(None, {"transform": advised}).networks[0].transform)
     assert (splits.search.stored == LEVELS).all()
     assert not any("dark" in note for note in splits.notes)
 

@@ -14,12 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_agent.settings.read import ConfigMistake, parse_transform
+from tap_agent.settings.read import ConfigMistake, read_settings
 from tap_eval.images.decoding import Source
 from tap_eval.images.images import Splits, Transform, room_in
 from tap_eval.images.sources import digits, open_source, split
 from tap_eval.mistake import ImagesMistake
 from tests.tap_eval.images.pictures import png, write_folder, write_parquet
+
+
+def given(transform: str) -> Transform | None:
+    """As `--transform` takes it."""
+    return read_settings(None, {"transform": transform}).networks[0].transform
 
 
 @pytest.fixture
@@ -187,7 +192,7 @@ def test_images_have_the_channels_that_the_network_takes(
         count=4,
         search=10,
         test=10,
-        transform=parse_transform(transform) if transform else None,
+        transform=given(transform) if transform else None,
         network=torch.nn.Conv2d(takes, 2, 3),
     )
     for images in (splits.search, splits.test, *splits.calibrations):
@@ -216,7 +221,7 @@ def test_grey_is_normalized_by_the_average_of_three() -> None:
     ],
 )
 def test_a_transform_can_be_given_back_as_it_is_told(transform: Transform) -> None:
-    assert parse_transform(transform.text(resize="12")) == transform.model_copy(update={"resize": 12})
+    assert given(transform.text(resize="12")) == transform.model_copy(update={"resize": 12})
 
 
 @pytest.mark.parametrize(
@@ -231,8 +236,8 @@ def test_a_transform_can_be_given_back_as_it_is_told(transform: Transform) -> No
     ],
 )
 def test_a_transform_that_makes_no_images_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigMistake, match=f"--transform {text}: .*{said}"):
-        parse_transform(text)
+    with pytest.raises(ConfigMistake, match=f"transform.*{said}"):
+        given(text)
 
 
 def test_calibration_images_are_cut_and_normalized_like_those_that_are_measured(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""The address that a server listens on."""
+"""The address that a server listens on, and the names that it goes by."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
-from urllib.parse import urlsplit
 
 from tap_eval.mistake import Mistake
 
@@ -28,11 +28,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def name_of(host: str) -> str:
-    """The name or address in a `Host` header, without its port; empty where there is none to be had."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    """The name or address in a `Host` header, without its port; empty where it holds anything else."""
+    found = re.fullmatch(r"(\[[\da-f:.]+\]|[\w.-]+)(:\d*)?", host, re.ASCII | re.IGNORECASE)
+    return found[1].strip("[]").lower() if found else ""
 
 
 def is_address(host: str) -> bool:

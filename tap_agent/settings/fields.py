@@ -1,0 +1,62 @@
+"""The settings that have a flag, and what there is to know of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple, get_args
+
+from pydantic.fields import FieldInfo
+
+from tap_agent.settings.flag import Flag
+from tap_agent.settings.model import NetworkSettings, Settings
+
+CONFIG = "YAML file of settings; flags win over it."
+"""what --config is for, which is no setting"""
+
+
+class Setting(NamedTuple):
+    """One setting of a run or of its network."""
+
+    name: str
+    """in a config"""
+    field: FieldInfo
+    flag: Flag
+
+    @property
+    def option(self) -> str:
+        """The flag as it is written, without its dashes."""
+        return self.flag.name or self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        """The first sentence of its docstring."""
+        return re.split(r"(?<=\.)\s", self.field.description or "", maxsplit=1)[0]
+
+    @property
+    def kind(self) -> Any:
+        """Its type, without the None of a setting that may be left open."""
+        open_to = [kind for kind in get_args(self.field.annotation) if kind is not type(None)]
+        return open_to[0] if type(None) in get_args(self.field.annotation) else self.field.annotation
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The least and the greatest that it takes, as `min` and `max`, where it has such."""
+        names = {"ge": "min", "le": "max"}
+        return {
+            names[name]: getattr(each, name)
+            for each in self.field.metadata
+            for name in names
+            if getattr(each, name, None) is not None
+        }
+
+
+def flagged(command: str) -> list[Setting]:
+    """The settings that a command has flags for, those of the network first."""
+    fields = NetworkSettings.model_fields | Settings.model_fields
+    found = [(name, field, flag_of(field)) for name, field in fields.items()]
+    return [Setting(name, field, flag) for name, field, flag in found if flag and command in flag.commands.split()]
+
+
+def flag_of(field: FieldInfo) -> Flag | None:
+    """What a setting says of its flag."""
+    return next((each for each in field.metadata if isinstance(each, Flag)), None)
