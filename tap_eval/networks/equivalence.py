@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
+from tap_eval.networks.fusion import fused
 from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.products import Product
+from tap_eval.networks.torchscript import readable
 from tap_eval.networks.tracing import Call, Norm, Source, Tracing
 
 TOLERANCE = 1e-4
@@ -33,14 +35,25 @@ class Original:
     notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(network: nn.Module) -> Original:
-        """From what the user gave: without wrappers, with what is computed before a pass left to the pass."""
-        network = _unwrapped(network)
+    def of(network: nn.Module, example: Tensor) -> Original:
+        """From what the user gave, of which it takes a copy: without wrappers, TorchScript read, branches fused.
+
+        `example` is a batch of images, (N, C, H, W). Raises `NetworkMistake` for what cannot be read or fused.
+        """
+        network = readable(_unwrapped(network))
         kinds = {tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point}
         half = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
-        copied = _copied(network).eval().requires_grad_(False)
-        notes = (f"its weights are {' and '.join(half)}, and become float32",) if half else ()
-        return Original(copied.float() if half else copied, type(network).__name__, bool(half), notes)
+        copied = _copied(network)
+        with suppress(NotImplementedError):  # what torch.export gives is in eval mode for good
+            copied.eval()
+        copied.requires_grad_(False)
+        notes = [f"its weights are {' and '.join(half)}, and become float32"] if half else []
+        original = Original(copied.float() if half else copied, type(network).__name__, bool(half), tuple(notes))
+        original.run(example)
+        if half or (deployed := fused(copied, example)) is None:
+            return original
+        notes.append("its branches are fused by its own methods, as it is deployed")
+        return replace(original, network=deployed.requires_grad_(False), notes=tuple(notes))
 
     def run(self, pixels: Tensor) -> Any:
         """What the network returns for (N, C, H, W); raises `NetworkMistake` with what its code raised."""
@@ -52,11 +65,19 @@ class Original:
         except NetworkMistake:
             raise
         except Exception as error:  # the network's code is the user's: whatever it raises is theirs to see
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise NetworkMistake(
-                f"{self.name} does not run on images of shape {tuple(pixels.shape)} ({said}); give images of its size "
-                "with --transform."
-            ) from error
+            raise NetworkMistake(f"{self.name} {self._told(pixels, error)}") from error
+
+    def _told(self, pixels: Tensor, error: Exception) -> str:
+        """Why it does not run on these images, and what to give instead."""
+        if pixels.shape[1] == 3:
+            with suppress(Exception):  # it was only a guess
+                self.network(pixels[:, :1])
+                return "takes images of 1 channel, and these have 3: give grey ones with --transform channels=1."
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return (
+            f"does not run on images of shape {tuple(pixels.shape)} ({said}); give images of its size and channels "
+            "with --transform."
+        )
 
 
 class _InFloat(Tracing):

@@ -48,8 +48,8 @@ def prepare(
     the images, has no layer or cannot be prepared without changing what it computes, and
     `WeightsMistake` when a weight is not finite.
     """
-    original = Original.of(network)
-    _check_finite(original.network)
+    _check_finite(network)
+    original = Original.of(network, example)
     noise = torch.randn(example[:1].shape, generator=torch.Generator().manual_seed(0)) * example.std() + example.mean()
     batches = [example, *others, torch.cat([noise, example[:2]]), noise]
     returned = original.run(example)

@@ -41,7 +41,7 @@ class Net(nn.Module):
         self.body, self.head = body, nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.tokens:
+        if self.tokens is not None:
             return self.head(self.body(self.tokens(x).flatten(2).transpose(1, 2)).mean(1))
         return self.head(self.body(x).flatten(2).mean(2))
 
@@ -461,14 +461,39 @@ class Cast(nn.Module):
         Cast,
         lambda: torch.compile(Net(nn.Conv2d(3, 8, 3), 8), backend="eager"),
         lambda: nn.DataParallel(Net(nn.Conv2d(3, 8, 3), 8)),
+        lambda: torch.jit.script(randomized(Net(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 8))),
+        lambda: torch.jit.trace(Net(nn.Conv2d(3, 8, 3), 8).eval(), torch.rand(2, 3, 8, 8)),
     ],
-    ids=["float16", "bfloat16", "casts inside", "compiled", "data parallel"],
+    ids=["float16", "bfloat16", "casts inside", "compiled", "data parallel", "scripted", "traced"],
 )
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore:.*deprecated:DeprecationWarning")
 def test_wrapped_networks_and_half_precision_run_in_float32(make: Callable[[], nn.Module]) -> None:
     prepared = prepare(make().eval(), torch.rand(2, 3, 8, 8))
     assert prepared(torch.rand(4, 3, 8, 8)).dtype == torch.float32
     assert [layer.name.rpartition(".")[2] for layer in prepared.layers][-1] == "head"
     assert_all_run_quantized(prepared, 8)
+
+
+def test_branches_are_fused_as_they_are_deployed() -> None:
+    class Branched(nn.Module):
+        """Two convolutions in training, one in deployment."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+
+        def fuse(self) -> nn.Module:
+            self.wide.weight.data[:, :, 1:2, 1:2] += self.narrow.weight
+            self.wide.bias.data += self.narrow.bias  # type: ignore[union-attr]
+            return self.wide
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.wide(x) + self.narrow(x)
+
+    torch.manual_seed(0)
+    prepared = checked(Net(Branched(), 8))
+    assert [(layer.name, layer.kernel) for layer in prepared.layers] == [("body", 3), ("head", 1)]
+    assert prepared.notes == ("its branches are fused by its own methods, as it is deployed",)
 
 
 def test_every_tensor_is_accounted_for_once() -> None:
@@ -580,6 +605,11 @@ class Random(nn.Module):
             8,
             r"does not run on images of shape \(2, 3, 8, 8\).*--transform",
         ),
+        (
+            lambda: Net(nn.Conv2d(1, 8, 3), 8),
+            8,
+            "takes images of 1 channel, and these have 3: .*--transform channels=1",
+        ),
         (lambda: nn.Sequential(nn.Conv2d(3, 3, 3), Random()), 8, "other outputs in a second pass"),
         (
             lambda: nn.Sequential(
@@ -589,7 +619,7 @@ class Random(nn.Module):
             "batch normalization 1 has no running statistics",
         ),
     ],
-    ids=["no layer", "other channels", "random", "statistics of the batch"],
+    ids=["no layer", "other channels", "grey", "random", "statistics of the batch"],
 )
 def test_what_cannot_be_prepared_is_said(network: Callable[[], nn.Module], size: int, words: str) -> None:
     with pytest.raises(NetworkMistake, match=words):
