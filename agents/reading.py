@@ -16,7 +16,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
-from agents.answer import LONGEST_TEXT, MOST_CALLS, REASONING, SUBMIT, Answer, Ending
+from agents.answer import LONGEST_CODE, LONGEST_TEXT, MOST_CALLS, REASONING, SUBMIT, Answer, Ending
 from tools.sandbox import parse
 
 SUBMITTING = (SUBMIT, "propose")
@@ -44,7 +44,7 @@ _TRIES = 8  # braces at which JSON may begin
 _THINKING = re.compile(r"(</?think(?:ing)?>|\[/?THINK\])")
 _OPENINGS, _CLOSINGS = ("<think>", "<thinking>", "[THINK]"), ("</think>", "</thinking>", "[/THINK]")
 _JSON = re.compile(r"\s*(?:(?:```|~~~)\w*\s*)?(?=\{)")
-_FENCE = re.compile(r"(```|~~~)[^\n`]*\n(.*?)(\1|\Z)", re.S)
+_FENCE = re.compile(r"(```|~~~)[^\n`]{0,99}\n(.*?)(\1|\Z)", re.S)
 _TAGGED = re.compile(
     r"(?:<(?:tool_call|function_call)>|\[TOOL_CALLS\]|<\|python_tag\|>)(.*?)"
     r"(?:</(?:tool_call|function_call)>|(?=<tool_call>)|\Z)",
@@ -74,7 +74,7 @@ def read(message: AIMessage, tools: Collection[str] = ()) -> Answer:
             said.append(str(given))
         else:
             calls.append({"name": name, "args": args, "id": identity})
-    text = "\n".join(filter(None, said))[:LONGEST_TEXT]
+    text = "\n".join(filter(None, said))[: LONGEST_TEXT + 1]  # which shows that it is cut
     if not calls:
         text, calls = written(text, tools, whole=ending != "cut")
     if reason in _BROKEN and not calls:
@@ -176,9 +176,8 @@ def arguments(given: object) -> dict[str, Any] | None:
 
 
 def code(given: object) -> str:
-    """The code in what was given as code: without thinking, a fence and the words around it, or escapes in place of
-    line ends."""
-    text = "\n".join(map(str, given)) if isinstance(given, list) else str(given)
+    """The code in what was given as such, out of its fence, words, thinking, and escapes that stand for line ends."""
+    text = ("\n".join(map(str, given)) if isinstance(given, list) else str(given))[:LONGEST_TEXT]
     if _parses(text):
         return text
     text = without_thinking(text)
@@ -243,7 +242,7 @@ def _bare(text: str, whole: bool) -> _Written:
 def _decoded(text: str, begin: int) -> tuple[Any, int]:
     """The JSON that begins there, and where it ends; None and the next place where there is none."""
     try:
-        return json.JSONDecoder(strict=False).raw_decode(text, max(begin, 0))
+        return json.JSONDecoder(strict=False).raw_decode(text, begin)
     except (ValueError, RecursionError):
         return None, begin + 1
 
@@ -257,8 +256,7 @@ def _besides(text: str, spans: Sequence[tuple[int, int]]) -> str:
 
 
 def _given(message: AIMessage) -> list[tuple[str, object, str | None]]:
-    """The calls as the server gave them: name, arguments and id. What came in pieces was made whole by LangChain even
-    where it was cut off."""
+    """The calls as the server gave them: name, arguments and id; LangChain makes whole what was cut off in pieces."""
     if isinstance(message, AIMessageChunk):
         return [(call["name"] or "", call["args"], call["id"]) for call in message.tool_call_chunks]
     readable = [(call["name"], call["args"], call["id"]) for call in message.tool_calls]
@@ -305,6 +303,6 @@ def _tidy(call: dict[str, Any], tools: Collection[str], said: str) -> dict[str, 
 
 def _parses(text: str) -> bool:
     try:
-        return bool(parse(text))
+        return len(text) <= LONGEST_CODE and bool(parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False

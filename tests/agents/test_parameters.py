@@ -111,16 +111,20 @@ def test_the_first_that_is_named_is_meant_and_two_names_do_not_take_turns() -> N
         assert accepted({"max_tokens": 9}, refused.known()) == sent
 
 
-def test_a_search_tells_of_it_and_finds_its_answers_again(bench: Bench, sandbox: MontySandbox, tmp_path: Path) -> None:
+def test_what_was_asked_for_in_vain_is_not_asked_or_paid_for_again(
+    bench: Bench, sandbox: MontySandbox, tmp_path: Path
+) -> None:
     def script(request: dict[str, Any]) -> Answer:
         return NAMED[0]("seed") if "seed" in request else proposal("So.", GOOD)
 
     cache, path = Ledger(tmp_path / "answers.sqlite"), tmp_path / "calls.sqlite"
     with ChatServer(script) as server:
+        told = []
         for account in (Account(path), Account(path), Account(cache=cache), Account(cache=cache)):
             proposer = Proposer(parse(f"x@{server.url}"), [bench], sandbox, account=account)
             attempt = proposer.propose(ASK, Known({}))
             assert isinstance(attempt.outcome, Scored)
-        assert attempt.notes == ()
+            told.append(len(attempt.notes))
+    assert told == [1, 0, 1, 0]
     assert len(server.asked) == 4  # the second account resumes the first, and the last has the cache
     assert [account.spent().calls for account in (Account(path), account)] == [2, 0]

@@ -256,14 +256,6 @@ def test_only_what_is_offered_is_called_and_code_is_shown_to_whom_reads_it() -> 
 
 
 def test_a_hostile_text_is_read_in_a_moment() -> None:
-    for part in (
-        "<think>",
-        "</think>",
-        "<tool_call>",
-        "<function=a>",
-        "<parameter=a>",
-        "```\n",
-        '{"a":',
-        "[TOOL_CALLS]{",
-    ):
+    """A pattern that looks ahead from every place to the end would take hours."""
+    for part in ("<think>", "</think>", "<tool_call>", "<function=a>", "```\n", "~~~", '{"a":', "[TOOL_CALLS]{"):
         assert written(without_thinking(part * 9000), ["Proposal"])[1] == []

@@ -20,7 +20,7 @@ import pytest
 from graphs.state import TEMPLATES
 from tap_agent.exit import Exit
 from tap_agent.terminal.display import event_line
-from tests.agents.scripted import Answer, ChatServer, proposal
+from tests.agents.scripted import Answer, ChatServer, proposal, refusal
 from tests.graphs.test_search import script
 from tests.tap_agent.program import tap
 
@@ -30,7 +30,12 @@ ROW = r"{name} +0\.\d{{4}} +\d+\.\d +\d+\.\d +\d+"
 
 
 def with_deaths(request: dict[str, Any]) -> Answer:
-    """The usual script, but for three seeds in five: code that fails, and code that others propose too."""
+    """The usual script, but for three seeds in five: code that fails, and code that others propose too.
+
+    Of a model that has no temperature.
+    """
+    if "temperature" in request:
+        return refusal(400, "temperature is not supported")
     kind = request["seed"] // 3 % 5
     if kind == 0:
         return proposal("Bad.", "def sensitivity(layers, task):\n    return [1 / 0 for x in layers]\n")
@@ -78,6 +83,7 @@ def test_a_terminal_shows_a_table_that_fills_and_a_resumed_run_shows_what_there_
     assert re.search(r"0 +initialization +p000 +\d+\.\d +15", first)  # proposed: no fitness yet
     assert re.search(r"0 +initialization +" + ROW.format(name="p000"), first)  # judged
     assert re.search(r"generation 0: fitness best 0\.\d{4}, mean 0\.\d{4}; died: \d (duplicate|error)", first)
+    assert first.count("scripted refuses temperature, which is left out from now on.") == 1
     again = in_terminal(["resume", "run"], tmp_path, cache, 120)
     assert max(map(len, again.splitlines())) <= 120
     assert again.index("generation 0: fitness best") < again.index("generation 1: fitness")
@@ -97,6 +103,7 @@ def test_without_a_terminal_each_event_is_a_plain_line(
     assert all(letter.isprintable() or letter == "\n" for letter in printed)
     lines = printed.splitlines()
     assert lines[:3] == ["started llm=scripted seed=1", "preparing network=digits layers=10", "prepared network=digits"]
+    assert printed.count('notes="scripted refuses temperature, which is left out from now on."') == 1
     proposed = [line for line in lines if line.startswith("proposed name=p00")]
     assert len(proposed) == 10
     assert sum("failure=" in line for line in proposed) >= 1
