@@ -33,8 +33,8 @@ class _Fit:
     table: Table
     state: Mapping[str, Tensor]
     """by the network's names"""
-    metadata: Mapping[str, Any] | None
-    """by the network's names of modules"""
+    metadata: Mapping[str, Any]
+    """by the network's names of modules, empty where the file has none"""
     common: int
     """tensors of which both know the name"""
     missing: Sequence[str]
@@ -55,7 +55,9 @@ def load_weights(network: nn.Module, name: str, checkpoint: Checkpoint) -> tuple
     put into names are seen through. Raises `WeightsMistake` where no table fits, where several
     do, and for values that are not finite.
     """
-    odd = {key: buffer.clone() for key, buffer in network.named_buffers() if not buffer.isfinite().all()}
+    ours = {str(tensor.dtype) for tensor in _tensors(network).values()}
+    settled = {key: buffer for key, buffer in network.named_buffers() if not is_lazy(buffer)}
+    odd = {key: buffer.clone() for key, buffer in settled.items() if not buffer.isfinite().all()}
     fits = [_fit(table, network) for table in checkpoint.tables]
     fitting = [fit for fit in fits if _load(network, fit)]
     if not fitting:
@@ -69,16 +71,16 @@ def load_weights(network: nn.Module, name: str, checkpoint: Checkpoint) -> tuple
                 f"{key} in {checkpoint.path} holds {int(wrong.sum()):,} of {wrong.numel():,} values that are NaN or "
                 "infinite: give weights of a training that went well."
             )
-    kept = {str(tensor.dtype).removeprefix("torch.") for tensor in taken.state.values() if tensor.is_floating_point()}
-    if narrow := kept - {"float32", "float64"}:
-        notes += (
-            f"{checkpoint.path.name} holds weights in {', '.join(sorted(narrow))}, which are computed with in float32",
-        )
+    kept = {str(tensor.dtype) for tensor in taken.state.values() if tensor.is_floating_point()}
+    if narrow := kept - ours - {"torch.float64"}:
+        kinds = ", ".join(sorted(narrow)).replace("torch.", "")
+        notes += (f"{checkpoint.path.name} holds weights in {kinds}, with which {name} computes in its own precision",)
     return notes
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    """The tensors of the state, of which tied ones are one object."""
+    return {key: value for key, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
 def _plain(names: Iterable[str]) -> dict[str, str]:
@@ -126,20 +128,18 @@ def _fit(table: Table, network: nn.Module) -> _Fit:
             if kind := _unlike(tensor, expected[key]):
                 values.append(f"{key} is {kind}")
         state[key] = tensor
-    twins = {_storage(expected[key]): tensor for key, tensor in state.items() if key in expected}
+    tied = {id(expected[key]): tensor for key, tensor in state.items() if key in expected}
     rest = {
-        key: tensor if key.endswith(_COUNTS) else twins.get(_storage(tensor))
+        key: tensor if key.endswith(_COUNTS) else tied.get(id(tensor))
         for key, tensor in expected.items()
         if key not in state
     }
     state |= {key: tensor for key, tensor in rest.items() if tensor is not None}
     missing = [key for key, tensor in rest.items() if tensor is None]
-    metadata = table.metadata and {
-        (ours + f"{'.'.join(part for part in place.split('.') if part not in _WRAPPERS)}.".removeprefix(theirs)).strip(
-            "."
-        ): each
-        for place, each in table.metadata.items()
-    }
+    metadata = {}
+    for place, each in (table.metadata or {}).items():
+        plain = "".join(f"{part}." for part in place.split(".") if part not in _WRAPPERS)
+        metadata[(ours + plain.removeprefix(theirs)).strip(".")] = each
     return _Fit(table, state, metadata, agreeing((theirs, ours)), missing, extra, shapes, values)
 
 
@@ -152,17 +152,12 @@ def _unlike(tensor: Tensor, expected: Tensor) -> str | None:
     return None
 
 
-def _storage(tensor: Tensor) -> tuple[object, ...] | None:
-    """Names what tensors share that are tied."""
-    return None if is_lazy(tensor) else (tensor.data_ptr(), tensor.shape, tensor.stride())
-
-
 def _load(network: nn.Module, fit: _Fit) -> bool:
     """Whether the network takes the table; torch has the last word, since modules may read older forms of theirs."""
     if fit.values or not fit.common:
         return False
     own = getattr(network.state_dict(), "_metadata", None)
-    for metadata in (fit.metadata, own):
+    for metadata in (fit.metadata or None, own):
         state = OrderedDict(fit.state)
         state.__dict__["_metadata"] = metadata
         try:
@@ -182,13 +177,12 @@ def _choice(path: Path, fitting: Sequence[_Fit]) -> tuple[_Fit, tuple[str, ...]]
     if len(different) == 1:
         return different[0], ()
     averaged = [fit for fit in different if _AVERAGED.search(fit.table.place)]
-    places = [f"'{fit.table.place}'" for fit in different]
+    places = [f"'{fit.table.place or path.name}'" for fit in different]
     if len(averaged) > 1 or len(different) > 2 or not averaged:
         raise WeightsMistake(
             f"{path} holds several state dicts that fit, {' and '.join(places)}: save the one that is meant alone."
         )
-    taken = f"'{averaged[0].table.place}'"
-    (other,) = [place for place in places if place != taken]
+    taken, other = places if different[0] is averaged[0] else reversed(places)
     return averaged[0], (
         f"{path.name} holds weights of training in {other} and their average in {taken}, which is taken: "
         f"save {other} alone to have that",

@@ -182,6 +182,7 @@ SAVE_WHOLE = {"model": Net(), "optimizer": BESIDE["optimizer"]}
         (lambda state: lambda path: None, "does not exist"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is on its way out
 def test_what_does_not_fit_is_said(spoil: Callable[[State], Any], sentence: str, tmp_path: Path) -> None:
     assert sentence in refusal(spoil(trained().state_dict()), tmp_path)
 
