@@ -17,7 +17,13 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    ToolMessage,
+    convert_to_openai_messages,
+)
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
@@ -110,7 +116,7 @@ class Attempt:
     tokens: int
     tool_calls: tuple[str, ...]
     conversation: tuple[dict[str, Any], ...]
-    """every message but the system's: `who` is human, ai or tool, with its `text`, and of the ai its `calls`"""
+    """every message but the system's, as OpenAI writes them"""
     seconds: float
     notes: tuple[str, ...] = ()
     """what the user is to know of how the model had to be asked"""
@@ -177,7 +183,7 @@ class Proposer:
             rounds,
             _tokens(said),
             _tool_calls(said),
-            _written_down(said),
+            tuple(convert_to_openai_messages(said, text_format="string")),
             time.perf_counter() - started,
             tuple(notes(said)),
         )
@@ -263,18 +269,6 @@ def _expressions(assignment: Assignment) -> list[str | None]:
 def _written(assignment: Assignment) -> str:
     """The template as a small model can follow it: parents that are no expressions cannot be edited."""
     return "initialization" if None in _expressions(assignment) else assignment.template
-
-
-def _written_down(messages: Sequence[BaseMessage]) -> tuple[dict[str, Any], ...]:
-    found: list[dict[str, Any]] = []
-    for message in messages:
-        record: dict[str, Any] = {"who": message.type, "text": str(message.text)}
-        if isinstance(message, AIMessage):
-            record["calls"] = [{name: call[name] for name in ("name", "args", "id")} for call in message.tool_calls]
-        elif isinstance(message, ToolMessage):
-            record["of"] = message.tool_call_id
-        found.append(record)
-    return tuple(found)
 
 
 def _tokens(messages: Sequence[BaseMessage]) -> int:

@@ -9,7 +9,14 @@ import sys
 
 import typer
 
-from tap_agent.commands import apply, chat, doctor, run, runs, servers
+from tap_agent.commands.apply import apply
+from tap_agent.commands.chat import chat
+from tap_agent.commands.doctor import examine
+from tap_agent.commands.list import list_runs
+from tap_agent.commands.report import make_report
+from tap_agent.commands.run import resume, run
+from tap_agent.commands.studio import studio
+from tap_agent.commands.ui import ui
 from tap_agent.exit import Exit
 from tap_eval.mistake import Mistake
 
@@ -24,15 +31,15 @@ app = typer.Typer(
     layer is to quantization. Bits are allocated from its scores within a budget, and the network is quantized and
     measured. Start with `tap-agent run`; `tap-agent doctor` says what works on this machine.""",
 )
-app.command()(run.run)
-app.command()(run.resume)
-app.command()(apply.apply)
-app.command()(chat.chat)
-app.command("report")(runs.make_report)
-app.command("list")(runs.list_runs)
-app.command()(servers.ui)
-app.command()(servers.studio)
-app.command("doctor")(doctor.examine)
+app.command()(run)
+app.command()(resume)
+app.command()(apply)
+app.command()(chat)
+app.command("report")(make_report)
+app.command("list")(list_runs)
+app.command()(ui)
+app.command()(studio)
+app.command("doctor")(examine)
 
 
 def run_app() -> None:

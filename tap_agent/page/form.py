@@ -22,7 +22,7 @@ def fields(command: str, given: Mapping[str, str]) -> list[dict[str, Any]]:
         found.append({**config, "step": "", "common": False})
     labels = {field["name"]: field["label"] for field in found}
     for field in found:
-        told = re.sub(r"--([a-z-]+)", lambda option: f"“{labels[option[1]]}”", field["help"])
+        told = re.sub(r"--([a-z-]+)", lambda option: f"“{labels.get(option[1], option[0])}”", field["help"])
         field["help"] = told.replace("flags", "fields")
     return found
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, convert_to_messages
 from markdown_it import MarkdownIt
 
 from graphs import population
@@ -99,25 +99,16 @@ def proxies(history: History, chosen: str | None, events: Sequence[dict[str, Any
     rows = sorted(history.everyone, key=lambda each: (order.get(each.name, len(order) + bool(each.failure)), each.name))
     candidate = history.candidate(chosen) if chosen else None
     proposed = _proposed(candidate.name, events) if candidate else {}
+    messages = [message for message in proposed.get("conversation", []) if "role" in message]  # not of earlier versions
     return {
         "rows": [(each, "" if each.fitness is None else _kib(history, each), fate(each)) for each in rows],
         "candidate": candidate,
         "fate": candidate and fate(candidate),
         "children": [each.name for each in history.everyone if chosen in each.parents],
         "tools": _tools(proposed.get("tool_calls", [])),
-        "conversation": spoken(messages(proposed.get("conversation", []))),
+        "conversation": spoken(convert_to_messages(messages)),
         "sections": drawn(history, candidate) if candidate else [],
     }
-
-
-def messages(records: Sequence[dict[str, Any]]) -> list[BaseMessage]:
-    """The conversation that led to a candidate, as its event has it."""
-    made: dict[str, Callable[[dict[str, Any]], BaseMessage]] = {
-        "human": lambda record: HumanMessage(record["text"]),
-        "ai": lambda record: AIMessage(record["text"], tool_calls=record["calls"]),
-        "tool": lambda record: ToolMessage(record["text"], tool_call_id=record["of"]),
-    }
-    return [made[record["who"]](record) for record in records]
 
 
 def doing(event: dict[str, Any]) -> str:

@@ -20,6 +20,6 @@ class Flag:
     usage: bool = False
     """whether a value beside its choices or beyond its bounds is a mistake of usage, rather than of the config"""
     label: str = ""
-    """of its field on the page; without one it has none"""
+    """of its field on the page, which takes text or a number; without one it has none"""
     common: bool = False
     """whether the page shows the field without asking"""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from langchain_core.messages import convert_to_messages
 
 from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Assignment, Attempt, Parent, Proposer
@@ -42,6 +44,9 @@ def test_an_agent_tries_code_measures_and_submits(bench: Bench, sandbox: MontySa
     assert (attempt.rounds, attempt.tokens, attempt.tool_calls) == (1, 45, ("run_code", "measure"))
     assert "error: line 2: ZeroDivisionError" in said(asked[1])
     assert "digits: accuracy 0." in said(asked[2])
+    kept = convert_to_messages(json.loads(json.dumps(attempt.conversation)))
+    assert [message.type for message in kept[:5]] == ["human", "ai", "tool", "ai", "tool"]
+    assert [call["args"]["code"] for message in kept[1:4:2] for call in message.tool_calls] == [BROKEN, GOOD]
 
 
 def test_the_prompt_holds_the_contract_the_features_and_the_context(bench: Bench, sandbox: MontySandbox) -> None:

@@ -295,6 +295,33 @@ def test_other_sites_and_names_are_refused_and_what_a_model_says_is_not_markup(c
     assert "</script" not in views.drawing(Figure(layout={"title": {"text": "</script>"}}))
 
 
+@pytest.mark.parametrize(
+    ("messages", "shown"),
+    [
+        ([], False),
+        ([{"who": "ai", "text": "of an earlier version", "calls": []}], False),
+        (
+            [
+                {"role": "user", "content": "Propose."},
+                {"role": "assistant", "content": "", "tool_calls": [
+                    {"type": "function", "id": "c1", "function": {"name": "run_code", "arguments": '{"code": "1 / 0"}'}}
+                ]},
+                {"role": "tool", "tool_call_id": "c1", "content": "error: ZeroDivisionError"},
+            ],
+            True,
+        ),
+    ],
+)  # fmt: skip
+def test_how_a_candidate_came_about_is_shown_where_it_is_known(
+    client: TestClient, tmp_path: Path, messages: list[Any], shown: bool
+) -> None:
+    about = {"name": "p000", "generation": 0, "template": "initialization", "parents": [], "thought": "", "code": ""}
+    event = {"event": "proposed", **about, "failure": "duplicate", "conversation": messages}
+    RunFolder(tmp_path / "runs" / "theirs").record(event)
+    page = client.get("/runs/theirs/proxies/p000").text
+    assert all((text in page) == shown for text in ("Propose.", "code: 1 / 0", "error: ZeroDivisionError"))
+
+
 def test_one_folder_that_cannot_be_read_leaves_the_others(
     client: TestClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

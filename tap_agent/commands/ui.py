@@ -1,4 +1,4 @@
-"""`tap-agent ui` and `tap-agent studio`: the runs in the browser."""
+"""`tap-agent ui`: the runs in the browser."""
 
 from __future__ import annotations
 
@@ -28,19 +28,3 @@ def ui(
     password = os.environ.pop(PASSWORD, None) or None  # no run that the page starts inherits it
     with suppress(KeyboardInterrupt):
         serve(folder, cache_folder(), host, port, password, browser=browser, tell=typer.echo)
-
-
-def studio(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the server listens; 0 is a free port.")] = 2024,
-    host: Annotated[
-        str, typer.Option(help="The address that it listens on; whoever reaches it can have code run here.")
-    ] = "127.0.0.1",
-    browser: Annotated[bool, typer.Option(help="Open Studio in the browser.")] = True,
-) -> None:
-    """Show the runs in LangGraph Studio: their history, forks from any step, and new searches.
-
-    A run is a thread there; one that is started there is a run here. Ctrl-C ends the server.
-    """
-    from tap_agent.studio.server import serve
-
-    serve(RUNS, host, port, browser=browser, tell=typer.echo)
