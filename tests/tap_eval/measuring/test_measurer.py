@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tap_eval.allocation.allocator import uniform
+from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
 from tap_eval.measuring.measurer import Job, Measurer
 from tap_eval.networks.prepare import prepare
@@ -21,7 +21,7 @@ NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies
 
 
 class Deep(nn.Module):
-    """Layers with GELU between, whose last bits depend on how tensors lie in memory; outputs magnify what comes of it."""
+    """Layers with GELU between, whose last bits depend on how tensors lie in memory; outputs magnify them."""
 
     def __init__(self, view: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,9 @@ class Aside(nn.Module):
 
 
 NOISE = Images(
-    np.random.default_rng(0).integers(0, 256, (200, 3, 8, 8), np.uint8), torch.zeros(200, dtype=torch.int64), AS_THEY_ARE
+    np.random.default_rng(0).integers(0, 256, (200, 3, 8, 8), np.uint8),
+    torch.zeros(200, dtype=torch.int64),
+    AS_THEY_ARE,
 )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tap_eval.allocation.allocator import uniform
+from tap_eval.allocation.choices import uniform
 from tap_eval.networks.prepare import prepare
 from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.program import Program, Step, record
@@ -68,9 +68,7 @@ def both(network: nn.Module) -> Both:
 def altered(program: Program, name: str, change: Callable[[Step], Step]) -> Program:
     """`program` with another step of this name."""
     assert any(str(step.value) == name for step in program.steps)
-    return replace(
-        program, steps=tuple(change(step) if str(step.value) == name else step for step in program.steps)
-    )
+    return replace(program, steps=tuple(change(step) if str(step.value) == name else step for step in program.steps))
 
 
 def read(index: int, change: Callable[[Affine], Affine]) -> Callable[[Both], None]:
