@@ -22,7 +22,7 @@ from tap_eval.allocation.budget import Budget, check_feasible, check_within
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import Score, importance
 from tap_eval.allocation.unit import Unit, units_of
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
 
 EXACT_UNITS = 250

@@ -10,7 +10,7 @@ import numpy as np
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import Score, layer_score
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 
 
 @dataclass(frozen=True)

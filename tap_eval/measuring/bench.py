@@ -28,9 +28,9 @@ from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
 from tap_eval.measuring.notes import at_chance, left_in_float
 from tap_eval.mistake import ImagesMistake
-from tap_eval.networks.layers import Layer
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer

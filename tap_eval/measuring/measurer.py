@@ -13,8 +13,8 @@ import torch
 
 from tap_eval.images.images import Images, Splits
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.program import Program, record
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import Program, record
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.agreement import NOISE, multiplied_otherwise, recorded_otherwise
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.program import Environment, Program, Step, bind
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import Environment, Program, Step, bind
 from tap_eval.quantization.integer import IntegerNetwork
 from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tap_eval.images.images import Images
-from tap_eval.networks.program import Program, Step, Value, free
+from tap_eval.preparing.program import Program, Step, Value, free
 from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedLayer, QuantizedNetwork
 
 _ONEDNN = torch.ops.onednn

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_eval.images.images import Images
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Quantizable
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 
 VERSION = 3
 """Part of the key of every stored measurement: raise it when a change here changes results."""

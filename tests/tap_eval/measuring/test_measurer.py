@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
 from tap_eval.measuring.measurer import Job, Measurer
-from tap_eval.networks.prepare import prepare
+from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization import integer
 from tap_eval.quantization.quantizer import QuantizedNetwork, calibrate
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.program import Program, Step, record
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import Program, Step, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights

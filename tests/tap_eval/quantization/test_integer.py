@@ -16,15 +16,15 @@ from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.program import bind, record
 from tap_eval.networks.resnet import CifarResNet
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import bind, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
-from tests.tap_eval.networks.test_prepare import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
+from tests.tap_eval.preparing.test_prepare import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
 
 NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
 

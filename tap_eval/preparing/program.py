@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Quantizable
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 
 Value = fx.Node
 """Stands for what a step computes."""

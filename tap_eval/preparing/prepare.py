@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
-from tap_eval.networks.discovery import Discovery, Found
-from tap_eval.networks.equivalence import Original, difference
-from tap_eval.networks.layers import describe
-from tap_eval.networks.outputs import Output, find_output
-from tap_eval.networks.prepared import Prepared, Rest
-from tap_eval.networks.products import Quantizable
-from tap_eval.networks.tracing import Norm, Source, module_of, named_tensors
+from tap_eval.preparing.discovery import Discovery, Found
+from tap_eval.preparing.equivalence import Original, difference
+from tap_eval.preparing.layers import describe
+from tap_eval.preparing.outputs import Output, find_output
+from tap_eval.preparing.prepared import Prepared, Rest
+from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.tracing import Norm, Source, module_of, named_tensors
 
 _MOST_UNDONE = 3
 """foldings that are taken back one by one, before all are"""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.fusion import fused
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Product
-from tap_eval.networks.torchscript import readable
-from tap_eval.networks.tracing import Call, Norm, Source, Tracing
+from tap_eval.preparing.fusion import fused
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Product
+from tap_eval.preparing.torchscript import readable
+from tap_eval.preparing.tracing import Call, Norm, Source, Tracing
 
 TOLERANCE = 1e-4
 """of the largest logit: more may be the noise of float32, and is looked at in float64"""

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torchvision import models
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.resnet import CifarResNet
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, calibrate
 
 
