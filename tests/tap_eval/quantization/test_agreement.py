@@ -68,9 +68,7 @@ def both(network: nn.Module) -> Both:
 def altered(program: Program, name: str, change: Callable[[Step], Step]) -> Program:
     """`program` with another step of this name."""
     assert any(str(step.value) == name for step in program.steps)
-    return replace(
-        program, steps=tuple(change(step) if str(step.value) == name else step for step in program.steps)
-    )
+    return replace(program, steps=tuple(change(step) if str(step.value) == name else step for step in program.steps))
 
 
 def read(index: int, change: Callable[[Affine], Affine]) -> Callable[[Both], None]:
