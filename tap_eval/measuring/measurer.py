@@ -105,10 +105,11 @@ class Measurer:
         image = self._splits.calibrations[0].pixels[:1]
         try:
             program = record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
+            images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
+            place = recorded_otherwise(self.prepared, program, images)
         except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
             raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
-        images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
-        if place := recorded_otherwise(self.prepared, program, images):
+        if place:
             raise Unfit(f"its steps, as they were recorded, compute something else than the network, first in {place}")
         return program
 

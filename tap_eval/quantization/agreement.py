@@ -54,7 +54,7 @@ def recorded_otherwise(prepared: Prepared, program: Program, pixels: Tensor) -> 
     logits = prepared(pixels, [followed(index, module) for index, module in enumerate(prepared.modules)])
     for step in steps if not found else ():
         if step.layer is not None:
-            return f"{prepared.layers[step.layer].name}, which other images do not reach"
+            return f"{prepared.layers[step.layer].name}, which did not run"
         step.run(known)
     if not found and _apart(known[program.logits], logits) > NOISE:
         return "the logits"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies
 
 
 class Deep(nn.Module):
-    """Layers with GELU between, whose last bits depend on how tensors lie in memory; outputs magnify them."""
+    """Layers with GELU between, whose last bits depend on how tensors lie in memory, and outputs that magnify them."""
 
     def __init__(self, view: bool = False) -> None:
         super().__init__()
@@ -37,16 +39,16 @@ class Deep(nn.Module):
         return torch.sin(30 * self.last(x.view(len(x), -1) if self.view else x.flatten(1)))
 
 
-class Aside(nn.Module):
-    """Computes something of the pixels where recording does not see it."""
+class Scaled(nn.Module):
+    """Between its layers it divides by what `scale` computes."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(192, 16), nn.Linear(16, 10)
+        self.scale, self.first, self.last = scale, nn.Linear(192, 16), nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x.flatten(1))
-        return self.last(y / np.abs(y.detach().numpy()).max())
+        return self.last(y / self.scale(y))
 
 
 NOISE = Images(
@@ -83,9 +85,19 @@ def test_a_network_that_takes_one_layout_for_granted_is_measured_in_it() -> None
     assert (measured.unfit is None) == integer.exact()
 
 
-def test_a_network_with_steps_that_are_not_recorded_is_measured_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (lambda y: np.abs(y.detach().numpy()).max(), "something else than the network, first in the input of last"),
+        (lambda y: y[y > 0].reshape(len(y[y > 0])).mean(), "cannot be recorded"),
+        (lambda y: 2 if y.mean() > 0 else 3, "cannot be recorded"),
+    ],
+    ids=["in numpy", "of a size that images decide", "a branch that images decide"],
+)
+def test_a_network_whose_steps_depend_on_the_images_is_measured_as_it_is(
+    scale: Callable[[Tensor], Any], said: str
+) -> None:
     torch.manual_seed(0)
-    measured = measurer(Aside())
-    if integer.exact():
-        assert "something else than the network, first in the input of last" in str(measured.unfit)
+    measured = measurer(Scaled(scale))
+    assert said in str(measured.unfit) or not integer.exact()
     assert len(measured.layer_errors(2, 16)) == 2

@@ -58,7 +58,7 @@ def vit() -> nn.Module:
 
 NETWORKS = {
     "resnet20": (lambda: CifarResNet(20), 32),
-    "mobilenet": (lambda: models.mobilenet_v2(num_classes=10), 64),
+    "mobilenet": (lambda: models.mobilenet_v2(num_classes=10, width_mult=0.35), 64),
     "vit": (vit, 32),
     "odd": (Odd, 16),
 }
