@@ -124,7 +124,7 @@ def _assembled(
         frozenset(key for key, met in found.products.items() if len(met.biases) > 1),
         tuple(_rest(original.network, found, set(folded.values()))),
         output,
-        tuple(batches[:-2]),
+        tuple(batches),
         tuple(found.originals.values()),
         (*original.notes, *notes),
     )

@@ -609,6 +609,21 @@ def test_layers_that_only_some_images_reach_are_found_and_observed() -> None:
         unmet(bright)
 
 
+def test_a_layer_that_only_random_images_reach_is_observed_on_them() -> None:
+    class Spiky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.usual, self.rare = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.usual if bool((x[:, :, 0, 0] == x[:, :, -1, -1]).all()) else self.rare)(x.mean((2, 3)))
+
+    flat = torch.rand(2, 3, 1, 1).expand(2, 3, 8, 8).contiguous()
+    prepared = prepare(Spiky(), flat)
+    assert [layer.name for layer in prepared.layers] == ["usual", "rare"]
+    assert len(calibrate(prepared, flat)) == 2
+
+
 class Random(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) + torch.rand(3)
