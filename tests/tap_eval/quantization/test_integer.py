@@ -64,7 +64,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(scope="module", params=NETWORKS)
 def case(request: pytest.FixtureRequest) -> tuple[Prepared, QuantizedNetwork, torch.Tensor]:
     make, size = NETWORKS[request.param]
     torch.manual_seed(0)
