@@ -344,20 +344,6 @@ def test_one_folder_that_cannot_be_read_leaves_the_others(
     assert "\x1b]0" not in listed
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "status"),
-    [
-        ("/", {"Host": "[::1"}, 421), ("/runs", {"Origin": "http://[::1"}, 403),
-        ("/runs/theirs", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image"}, 403),
-        ("/runs/theirs", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}, 200),
-    ],
-)  # fmt: skip
-def test_what_a_browser_would_not_send_for_this_page_is_refused(
-    client: TestClient, path: str, headers: dict[str, str], status: int
-) -> None:
-    assert client.request("POST" if path == "/runs" else "GET", path, headers=headers).status_code == status
-
-
 @pytest.mark.parametrize(("body", "status"), [(b"network=%FF", 400), (b"seed=1%00", 400), (b"a" * 2**21, 413)])
 def test_a_form_that_no_person_fills_in_starts_nothing(client: TestClient, body: bytes, status: int) -> None:
     assert client.post("/runs", content=body).status_code == status
