@@ -78,18 +78,21 @@ def assert_all_run_quantized(prepared: Prepared, size: int = 16) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "size", "layers", "folded"),
+    ("make", "size", "layers", "folded"),
     [
-        (CifarResNet(20), 32, 20, 19),
-        (models.resnet18(num_classes=10), 64, 21, 20),
-        (models.mobilenet_v2(num_classes=10), 64, 53, 52),
-        (models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10), 32, 10, 0),
-        (models.swin_t(num_classes=10), 64, 53, 0),
-        (models.swin_v2_t(num_classes=10), 64, 53, 0),
+        (lambda: CifarResNet(20), 32, 20, 19),
+        (lambda: models.resnet18(num_classes=10), 64, 21, 20),
+        (lambda: models.mobilenet_v2(num_classes=10), 64, 53, 52),
+        (lambda: models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10), 32, 10, 0),
+        (lambda: models.swin_t(num_classes=10), 64, 53, 0),
+        (lambda: models.swin_v2_t(num_classes=10), 64, 53, 0),
     ],
     ids=["resnet20", "resnet18", "mobilenet_v2", "vit", "swin_t", "swin_v2_t"],
 )
-def test_networks_of_every_family_are_prepared(network: nn.Module, size: int, layers: int, folded: int) -> None:
+def test_networks_of_every_family_are_prepared(
+    make: Callable[[], nn.Module], size: int, layers: int, folded: int
+) -> None:
+    network = make()
     prepared = checked(network, size)
     names = [layer.name for layer in prepared.layers]
     assert len(names) == len(set(names)) == layers
