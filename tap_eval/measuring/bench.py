@@ -37,7 +37,7 @@ from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
 _WATCHED, _WATCHED_LARGE = 32, 16
-"""images of the search split on which the prepared network is held against the given one; of more than 64 pixels fewer"""
+"""images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
 _ENOUGH_FOR_CHANCE = 200  # images
 A = TypeVar("A")
 B = TypeVar("B")
