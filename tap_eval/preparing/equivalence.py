@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,13 +54,19 @@ class Original:
         if not half:
             with _InFloat({}) as watching:
                 copied(example)
-            if half := watching.met_half:
+            if watching.met_half:
                 notes.append("its code computes in half precision here and there, which becomes float32")
-                return replace(original, half=True, notes=tuple(notes))
-        if half or (deployed := fused(copied, example)) is None:
-            return original
-        notes.append("its branches are fused by its own methods, as it is deployed")
-        return replace(original, network=deployed.requires_grad_(False), notes=tuple(notes))
+                original = replace(original, half=True)
+        try:
+            with _InFloat({}) if original.half else nullcontext():
+                deployed = fused(original.network, example)
+        except NetworkMistake as mistake:  # it runs all the same
+            deployed = None
+            notes.append(f"it is measured as it is, though {mistake}")
+        if deployed:
+            notes.append("its branches are fused by its own methods, as it is deployed")
+        network = (deployed or original.network).requires_grad_(False)
+        return replace(original, network=network, notes=tuple(notes))
 
     def run(self, pixels: Tensor) -> Any:
         """What the network returns for (N, C, H, W); raises `NetworkMistake` with what its code raised."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Quantizable = nn.Conv2d | nn.Linear
-Pair = tuple[int, int]
 Change = Callable[[Tensor], Tensor]
 
 

@@ -497,6 +497,25 @@ def test_branches_are_fused_as_they_are_deployed() -> None:
     prepared = checked(Net(Branched(), 8))
     assert [(layer.name, layer.kernel) for layer in prepared.layers] == [("body", 3), ("head", 1)]
     assert prepared.notes == ("its branches are fused by its own methods, as it is deployed",)
+    half = prepare(Net(Branched(), 8).half(), torch.rand(2, 3, 8, 8))
+    assert [layer.name for layer in half.layers] == ["body", "head"]
+
+
+def test_a_network_whose_own_fuse_is_something_else_is_measured_as_it_is() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def fuse(self, *features: Tensor) -> Tensor:
+            return torch.stack(features).sum(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fuse(self.conv(x), self.conv(x.flip(3)))
+
+    prepared = checked(Net(Pyramid(), 8))
+    assert [layer.name for layer in prepared.layers] == ["body.conv", "head"]
+    assert prepared.notes[0].startswith("it is measured as it is, though Net has branches to be fused, but that fails")
 
 
 def test_every_tensor_is_accounted_for_once() -> None:
