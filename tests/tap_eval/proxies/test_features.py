@@ -16,7 +16,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import TASK, describe, visible
 from tap_eval.proxies.statistics import Statistics
-from tests.tap_eval.preparing.test_prepare import NormAct, randomized
+from tests.tap_eval.preparing.networks import NormAct, randomized
 
 IMAGES = Images(
     np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), np.uint8),

@@ -24,7 +24,7 @@ from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
-from tests.tap_eval.preparing.test_prepare import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
+from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
 
 NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
 
