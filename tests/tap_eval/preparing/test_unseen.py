@@ -246,9 +246,10 @@ def test_experts_that_no_image_of_a_batch_reaches_are_calibrated_on_others() -> 
     bright, network = torch.rand(2, 3, 16, 16), Code(setup, forward).eval()
     prepared = prepare(network, bright, [torch.cat([bright, 0.1 * bright])])
     assert [layer.name for layer in prepared.layers] == ["bright", "head", "dark"]
-    quantized = QuantizedNetwork(prepared, calibrate(prepared, bright))
-    quantized.choose(Allocation((8,) * 3, (8,) * 3))
     x = torch.cat([0.1 * bright, bright])
+    assert calibrate(prepared, bright)[2].high == calibrate(prepared, x)[2].high
+    quantized = QuantizedNetwork(prepared, calibrate(prepared, x))
+    quantized.choose(Allocation((8,) * 3, (8,) * 3))
     assert torch.allclose(quantized.logits(x, 4), network(x), atol=0.02)
 
 
