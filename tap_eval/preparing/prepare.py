@@ -20,9 +20,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
-from tap_eval.preparing.discovery import Discovery, Found
+from tap_eval.preparing.discovery import Discovery, Found, Met
 from tap_eval.preparing.equivalence import Original, difference
-from tap_eval.preparing.layers import describe
+from tap_eval.preparing.layers import Layer, describe
 from tap_eval.preparing.outputs import Output, find_output
 from tap_eval.preparing.prepared import Prepared, Rest
 from tap_eval.preparing.products import Quantizable
@@ -92,7 +92,7 @@ def _checked(
         if not prepared.folded:
             raise NetworkMistake(
                 f"{original.name} computes something else once its layers are separate, first in {wrong}: give a "
-                "network whose code does not depend on how often it has run."
+                "network whose code neither sets its weights nor depends on how often it has run."
             )
         names = list(prepared.folded.values())
         before = [name for name in names if wrong.startswith(name.rpartition(".")[0])] or names
@@ -137,6 +137,7 @@ def _assembled(
     )
     stay = sorted(set(apart) & {name for met in found.products.values() for name in met.norms})
     notes = [f"{name} stays apart: folded, it would change outputs" for name in stay]
+    notes += _counted_again(original.network, names, layers, list(found.products.values()))
     if floats := [tensor for tensor, _ in found.outside.values() if tensor.is_floating_point() and tensor.dim()]:
         notes.append(f"it reads tensors that none of its modules holds, and they count as its own: {shown(floats)}")
     return Prepared(
@@ -179,6 +180,20 @@ def _names(sources: Sequence[Source]) -> list[str]:
         again = sum(other == name or other.startswith(f"{name}[") for other in names)
         names.append(f"{name}[{again}]" if again else name)
     return names
+
+
+def _counted_again(
+    network: nn.Module, names: Sequence[str], layers: Sequence[Layer], products: Sequence[Met]
+) -> Iterable[str]:
+    """What is to be said of weights that are multiplied in several ways."""
+    sizes = {name: tensor.numel() for tensor, name in named_tensors(network).values()}
+    for root in {root: None for met in products for root in met.source.roots}:
+        ways = [index for index, met in enumerate(products) if met.source.roots == {root}]
+        if sum(layers[index].params for index in ways) > sizes.get(root, math.inf) and len(ways) > 1:
+            yield (
+                f"{root} is multiplied in {len(ways)} ways, as {', '.join(names[index] for index in ways)}: each has "
+                "bits of its own, and counts"
+            )
 
 
 def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:

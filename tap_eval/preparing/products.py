@@ -71,7 +71,7 @@ Weights = Callable[[Any], bool]
 def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], is_weight: Weights) -> Product | None:
     """The product that the function called `name` computes of activations and a weight, if it is one of ours."""
     read = _READERS.get(name)
-    if read is None:
+    if read is None or any(isinstance(value, Tensor) and value.is_nested for value in args):
         return None
     try:
         product = read(is_weight, *args, **kwargs)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -77,12 +78,17 @@ class Call:
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             name = func.__self__.__name__
-        return Call(name.partition(".")[0], func, args, kwargs, tuple(_tensors(args) + _tensors(kwargs.values())))
+        name = name.partition(".")[0]
+        if isinstance(func, OpOverload | OpOverloadPacket) and (room := str(func).partition(".")[0]) != "aten":
+            name = f"{room}.{name}"  # which may be that of another function in PyTorch
+        return Call(name, func, args, kwargs, tuple(_tensors(args) + _tensors(kwargs.values())))
 
     @property
     def in_place(self) -> bool:
         """Whether it writes to one of its arguments."""
         named_so = self.name.endswith("_") and not self.name.endswith("__")
+        schema = getattr(self.func, "_schema", None)
+        named_so = named_so or (schema is not None and schema.is_mutable)
         return named_so or self.name in _IN_PLACE or "out" in self.kwargs or self.kwargs.get("inplace") is True
 
     @property
@@ -229,7 +235,9 @@ class Tracing(Watching):
             self.met_half = True
         call = Call.of(func, args, kwargs or {})
         product = product_of(call.name, call.args, call.kwargs, self.is_weight)
-        if product is not None:
+        if product is not None and not product.x.numel():  # of no image
+            result = call()
+        elif product is not None:
             source = self.source(product.weight)
             assert source is not None
             turned = "" if product.plain is same else f"{call.name} "
