@@ -231,6 +231,7 @@ TOKENS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         ),
         ["kernel"],
     ),
+    "normalized": (lambda: Held((8, 8), lambda x, kernel: F.linear(x, F.normalize(kernel))), ["kernel"]),
     "bilinear": (lambda: Functional(nn.Bilinear(8, 8, 8), lambda layer, x: layer(x, x)), ["layer"]),
     "bias of the image": (
         lambda: Functional(nn.Linear(8, 8), lambda layer, x: F.linear(x, layer.weight, x.mean((0, 1)))),
