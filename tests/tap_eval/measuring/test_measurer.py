@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,25 @@ def test_a_network_that_takes_one_layout_for_granted_is_measured_in_it() -> None
     measured = measurer(Deep(view=True))
     assert len(measured.correct(Job(None, "search", 0, np.arange(20), integers=False))) == 20
     assert (measured.unfit is None) == integer.exact()
+
+
+class Swish(torch.autograd.Function):
+    """Keeps its input alone for training, as EfficientNets have it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+
+@NEEDS_VNNI
+def test_functions_with_a_gradient_of_their_own_are_recorded() -> None:
+    class Efficient(Aside):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(Swish.apply(self.first(x.flatten(1))).add_(1))
+
+    torch.manual_seed(0)
+    assert measurer(Efficient()).unfit is None
 
 
 @NEEDS_VNNI
