@@ -220,8 +220,10 @@ def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
             readers = readers or kept.get(path, set())
             if readers or isinstance(tensor, nn.Parameter):
                 yield Rest(name, ", ".join(sorted(readers)), _reals(tensor))
+    norms = [norm for met in found.products.values() for norm in met.norms.values() if norm.name in folded]
+    away = {id(tensor) for norm in norms for tensor in (norm.mean, norm.variance, norm.weight, norm.bias)}
     for tensor, name in found.outside.values():
-        if name in found.readers:
+        if name in found.readers and not (id(tensor) in away and found.readers[name] == {"batch_norm"}):
             yield Rest(name, ", ".join(sorted(found.readers[name])), _reals(tensor))
 
 

@@ -45,7 +45,11 @@ METADATA = {
     "new_empty", "new_full", "new_tensor",
 }  # fmt: skip
 """what is asked of a tensor without reading its values"""
-_DRAWN = ("rand", "normal", "empty", "bernoulli", "multinomial")
+_DRAWN = {
+    "rand", "randn", "randint", "randperm", "random", "normal", "uniform", "exponential", "cauchy", "geometric",
+    "bernoulli", "multinomial", "poisson", "empty",
+}  # fmt: skip
+"""functions that give something else each time, up to the first "_" of their names"""
 _HALF = (torch.float16, torch.bfloat16)
 _IN_PLACE = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"})
 _LONGEST = 200  # characters of an expression, before it is named by its hash
@@ -274,7 +278,7 @@ class Tracing(Watching):
         )  # fmt: skip
 
     def _is_constant(self, call: Call) -> bool:
-        return all(map(self.source, call.tensors)) and not call.name.startswith(_DRAWN)
+        return all(map(self.source, call.tensors)) and call.name.partition("_")[0] not in _DRAWN
 
     def _of_weights(self, call: Call) -> Any:
         """What is computed of weights alone comes from them."""

@@ -43,6 +43,10 @@ def two_in_a_list(self: Any) -> None:
     self.convs = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)]
 
 
+def normed_in_a_list(self: Any) -> None:
+    self.blocks = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()]
+
+
 def cached(self: Any) -> None:
     self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3))
     self.twice = functools.cache(lambda: self.kernel * 2)
@@ -54,8 +58,9 @@ def cached(self: Any) -> None:
         (two_in_a_list, lambda self, x: self.convs[1](self.convs[0](x)), 2),
         (lambda self: None, lambda self, x: F.conv2d(x, GLOBAL), 1),
         (cached, lambda self, x: F.conv2d(x, self.twice()), 1),
+        (normed_in_a_list, lambda self, x: self.blocks[0](x), 1),
     ],
-    ids=["modules in a plain list", "global", "cache"],
+    ids=["modules in a plain list", "global", "cache", "batch normalization in a plain list"],
 )
 def test_weights_that_no_module_holds_are_layers_and_a_note_says_so(
     setup: Callable[[Any], object], forward: Callable[[Any, Tensor], Tensor], layers: int
@@ -64,6 +69,7 @@ def test_weights_that_no_module_holds_are_layers_and_a_note_says_so(
     prepared = checked(Code(setup, forward))
     assert [layer.name.partition(".")[0] for layer in prepared.layers] == ["outside"] * layers + ["head"]
     assert any("none of its modules holds" in note and "8 x 3 x 3 x 3" in note for note in prepared.notes)
+    assert prepared.left == 0
     assert_all_run_quantized(prepared)
 
 
