@@ -27,9 +27,9 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import AS_THEY_ARE, Images, room_in
 from tap_eval.measuring.layer_errors import layer_errors
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.program import record
 from tap_eval.networks.resnet import CifarResNet
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.program import record
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import QuantizedNetwork, calibrate
 

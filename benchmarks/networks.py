@@ -38,9 +38,9 @@ from benchmarks.operations import Operations, plain_attention
 from tap_eval.images.images import Images, Splits, Transform
 from tap_eval.measuring.measurer import Measurer
 from tap_eval.mistake import Mistake
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.program import record
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import record
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation
 

@@ -25,10 +25,10 @@ import torch
 from tap_agent.paths import cache_folder
 from tap_eval.images.sources import open_source
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
-from tap_eval.networks.layers import Layer
 from tap_eval.networks.load import load_network
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.program import record
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.program import record
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
 

@@ -23,7 +23,7 @@ from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.measurer import Job, Measurer
 from tap_eval.networks.load import load_network
-from tap_eval.networks.prepare import prepare
+from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.quantizer import Allocation
 
 BITS = (2, 4, 8)

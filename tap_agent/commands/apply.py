@@ -43,7 +43,7 @@ def apply(
             applied = session.apply(found, resources, lambda label: status.update(f"measuring {label}"))
     for bench in resources.benches:
         for note in bench.notes:
-            out.print(note)
+            out.print(note, markup=False)
     for table in applied.layers:
         out.print(Markdown(table))
     out.print(results_table(applied.rows, [network.budget or settings.budget for network in settings.networks]))

@@ -13,7 +13,7 @@ from typing import Literal
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.size import over_channels
 from tap_eval.mistake import BudgetMistake
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
 
 BUDGETS = "3bit, 87%, 0.1MB or 1.2GBOPs"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from tap_eval.mistake import BitsMistake
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import Score, layer_score
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,6 @@ def units_of(scores: Sequence[Score], layers: Sequence[Layer], choices: Choices)
         else:
             order = np.argsort(np.asarray(score), kind="stable")
             for group in np.array_split(order, min(choices.channel_groups, layer.out_channels)):
-                channels = tuple(sorted(int(channel) for channel in group))
+                channels = tuple(np.sort(group).tolist())
                 units.append((Unit(layer.index, channels), layer_score([score[channel] for channel in channels])))
     return units

@@ -27,10 +27,10 @@ from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
 from tap_eval.measuring.notes import at_chance, left_in_float
-from tap_eval.mistake import ImagesMistake
-from tap_eval.networks.layers import Layer
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
+from tap_eval.mistake import BudgetMistake, ImagesMistake
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
@@ -101,7 +101,10 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
-        check_feasible(self.layers, task.choices, task.budget)
+        try:
+            check_feasible(self.layers, task.choices, task.budget)
+        except BudgetMistake as mistake:
+            raise BudgetMistake(f"{name}: {mistake}") from mistake
         self._ledger = ledger
         self._bounds = bounds or Bounds()
         self._notes = notes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tap_eval.images.images import Images
 from tap_eval.measuring.accuracy import mean_kl
-from tap_eval.networks.program import Program, bind
+from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.quantizer import QuantizedNetwork
 
 

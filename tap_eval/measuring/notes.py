@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tap_eval.measuring.accuracy import Accuracy
-from tap_eval.networks.prepared import Prepared
+from tap_eval.preparing.prepared import Prepared
 
 _SHARE_SAID = 0.01
 """of weights that stay in float32: above it, the user is told"""

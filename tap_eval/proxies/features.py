@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Images
-from tap_eval.networks.layers import Layer
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Quantizable
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 from tap_eval.proxies.statistics import Statistics, statistics
 
 VERSION = 1

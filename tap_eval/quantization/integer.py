@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from tap_eval.images.images import Images
-from tap_eval.networks.program import Program, Step, Value, free
+from tap_eval.preparing.program import Program, Step, Value, free
 from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedLayer, QuantizedNetwork
 
 _ONEDNN = torch.ops.onednn
@@ -148,7 +148,7 @@ class IntegerNetwork:
             IntegerLayer(layer, layer.covering(bits), shapes.get(index))
             for index, (layer, bits) in enumerate(zip(network.layers, activations, strict=True))
         ]
-        self.program = _rewritten(program, self.layers)
+        self.program, self.in_bytes = _rewritten(program, self.layers)
         self._kept = kept
 
     def choose(self, allocation: Allocation) -> None:
@@ -166,8 +166,12 @@ class IntegerNetwork:
         )
 
 
-def _rewritten(program: Program, layers: Sequence[IntegerLayer]) -> Program:
-    """The program with its layers in integers; see the module's first lines."""
+Bytes = dict[Value, tuple[Value, Affine]]
+"""Of values that are bytes, the value that they stand for, and as which integers; it may bear the same name."""
+
+
+def _rewritten(program: Program, layers: Sequence[IntegerLayer]) -> tuple[Program, Bytes]:
+    """The program with its layers in integers, as the module's first lines say, and what in it is bytes."""
     readers: dict[Value, list[Step]] = {}
     for step in program.steps:
         for value in step.needs:
@@ -199,13 +203,14 @@ def _rewritten(program: Program, layers: Sequence[IntegerLayer]) -> Program:
         if then:
             as_bytes[value, then] = value
         function = partial(layer, then=then, activation=activation, limits=limits)
-        steps.append(Step(value, function, (as_bytes[x, layer.affine],), {}, layer=step.layer))
+        steps.append(replace(step, value=value, function=function, args=(as_bytes[x, layer.affine],)))
         if then and padding:  # bytes are padded with what stands for zero
             absorbed.add(padding.value)
             as_bytes[padding.value, then] = padding.value
             args = (*padding.args[:2], float(then.zero_point))
             steps.append(Step(padding.value, padding.function, args, {}))
-    return Program(free(steps, program.logits), program.pixels, program.logits, program.constants, program.batch)
+    stands_for = {value: key for key, value in as_bytes.items()}
+    return replace(program, steps=free(steps, program.logits)), stands_for
 
 
 def _activation(step: Step) -> tuple[str, tuple[float, ...]] | None:

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_eval.images.images import Images
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Quantizable
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 
 VERSION = 3
 """Part of the key of every stored measurement: raise it when a change here changes results."""
+_AT_ONCE = 2**16
+"""weights that are quantized together: as many as stay in a core's cache"""
 
 
 LayerBits = int | tuple[int, ...]
@@ -48,6 +50,12 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     from a grid are each improved by alternating rounding with the exact least-squares scale
     for the rounded values; the best is kept.
     """
+    rows = max(_AT_ONCE // weight[0].numel(), 1)
+    parts = [_quantized(part, bits) for part in weight.split(rows)]
+    return torch.cat([integers for integers, _ in parts]), torch.cat([scale for _, scale in parts])
+
+
+def _quantized(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     flat = weight.flatten(1).double()
     top = 2 ** (bits - 1) - 1
     peak = flat.abs().amax(1, keepdim=True).clamp_min(1e-12)

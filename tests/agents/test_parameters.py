@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
-from tap_eval.bench import Bench
-from tap_eval.ledger import Ledger
 
 from agents.account import Account, Conversation
 from agents.models import LanguageModel, parse
 from agents.parameters import Parameter, Refused, accepted, named
 from agents.proposer import Proposer
 from agents.reading import notes
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Ledger
 from tests.agents.scripted import Answer, ChatServer, proposal, refusal
 from tests.agents.test_models import ASK, GOOD
 from tools.evaluation import Known, Scored

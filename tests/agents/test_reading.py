@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tap_eval.bench import Bench
-from tap_eval.proxy import Failure, Proxy, Rejection
 from tenacity import wait_none
 
 from agents import chat
@@ -18,6 +16,8 @@ from agents.models import parse
 from agents.proposer import Attempt, Proposer
 from agents.reading import NO_THOUGHT, arguments, code, spoken, without_thinking, written
 from agents.replay import written as replay
+from tap_eval.measuring.bench import Bench
+from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tests.agents.test_models import ASK, GOOD
 from tools.evaluation import Known, Scored

@@ -19,6 +19,7 @@ COMMANDS = {
         "integers",
     ),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
+    "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),
     "seeds": (
         ["seeds.py", "tiny.yaml", "--seeds", "1", "--out", "seeds"],

@@ -23,7 +23,7 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--images", "imagefolder:empty"], Exit.IMAGES, "no images in class folders"),
     (["--network", "tests.tap_eval.networks.test_load:tiny"], Exit.NETWORK, "does not run on images of shape"),
     (["--search", "5000"], Exit.IMAGES, "1,797 images"),
-    (["--budget", "1.5bit"], Exit.BUDGET, "below what the smallest bits need, 2 bit"),
+    (["--budget", "1.5bit"], Exit.BUDGET, "below what the smallest bits need, 2"),
     (["--budget", "99%"], Exit.BUDGET, "below what the smallest bits need, 93.75%"),
     (["--budget", "lots"], Exit.BUDGET, "'lots' is no budget"),
     (["--bits", "1,4"], Exit.BITS, "[1, 4] for weights"),

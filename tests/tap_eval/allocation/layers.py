@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 
 
 def make_layers(*params: int, channels: int = 4) -> list[Layer]:

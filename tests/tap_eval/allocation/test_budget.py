@@ -12,7 +12,7 @@ import pytest
 from tap_eval.allocation.budget import Budget, check_feasible, check_within
 from tap_eval.allocation.choices import Choices
 from tap_eval.mistake import BudgetMistake
-from tap_eval.networks.layers import Layer
+from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation
 from tests.tap_eval.allocation.layers import make_layers
 

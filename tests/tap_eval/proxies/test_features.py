@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.images.images import Images, Transform
-from tap_eval.networks.prepare import prepare
+from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import describe
 from tap_eval.proxies.statistics import Statistics
-from tests.tap_eval.networks.test_prepare import NormAct, randomized
+from tests.tap_eval.preparing.test_prepare import NormAct, randomized
 
 IMAGES = Images(
     np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), np.uint8),

@@ -16,14 +16,15 @@ from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.program import bind, record
 from tap_eval.networks.resnet import CifarResNet
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import bind, record
 from tap_eval.quantization import integer
-from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
+from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
+from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
-from tests.tap_eval.networks.test_prepare import PaddedLikeTensorFlow, randomized
+from tests.tap_eval.preparing.test_prepare import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
 
 NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
 
@@ -57,7 +58,7 @@ def vit() -> nn.Module:
 
 NETWORKS = {
     "resnet20": (lambda: CifarResNet(20), 32),
-    "mobilenet": (lambda: models.mobilenet_v2(num_classes=10), 64),
+    "mobilenet": (lambda: models.mobilenet_v2(num_classes=10, width_mult=0.35), 64),
     "vit": (vit, 32),
     "odd": (Odd, 16),
 }
@@ -170,10 +171,26 @@ def test_both_paths_measure_the_same_accuracy(bench: Bench, monkeypatch: pytest.
     assert [simulated.measure(allocation) for allocation in allocations] == fast
 
 
-def test_padded_convolutions_keep_their_own_padding() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
-    pixels = torch.rand(4, 3, 8, 8)
-    prepared = prepare(network, pixels)
-    simulated = QuantizedNetwork(prepared, calibrate(prepared, pixels))
-    with pytest.raises(Unfit, match="padded with something else"):
-        IntegerNetwork(simulated, record(prepared, pixels), (8,), KeptWeights(2**30))
+WRITINGS = {
+    **{case: (make, False) for case, (make, _) in IMAGES.items()},
+    **{case: (make, True) for case, (make, _) in TOKENS.items()},
+    "replicate": (lambda: nn.Conv2d(3, 8, 3, padding=(2, 1), padding_mode="replicate"), False),
+}
+
+
+@NEEDS_VNNI
+@pytest.mark.parametrize("case", WRITINGS)
+def test_both_paths_agree_however_a_product_is_written(case: str) -> None:
+    make, tokens = WRITINGS[case]
+    torch.manual_seed(0)
+    network = Net(make(), 8, tokens).eval()
+    pixels = torch.randn(9, 3, 16, 16)
+    prepared = prepare(network, pixels[:2])
+    simulated, program = QuantizedNetwork(prepared, calibrate(prepared, pixels)), record(prepared, pixels[:4])
+    assert recorded_otherwise(prepared, program, pixels[4:8]) is None
+    for activations in (8, 5):
+        allocation = uniform(prepared.layers, 4, activations)
+        fast = IntegerNetwork(simulated, program, allocation.activations, KeptWeights(2**30))
+        fast.choose(allocation)
+        simulated.choose(allocation)
+        assert multiplied_otherwise(fast, program, simulated, pixels[4:8]) is None

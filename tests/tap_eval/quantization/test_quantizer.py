@@ -11,7 +11,7 @@ from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import Images, Transform
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.measurer import Measurer
-from tap_eval.networks.prepare import prepare
+from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import describe
 from tap_eval.quantization.quantizer import (
     Affine,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tap_eval.networks.products import Quantizable
+from tap_eval.preparing.products import Quantizable
 
 
 @dataclass(frozen=True)

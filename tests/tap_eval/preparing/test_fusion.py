@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.fusion import fused
+from tap_eval.preparing.fusion import fused
 
 
 class Branches(nn.Module):

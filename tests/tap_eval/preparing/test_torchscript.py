@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.torchscript import readable
+from tap_eval.preparing.torchscript import readable
 
 PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d, F.linear)
 

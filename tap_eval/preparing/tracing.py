@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tap_eval.networks.products import Product, product_of, same
+from tap_eval.preparing.products import Product, product_of, same
 
 MOVEMENTS = {
     "flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "contiguous", "unflatten", "movedim",

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Quantizable
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 
 Value = fx.Node
 """Stands for what a step computes."""
@@ -28,8 +28,8 @@ Environment = dict[Value, Any]
 _ATEN = torch.ops.aten
 _RECORDED: ContextVar[Sequence[Quantizable]] = ContextVar("layers being recorded")
 _LIBRARY = torch.library.Library("tap", "DEF")
-_LIBRARY.define("layer(Tensor x, int index) -> Tensor")
-_LIBRARY.impl("layer", lambda x, index: _RECORDED.get()[index](x), "CompositeExplicitAutograd")
+_LIBRARY.define("layer(Tensor x, int index, int call) -> Tensor")
+_LIBRARY.impl("layer", lambda x, index, call: _RECORDED.get()[index](x), "CompositeExplicitAutograd")
 _ANY_LAYOUT = {_ATEN.view.default: _ATEN.reshape.default, _ATEN._unsafe_view.default: _ATEN.reshape.default}
 
 
@@ -44,11 +44,17 @@ class Step:
     frees: tuple[Value, ...] = ()
     layer: int | None = None
     """index of the layer, for a layer's call; its one argument is the input"""
+    call: int | None = None
+    """which of all calls of layers in a pass it is, for a layer's call"""
 
     def run(self, known: Environment) -> None:
         """Computes the value, and drops what is not needed any more."""
         args, kwargs = fx.node.map_arg((self.args, self.kwargs), known.__getitem__)
-        known[self.value] = self.function(*args, **kwargs)
+        self.put(self.function(*args, **kwargs), known)
+
+    def put(self, result: Any, known: Environment) -> None:
+        """The same, with the value given."""
+        known[self.value] = result
         for value in self.frees:
             del known[value]
 
@@ -93,13 +99,22 @@ class Program:
 @torch.no_grad()
 def record(prepared: Prepared, example: Tensor) -> Program:
     """The program of a network for batches of the size of `example`; raises what tracing raises."""
-    marked = [partial(torch.ops.tap.layer, index=index) for index in range(len(prepared.layers))]
+    calls = count()
+
+    def marked(index: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.ops.tap.layer(x, index, next(calls))
+
+    layers = [marked(index) for index in range(len(prepared.layers))]
     token = _RECORDED.set(prepared.modules)
     try:
-        traced = make_fx(torch.func.functionalize(lambda pixels: prepared(pixels, marked)))(example)
+        traced = make_fx(torch.func.functionalize(lambda pixels: prepared(pixels, layers)))(example)
+        if any(map(_writes, traced.graph.nodes)):  # within what is one function to the first tracing
+            traced = make_fx(torch.func.functionalize(traced))(example)
     finally:
         _RECORDED.reset(token)
     nodes = list(traced.graph.nodes)
+    if writing := next(filter(_writes, nodes), None):
+        raise RuntimeError(f"{writing.target} writes to its argument")
     (pixels,) = (node for node in nodes if node.op == "placeholder")
     (output,) = (node for node in nodes if node.op == "output")
     constants = {node: getattr(traced, node.target) for node in nodes if node.op == "get_attr"}
@@ -107,12 +122,18 @@ def record(prepared: Prepared, example: Tensor) -> Program:
     return Program(free(steps, output.args[0]), pixels, output.args[0], constants, len(example))
 
 
+def _writes(node: Value) -> bool:
+    """Whether it changes one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def _step(node: Value) -> Step:
     target: Any = node.target
     if target is torch.ops.tap.layer.default:
-        x, index = node.args
+        x, index, call = node.args
         assert isinstance(index, int)
-        return Step(node, _no_layer, (x,), {}, layer=index)
+        assert isinstance(call, int)
+        return Step(node, _no_layer, (x,), {}, layer=index, call=call)
     return Step(node, _ANY_LAYOUT.get(target, target), node.args, node.kwargs)
 
 
@@ -127,16 +148,11 @@ def free(steps: Sequence[Step], logits: Value) -> tuple[Step, ...]:
         if step.value in needed:
             last = tuple(value for value in step.needs if value not in needed)
             needed |= set(last)
-            freed.append(Step(step.value, step.function, step.args, step.kwargs, last, step.layer))
+            freed.append(replace(step, frees=last))
     return tuple(reversed(freed))
 
 
 def bind(program: Program, layers: Sequence[Callable[[Tensor], Tensor]]) -> Program:
     """The program with something that computes each layer."""
-    steps = tuple(
-        Step(step.value, layers[step.layer], step.args, step.kwargs, step.frees, step.layer)
-        if step.layer is not None
-        else step
-        for step in program.steps
-    )
-    return Program(steps, program.pixels, program.logits, program.constants, program.batch)
+    steps = [step if step.layer is None else replace(step, function=layers[step.layer]) for step in program.steps]
+    return replace(program, steps=tuple(steps))

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
-from tap_eval.networks.discovery import Discovery, Found
-from tap_eval.networks.equivalence import Original, difference
-from tap_eval.networks.layers import describe
-from tap_eval.networks.outputs import Output, find_output
-from tap_eval.networks.prepared import Prepared, Rest
-from tap_eval.networks.products import Quantizable
-from tap_eval.networks.tracing import Norm, Source, module_of, named_tensors
+from tap_eval.preparing.discovery import Discovery, Found
+from tap_eval.preparing.equivalence import Original, difference
+from tap_eval.preparing.layers import describe
+from tap_eval.preparing.outputs import Output, find_output
+from tap_eval.preparing.prepared import Prepared, Rest
+from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.tracing import Norm, Source, module_of, named_tensors
 
 _MOST_UNDONE = 3
 """foldings that are taken back one by one, before all are"""
@@ -54,7 +54,8 @@ def prepare(
     batches = [example, *others, torch.cat([noise, example[:2]]), noise]
     returned = original.run(example)
     logits = find_output(returned, len(example), classes, output)
-    if not torch.equal(logits.logits(returned), logits.logits(original.run(example))):
+    expected = [logits.logits(original.run(batch)) for batch in batches]
+    if not torch.equal(logits.logits(returned), expected[0]):
         raise NetworkMistake(
             f"{original.name} gives the same images other outputs in a second pass: give a network without random "
             "steps in eval mode."
@@ -68,15 +69,18 @@ def prepare(
             f"{original.name} multiplied no weights with what comes of an image, in no convolution "
             "and in no linear layer: give a network that does."
         )
-    return _checked(original, found, logits, batches)
+    return _checked(original, found, logits, batches, expected)
 
 
-def _checked(original: Original, found: Found, output: Output, batches: Sequence[Tensor]) -> Prepared:
+def _checked(
+    original: Original, found: Found, output: Output, batches: Sequence[Tensor], expected: Sequence[Tensor]
+) -> Prepared:
     """The network with as much folded as leaves its outputs what they are."""
     apart: set[str] = set()
     while True:
         prepared = _assembled(original, found, output, batches, apart)
-        wrong = next((place for batch in batches if (place := difference(original, prepared, batch))), None)
+        pairs = zip(batches, expected, strict=True)
+        wrong = next((place for pair in pairs if (place := difference(original, prepared, *pair))), None)
         if wrong is None:
             return prepared
         if not prepared.folded:
@@ -154,19 +158,41 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
-    """What no layer holds: read in float32 by something else, or by nothing."""
+    """Parameters and saved buffers that no layer holds: read in float32 by something else, or by nothing.
+
+    What a module has computed from a parameter once and kept is read in the parameter's place.
+    """
     weights = {root for met in found.products.values() for root in met.source.roots}
-    parameters = {id(parameter) for parameter in network.parameters()}
+    kept = _kept(network, found)
+    saved = network.state_dict(keep_vars=True).values()
+    ids = {id(tensor) for tensor in (*network.parameters(), *saved)}
+    for path, module in network.named_modules():
+        for name, tensor in (*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)):
+            if id(tensor) not in ids:
+                continue
+            ids.remove(id(tensor))
+            readers = found.readers.get(name, set())
+            if not tensor.dtype.is_floating_point or (name in weights | found.biases and not readers):
+                continue
+            if module_of(name) in folded and readers <= {"batch_norm"}:
+                continue
+            readers = readers or kept.get(path, set())
+            if readers or isinstance(tensor, nn.Parameter):
+                yield Rest(name, ", ".join(sorted(readers)), tensor.numel())
+
+
+def _kept(network: nn.Module, found: Found) -> dict[str, set[str]]:
+    """What reads the tensors that a module keeps beside its parameters and buffers, by the module's name."""
+    registered = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    modules = dict(network.named_modules())
+    kept: dict[str, set[str]] = {}
     for tensor, name in named_tensors(network).values():
-        readers = found.readers.get(name, set())
-        if not tensor.dtype.is_floating_point or (name in weights | found.biases and not readers):
-            continue
-        if module_of(name) in folded and readers <= {"batch_norm"}:
-            continue
-        if readers:
-            yield Rest(name, ", ".join(sorted(readers)), tensor.numel())
-        elif id(tensor) in parameters:
-            yield Rest(name, "", tensor.numel())
+        if id(tensor) not in registered and (readers := found.readers.get(name)):
+            owner = name
+            while owner not in modules:
+                owner = owner.rpartition(".")[0]
+            kept.setdefault(owner, set()).update(readers)
+    return kept
 
 
 def _check_finite(network: nn.Module) -> None:

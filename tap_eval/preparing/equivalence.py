@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.fusion import fused
-from tap_eval.networks.prepared import Prepared
-from tap_eval.networks.products import Product
-from tap_eval.networks.torchscript import readable
-from tap_eval.networks.tracing import Call, Norm, Source, Tracing
+from tap_eval.preparing.fusion import fused
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Product
+from tap_eval.preparing.torchscript import readable
+from tap_eval.preparing.tracing import Call, Norm, Source, Tracing
 
 TOLERANCE = 1e-4
 """of the largest logit: more may be the noise of float32, and is looked at in float64"""
@@ -120,15 +120,12 @@ def _copied(network: nn.Module) -> nn.Module:
     return copied
 
 
-def difference(original: Original, prepared: Prepared, pixels: Tensor) -> str | None:
+def difference(original: Original, prepared: Prepared, pixels: Tensor, expected: Tensor) -> str | None:
     """Where the two differ first on these images, (N, C, H, W): the name of a module; None where they agree.
 
-    What may be noise of float32 is judged in float64.
+    `expected` are the original's logits. What may be noise of float32 is judged in float64.
     """
-    expected, got = prepared.output.logits(original.run(pixels)), prepared(pixels)
-    if _close(got, expected, TOLERANCE):
-        return None
-    if agree_in_float64(original, prepared, pixels):
+    if _close(prepared(pixels), expected, TOLERANCE) or agree_in_float64(original, prepared, pixels):
         return None
     return _first_difference(original, prepared, pixels)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.prepare import prepare
+from tap_eval.preparing.prepare import prepare
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.layers import Layer
-from tap_eval.networks.outputs import Output
-from tap_eval.networks.products import Product, Quantizable
-from tap_eval.networks.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.outputs import Output
+from tap_eval.preparing.products import Product, Quantizable
+from tap_eval.preparing.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
 
 _BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tap_eval.networks.operators import operator_of, unreadable
+from tap_eval.preparing.operators import operator_of, unreadable
 
 
 def readable(network: nn.Module) -> nn.Module:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.networks.layers import Use
-from tap_eval.networks.products import Product, Quantizable
-from tap_eval.networks.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing
+from tap_eval.preparing.layers import Use
+from tap_eval.preparing.products import Product, Quantizable
+from tap_eval.preparing.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing
 
 
 @dataclass

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torchvision import models
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
-from tap_eval.networks.prepare import prepare
-from tap_eval.networks.prepared import Prepared
 from tap_eval.networks.resnet import CifarResNet
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, calibrate
 
 
@@ -532,6 +532,24 @@ def test_every_tensor_is_accounted_for_once() -> None:
     assert prepared.left == left
     layers = sum(layer.params for layer in prepared.layers)
     assert prepared.share_left == pytest.approx(left / (left + layers))
+
+
+def test_what_a_module_computes_once_and_keeps_is_its_parameter() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.table = nn.Linear(8, 8), nn.Parameter(torch.rand(4, 8))
+            self.again = self.table
+            self.register_buffer("places", torch.rand(16), persistent=False)
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            if "table" not in self.cache:
+                self.cache["table"] = self.table.repeat(4, 1)
+            return self.linear(x) + self.cache["table"] + self.places[:, None]
+
+    prepared = checked(Net(Kept(), 8, tokens=True))
+    assert [(rest.name, rest.reason, rest.count) for rest in prepared.rest] == [("body.table", "add", 32)]
 
 
 def test_a_layer_with_several_names_calls_and_sizes_is_one_layer() -> None:

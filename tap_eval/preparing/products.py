@@ -51,7 +51,7 @@ class Product:
         return replace(self, bias=None, after=_chain([self.after, partial(torch.add, shaped)]))
 
     def module(self) -> Quantizable:
-        """A module of its own, in eval mode, float32."""
+        """In eval mode, float32; it shares its weight with the network where that is used as it is."""
         weight = self.plain(self.weight.detach()).float()
         if self.geometry:
             stride, padding, dilation, groups = self.geometry
@@ -60,8 +60,8 @@ class Product:
             made: Any = nn.Conv2d(channels, len(weight), kernel, stride, padding, dilation, groups, device="meta")
         else:
             made = nn.Linear(weight.shape[1], len(weight), device="meta")
-        made.weight = nn.Parameter(weight.contiguous().clone(), requires_grad=False)
-        made.bias = None if self.bias is None else nn.Parameter(self.bias.detach().float().clone(), requires_grad=False)
+        made.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        made.bias = None if self.bias is None else nn.Parameter(self.bias.detach().float(), requires_grad=False)
         return made.eval()
 
 

@@ -1,0 +1,103 @@
+"""A network runs in integers where these give what the simulated path gives, and the user is told where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tap_eval.allocation.choices import uniform
+from tap_eval.images.images import AS_THEY_ARE, Images, Splits
+from tap_eval.measuring.measurer import Job, Measurer
+from tap_eval.preparing.prepare import prepare
+from tap_eval.quantization import integer
+from tap_eval.quantization.quantizer import QuantizedNetwork, calibrate
+
+NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
+
+
+class Deep(nn.Module):
+    """Layers with GELU between, whose last bits depend on how tensors lie in memory, and outputs that magnify them."""
+
+    def __init__(self, view: bool = False) -> None:
+        super().__init__()
+        self.view = view
+        self.layers = nn.ModuleList(nn.Conv2d(3 if index == 0 else 16, 16, 3, padding=1) for index in range(12))
+        self.last = nn.Linear(16 * 64, 10)
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.gelu(layer(x))
+        return torch.sin(30 * self.last(x.view(len(x), -1) if self.view else x.flatten(1)))
+
+
+class Scaled(nn.Module):
+    """Between its layers it divides by what `scale` computes."""
+
+    def __init__(self, scale: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.scale, self.first, self.last = scale, nn.Linear(192, 16), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x.flatten(1))
+        return self.last(y / self.scale(y))
+
+
+NOISE = Images(
+    np.random.default_rng(0).integers(0, 256, (200, 3, 8, 8), np.uint8),
+    torch.zeros(200, dtype=torch.int64),
+    AS_THEY_ARE,
+)
+
+
+def measurer(network: nn.Module, images: Images = NOISE) -> Measurer:
+    prepared = prepare(network.eval(), images.pixels[:16])
+    splits = Splits("noise", tuple("0123456789"), (images.only(np.arange(16)),), images, images)
+    return Measurer(prepared, splits, uniform(prepared.layers, 8), 16, 2**30)
+
+
+@NEEDS_VNNI
+def test_roundings_that_fall_otherwise_are_no_fault_and_both_paths_have_one_layout() -> None:
+    torch.manual_seed(0)
+    network = Deep()
+    prepared = measurer(network).prepared
+    contiguous = QuantizedNetwork(prepared, calibrate(prepared, NOISE.pixels[:16]))
+    contiguous.choose(uniform(prepared.layers, 8))
+    measured = measurer(network, replace(NOISE, labels=contiguous.logits(NOISE.pixels, 16).argmax(1)))
+    assert measured.unfit is None
+    job = Job(uniform(prepared.layers, 8), "search", 0, np.arange(200), integers=True)
+    fast, simulated = measured.correct(job), measured.correct(replace(job, integers=False))
+    assert (fast != simulated).sum() < (~fast).sum()
+
+
+def test_a_network_that_takes_one_layout_for_granted_is_measured_in_it() -> None:
+    torch.manual_seed(0)
+    measured = measurer(Deep(view=True))
+    assert len(measured.correct(Job(None, "search", 0, np.arange(20), integers=False))) == 20
+    assert (measured.unfit is None) == integer.exact()
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (lambda y: np.abs(y.detach().numpy()).max(), "something else than the network, first in the input of last"),
+        (lambda y: y[y > 0].reshape(len(y[y > 0])).mean(), "cannot be recorded"),
+        (lambda y: 2 if y.mean() > 0 else 3, "cannot be recorded"),
+    ],
+    ids=["in numpy", "of a size that images decide", "a branch that images decide"],
+)
+def test_a_network_whose_steps_depend_on_the_images_is_measured_as_it_is(
+    scale: Callable[[Tensor], Any], said: str
+) -> None:
+    torch.manual_seed(0)
+    measured = measurer(Scaled(scale))
+    assert said in str(measured.unfit) or not integer.exact()
+    assert len(measured.layer_errors(2, 16)) == 2
