@@ -102,10 +102,11 @@ class Search:
     def prepare(self, state: SearchState) -> dict[str, Any]:
         """Measures what every fitness needs: the layer errors of each network, once."""
         for bench in self.benches:
-            self.emit({"event": "preparing", "network": bench.name, "layers": len(bench.layers)})
             bench.measure(None)
+            layers = len(bench.layers)
+            self.emit({"event": "preparing", "network": bench.name, "layers": layers, "notes": bench.notes})
             assert bench.layer_errors
-            self.emit({"event": "prepared", "network": bench.name, "notes": bench.notes})
+            self.emit({"event": "prepared", "network": bench.name})
         return {"weights": dict(controller.initial()), "generation": 0, "population": [], "library": [], "best": None}
 
     def seed(self, state: SearchState) -> dict[str, Any]:

@@ -39,11 +39,11 @@ def apply(
     with Resources(settings, cache_folder()) as resources:
         with out.status("opening network and images"):
             resources.open()
+            notes = [note for bench in resources.benches for note in bench.notes]
+        for note in notes:
+            out.print(note, markup=False)
         with out.status("scoring, allocating, quantizing and measuring") as status:
             applied = session.apply(found, resources, lambda label: status.update(f"measuring {label}"))
-    for bench in resources.benches:
-        for note in bench.notes:
-            out.print(note, markup=False)
     for table in applied.layers:
         out.print(Markdown(table))
     out.print(results_table(applied.rows, [network.budget or settings.budget for network in settings.networks]))

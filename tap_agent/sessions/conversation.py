@@ -205,8 +205,9 @@ def make_refinement(folder: RunFolder, proxy: str, resources: Resources, account
             return child
 
     def elsewhere(network: str, images: str | None, weights: str | None) -> Bench:
-        own = resources.settings.networks[0].model_dump(exclude={"budget", "weights_entry"})
-        where = own if images is None else {"images": images}
+        own = resources.settings.networks[0]
+        its = {"budget", "weights_entry"} | ({"output"} if network != own.network else set())
+        where = own.model_dump(exclude=its) if images is None else {"images": images}
         settings = NetworkSettings.model_validate({**where, "network": network, "weights": weights})
         return resources.bench(settings, network)
 

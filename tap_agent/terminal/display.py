@@ -118,10 +118,9 @@ class LiveTable(AbstractContextManager["LiveTable"]):
     def __call__(self, event: Event) -> None:
         match event["event"]:
             case "preparing":
-                self._describe(f"measuring the layer errors of {event['network']}")
-            case "prepared":
                 for note in event["notes"]:
                     self._live.console.print(note, markup=False)
+                self._describe(f"measuring the layer errors of {event['network']}")
             case "proposed":
                 for note in event.get("notes", ()):
                     self._live.console.print(note, markup=False)

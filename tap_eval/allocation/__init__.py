@@ -1,0 +1,1 @@
+"""Budgets, choices, scores, and the exact allocator."""

@@ -36,8 +36,8 @@ from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
-_WATCHED = 16
-"""images of the search split on which the prepared network is held against the given one"""
+_WATCHED, _WATCHED_LARGE = 32, 16
+"""images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
 _ENOUGH_FOR_CHANCE = 200  # images
 A = TypeVar("A")
 B = TypeVar("B")
@@ -93,7 +93,9 @@ class Bench:
         self.name = name
         self.splits = splits
         self.task = task
-        first = splits.search.only(np.arange(min(_WATCHED, len(splits.search)))).pixels
+        self._bounds = bounds or Bounds()
+        watched = _WATCHED if splits.search.size <= 64 else _WATCHED_LARGE
+        first = splits.search.only(np.arange(min(watched, self._bounds.batch, len(splits.search)))).pixels
         self.prepared: Prepared = prepare(
             network,
             splits.calibrations[0].pixels[:2],
@@ -106,7 +108,6 @@ class Bench:
         except BudgetMistake as mistake:
             raise BudgetMistake(f"{name}: {mistake}") from mistake
         self._ledger = ledger
-        self._bounds = bounds or Bounds()
         self._notes = notes
         outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):

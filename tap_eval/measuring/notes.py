@@ -34,12 +34,12 @@ def _size(elements: int) -> str:
 
 
 def at_chance(accuracy: Accuracy, labels: Tensor) -> list[str]:
-    """That full precision is no better than the commonest of `labels`, (N,), if so."""
+    """That full precision cannot be told from the commonest of `labels`, (N,), if so and there are several."""
     commonest = int(torch.bincount(labels).max()) / len(labels)
-    if accuracy.interval[0] > commonest:
+    if accuracy.interval[0] > commonest or commonest == 1:
         return []
     return [
         f"in full precision {accuracy} of the images are classified correctly, no better than by always saying the "
         f"commonest class ({100 * commonest:.1f} %): the labels, the order of the classes (--classes), the transform "
-        "or the weights are likely wrong"
+        "or the weights may be wrong"
     ]

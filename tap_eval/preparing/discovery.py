@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,9 @@ class Found:
     originals: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     """tensors of the network before it was copied that were met all the same, by `id`"""
 
+    outside: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
+    """tensors that code reads and no module of the network holds, by `id`, with a name for each"""
+
     def foldable(self, key: str) -> Norm | None:
         """The batch normalization that can be folded into a product: each the other's only partner, in all passes."""
         met = self.products[key]
@@ -84,9 +87,12 @@ class Discovery(Tracing):
     def on_product(self, key: str, source: Source, product: Product, call: Call) -> Any:
         self._meet(call)
         self._read_output(call)
+        self._read_weights(call, (product.weight, product.bias))
         result = call()
         before = product.before(product.x)
         if key not in self._found.products:
+            if source.expression not in source.roots:  # computed anew in each pass, and maybe changed in this one
+                product = replace(product, weight=product.weight.clone())
             self._found.products[key] = Met(source, product.module(), self._images)
             self._new.add(key)
         met = self._found.products[key]
@@ -102,7 +108,12 @@ class Discovery(Tracing):
 
     def on_norm(self, norm: Norm, call: Call) -> Any:
         self._meet(call)
-        if norm.training or norm.mean is None or norm.variance is None:
+        if norm.training and norm.mean is not None:
+            raise NetworkMistake(
+                f"batch normalization {norm.name or 'without a name'} stays in training mode after network.eval(): "
+                "hold its module in an attribute or in nn.ModuleList, and leave its mode to its network."
+            )
+        if norm.mean is None or norm.variance is None:
             raise NetworkMistake(
                 f"batch normalization {norm.name or 'without a name'} has no running statistics and takes those of the "
                 "images beside it, so that what an image gets depends on its batch: give a network that keeps them "
@@ -122,6 +133,11 @@ class Discovery(Tracing):
         return call()
 
     def on_other(self, call: Call) -> Any:
+        if any(isinstance(each, torch.ScriptObject) for each in call.args):
+            raise NetworkMistake(
+                f"{call.name} reads weights that are quantized and packed already: give the network as it was before "
+                "it was quantized."
+            )
         result = call()
         self._meet(call)
         held = self._outputs.get(id(call.read[0])) if call.read else None
@@ -148,9 +164,13 @@ class Discovery(Tracing):
     def _read(self, call: Call, but: Tensor | None = None) -> None:
         """Notes that the call reads outputs of products, and tensors of the network in float32."""
         self._read_output(call, but)
+        self._read_weights(call, ())
+
+    def _read_weights(self, call: Call, but: Sequence[Tensor | None]) -> None:
         for tensor in call.read:
-            for root in source.roots if (source := self.source(tensor)) else ():
-                self._found.readers[root].add(call.name)
+            if not any(tensor is other for other in but):
+                for root in source.roots if (source := self.source(tensor)) else ():
+                    self._found.readers[root].add(call.name)
 
 
 def _channels(product: Product, module: Quantizable, before: Tensor, result: Tensor) -> Tensor | None:

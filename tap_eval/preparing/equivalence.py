@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
+from tap_eval.preparing.copying import copy_of, unwrapped
 from tap_eval.preparing.fusion import fused
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Product
@@ -21,7 +22,7 @@ from tap_eval.preparing.tracing import Call, Norm, Source, Tracing
 TOLERANCE = 1e-4
 """of the largest logit: more may be the noise of float32, and is looked at in float64"""
 _TOLERANCE64 = 1e-8
-_LOW = (torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,32 @@ class Original:
 
         `example` is a batch of images, (N, C, H, W). Raises `NetworkMistake` for what cannot be read or fused.
         """
-        network = readable(_unwrapped(network))
-        kinds = {tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point}
-        half = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32})
-        copied = _copied(network)
+        network = readable(unwrapped(network))
+        kinds = {tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point} - {torch.float32}
+        copied, name = copy_of(network), type(network).__name__
         with suppress(NotImplementedError):  # what torch.export gives is in eval mode for good
             copied.eval()
         copied.requires_grad_(False)
-        notes = [f"its weights are {' and '.join(half)}, and become float32"] if half else []
-        original = Original(copied.float() if half else copied, type(network).__name__, bool(half), tuple(notes))
+        half = not kinds.isdisjoint(_HALF) or (bool(kinds) and not Original(copied, name, False)._runs(example))
+        notes = [f"its weights are {_listed(kinds)}, and become float32"] if half else []
+        original = Original(copied.float() if half else copied, name, half, tuple(notes))
         original.run(example)
-        if half or (deployed := fused(copied, example)) is None:
-            return original
-        notes.append("its branches are fused by its own methods, as it is deployed")
-        return replace(original, network=deployed.requires_grad_(False), notes=tuple(notes))
+        if not half:
+            with _InFloat({}) as watching:
+                copied(example)
+            if watching.met_half:
+                notes.append("its code computes in half precision here and there, which becomes float32")
+                original = replace(original, half=True)
+        try:
+            with _InFloat({}) if original.half else nullcontext():
+                deployed = fused(original.network, example)
+        except NetworkMistake as mistake:  # it runs all the same
+            deployed = None
+            notes.append(f"it is measured as it is, though {mistake}")
+        if deployed:
+            notes.append("its branches are fused by its own methods, as it is deployed")
+        network = (deployed or original.network).requires_grad_(False)
+        return replace(original, network=network, notes=tuple(notes))
 
     def run(self, pixels: Tensor) -> Any:
         """What the network returns for (N, C, H, W); raises `NetworkMistake` with what its code raised."""
@@ -66,6 +79,13 @@ class Original:
             raise
         except Exception as error:  # the network's code is the user's: whatever it raises is theirs to see
             raise NetworkMistake(f"{self.name} {self._told(pixels, error)}") from error
+
+    def _runs(self, pixels: Tensor) -> bool:
+        try:
+            self.run(pixels)
+        except NetworkMistake:
+            return False
+        return True
 
     def _told(self, pixels: Tensor, error: Exception) -> str:
         """Why it does not run on these images, and what to give instead."""
@@ -93,31 +113,8 @@ class _InFloat(Tracing):
         return call()
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
-    """Without `torch.compile` and `DataParallel` around it."""
-    while True:
-        inner = getattr(network, "_orig_mod", None)
-        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = network.module
-        if not isinstance(inner, nn.Module):
-            return network
-        network = inner
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    """A deep copy; tensors that a pass has left on modules are copied as values."""
-    memo: dict[int, Any] = {}
-    for module in network.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    copied = copy.deepcopy(network, memo)
-    for module in list(copied.modules()):
-        for name, child in list(module.named_children()):
-            if child is not (inner := _unwrapped(child)):
-                setattr(module, name, inner)
-        module._compiled_call_impl = None
-    return copied
+def _listed(kinds: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
 
 
 def difference(original: Original, prepared: Prepared, pixels: Tensor, expected: Tensor) -> str | None:
@@ -132,13 +129,12 @@ def difference(original: Original, prepared: Prepared, pixels: Tensor, expected:
 
 def agree_in_float64(original: Original, prepared: Prepared, pixels: Tensor) -> bool:
     """Whether they agree to the precision of float64; False where the network's code does not run in it."""
-    wide = copy.deepcopy((original.network, prepared.modules))
-    network, modules = wide[0].double(), [module.double() for module in wide[1]]
+    network, modules = copy_of(original.network).double(), [copy.deepcopy(each).double() for each in prepared.modules]
     widened = Prepared(**{**vars(prepared), "network": network, "modules": tuple(modules)})
     try:
         expected = prepared.output.logits(network(pixels.double()))
         return _close(widened(pixels.double()), expected, _TOLERANCE64)
-    except RuntimeError:  # a step that takes float32 alone
+    except Exception:  # noqa: BLE001 a step takes float32 alone: whatever the network's code raises then
         return False
 
 

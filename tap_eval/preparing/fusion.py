@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tap_eval.mistake import NetworkMistake
+from tap_eval.preparing.copying import copy_of
 
 _METHODS = ("fuse", "reparameterize", "switch_to_deploy")
 _TOLERANCE = 1e-4
@@ -27,7 +27,7 @@ def fused(network: nn.Module, images: Tensor) -> nn.Module | None:
     """
     if not any(_method(module) for module in network.modules()):
         return None
-    holder = nn.Sequential(copy.deepcopy(network).eval())
+    holder = nn.Sequential(copy_of(network).eval())
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     before = tree_leaves(holder(noise))
     kind = type(network).__name__

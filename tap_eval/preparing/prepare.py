@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
@@ -25,6 +27,7 @@ from tap_eval.preparing.outputs import Output, find_output
 from tap_eval.preparing.prepared import Prepared, Rest
 from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.tracing import Norm, Source, module_of, named_tensors
+from tap_eval.preparing.unseen import UNSEEN, outside, read_unseen, shown
 
 _MOST_UNDONE = 3
 """foldings that are taken back one by one, before all are"""
@@ -61,13 +64,16 @@ def prepare(
             "steps in eval mode."
         )
     found = Found()
+    named = named_tensors(network)
+    strangers = outside(original.run, batches[:2], named_tensors(original.network) | named)
+    found.outside = {key: (tensor, f"outside.{place}") for place, (key, tensor) in enumerate(strangers.items())}
     for batch in batches:
-        with Discovery(found, len(batch), named_tensors(original.network), named_tensors(network)):
+        with Discovery(found, len(batch), named_tensors(original.network), named | found.outside):
             original.network(batch)
     if not found.products:
         raise NetworkMistake(
             f"{original.name} multiplied no weights with what comes of an image, in no convolution "
-            "and in no linear layer: give a network that does."
+            "and in no linear layer: give a network that does, outside of torch.vmap and scripted functions."
         )
     return _checked(original, found, logits, batches, expected)
 
@@ -82,7 +88,7 @@ def _checked(
         pairs = zip(batches, expected, strict=True)
         wrong = next((place for pair in pairs if (place := difference(original, prepared, *pair))), None)
         if wrong is None:
-            return prepared
+            return _accounted(prepared, found, batches, expected)
         if not prepared.folded:
             raise NetworkMistake(
                 f"{original.name} computes something else once its layers are separate, first in {wrong}: give a "
@@ -91,6 +97,22 @@ def _checked(
         names = list(prepared.folded.values())
         before = [name for name in names if wrong.startswith(name.rpartition(".")[0])] or names
         apart |= set(names if len(apart) >= _MOST_UNDONE else before[:1])
+
+
+def _accounted(prepared: Prepared, found: Found, batches: Sequence[Tensor], expected: Sequence[Tensor]) -> Prepared:
+    """With what is read unseen in `rest`: what no function was seen to read must not matter to any batch."""
+    seen = {rest.name for rest in prepared.rest if rest.used} | found.biases
+    saved = prepared.network.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in prepared.network.named_buffers() if name in saved]
+    state = (*prepared.network.named_parameters(), *buffers)
+    sizes = {
+        name: tensor.numel()
+        for name, tensor in state
+        if name not in seen and tensor.dtype.is_floating_point and tensor.layout is torch.strided
+    }
+    unseen = read_unseen(prepared, list(sizes), batches, expected)
+    rest = [each for each in prepared.rest if each.name not in unseen]
+    return replace(prepared, rest=(*rest, *(Rest(name, UNSEEN, sizes[name]) for name in sizes if name in unseen)))
 
 
 def _assembled(
@@ -115,6 +137,8 @@ def _assembled(
     )
     stay = sorted(set(apart) & {name for met in found.products.values() for name in met.norms})
     notes = [f"{name} stays apart: folded, it would change outputs" for name in stay]
+    if floats := [tensor for tensor, _ in found.outside.values() if tensor.is_floating_point() and tensor.dim()]:
+        notes.append(f"it reads tensors that none of its modules holds, and they count as its own: {shown(floats)}")
     return Prepared(
         original.network,
         layers,
@@ -124,7 +148,7 @@ def _assembled(
         frozenset(key for key, met in found.products.items() if len(met.biases) > 1),
         tuple(_rest(original.network, found, set(folded.values()))),
         output,
-        tuple(batches[:-2]),
+        tuple(batches),
         tuple(found.originals.values()),
         (*original.notes, *notes),
     )
@@ -172,13 +196,23 @@ def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
                 continue
             ids.remove(id(tensor))
             readers = found.readers.get(name, set())
-            if not tensor.dtype.is_floating_point or (name in weights | found.biases and not readers):
+            if not (tensor.is_floating_point() or tensor.is_complex()) or (
+                name in weights | found.biases and not readers
+            ):
                 continue
             if module_of(name) in folded and readers <= {"batch_norm"}:
                 continue
             readers = readers or kept.get(path, set())
             if readers or isinstance(tensor, nn.Parameter):
-                yield Rest(name, ", ".join(sorted(readers)), tensor.numel())
+                yield Rest(name, ", ".join(sorted(readers)), _reals(tensor))
+    for tensor, name in found.outside.values():
+        if name in found.readers:
+            yield Rest(name, ", ".join(sorted(found.readers[name])), _reals(tensor))
+
+
+def _reals(tensor: Tensor) -> int:
+    """Its elements, or of complex ones the real and the imaginary parts."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 def _kept(network: nn.Module, found: Found) -> dict[str, set[str]]:
@@ -198,7 +232,12 @@ def _kept(network: nn.Module, found: Found) -> dict[str, set[str]]:
 def _check_finite(network: nn.Module) -> None:
     statistics = [(name, buffer) for name, buffer in network.named_buffers() if "running_" in name]
     for name, tensor in (*network.named_parameters(), *statistics):
-        if not bool(torch.isfinite(tensor).all()):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise WeightsMistake(
+                f"{name} of {type(network).__name__} has no values yet: give a network whose weights are loaded"
+                + (", and that ran once, as lazy modules need." if is_lazy(tensor) else " and lie on a device.")
+            )
+        if tensor.layout is torch.strided and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise WeightsMistake(
                 f"{name} of {type(network).__name__} has {count:,} of {math.prod(tensor.shape):,} values that are NaN "

@@ -111,7 +111,9 @@ class _Running(Tracing):
             )
         if key in self._prepared.shared:
             product = product.without_bias()
-        result = product.after(self._layers[index](product.before(product.x)))
+        kind = self._prepared.modules[index].weight.dtype
+        y = self._layers[index](product.before(product.x).to(kind))
+        result = product.after(y.to(product.x.dtype))
         if index in self._prepared.folded:
             self._awaited[id(result)] = (result, index)
         return result

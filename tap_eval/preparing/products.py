@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Quantizable = nn.Conv2d | nn.Linear
-Pair = tuple[int, int]
 Change = Callable[[Tensor], Tensor]
 
 
@@ -78,7 +77,18 @@ def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], is_wei
         product = read(is_weight, *args, **kwargs)
     except TypeError:  # arguments that only another overload takes
         return None
-    return product if product is None or not is_weight(product.x) else None
+    if product is None or is_weight(product.x) or not (_is_plain(product.x) and _is_plain(product.weight)):
+        return None
+    return product
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds real numbers, as it seems: not complex, sparse, or a part of one that `vmap` takes apart."""
+    return (
+        tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and not torch._C._functorch.is_batchedtensor(tensor)
+    )
 
 
 def _linear(is_weight: Weights, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
@@ -104,7 +114,7 @@ def _addmm(is_weight: Weights, input: Tensor, mat1: Tensor, mat2: Tensor, **scal
     product = _matmul(is_weight, mat1, mat2)
     if product is None or product.after is not same or any(value != 1 for value in scaling.values()):
         return None
-    return _constant_bias(replace(product, bias=input), is_weight) if input.dim() == 1 else None
+    return _constant_bias(replace(product, bias=input), is_weight)
 
 
 def _bilinear(
@@ -245,8 +255,13 @@ _READERS: dict[str, Callable[..., Product | None]] = {
 
 
 def _constant_bias(product: Product, is_weight: Weights) -> Product:
-    """A bias that depends on the image is added after the product."""
-    return product if product.bias is None or is_weight(product.bias) else product.without_bias()
+    """A bias that depends on the image, or is no number for each output, is added after the product."""
+    if product.bias is None:
+        return product
+    plain = is_weight(product.bias) and (
+        bool(product.geometry) or product.bias.shape == product.plain(product.weight).shape[:1]
+    )
+    return product if plain else product.without_bias()
 
 
 def _rows(x: Tensor) -> int:

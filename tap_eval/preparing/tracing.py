@@ -9,11 +9,14 @@ functional call. Subclasses decide what becomes of products and of batch normali
 from __future__ import annotations
 
 import hashlib
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,20 +115,21 @@ def named_tensors(network: nn.Module) -> dict[int, tuple[Tensor, str]]:
         kept = {**module._parameters, **module._buffers}
         kept |= {name: value for name, value in vars(module).items() if isinstance(value, Tensor | list | tuple | dict)}
         for name, value in kept.items():
-            for place, tensor in _tensors_at(f"{path}.{name}" if path else name, value, 2):
+            for place, tensor in tensors_at(f"{path}.{name}" if path else name, value, 2):
                 found.setdefault(id(tensor), (tensor, place))
     return found
 
 
-def _tensors_at(place: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+def tensors_at(place: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in `value`, which is called `place`, in so many containers in each other, each with its name."""
     if isinstance(value, Tensor):
         yield place, value
     elif depth and isinstance(value, list | tuple):
         for index, each in enumerate(value):
-            yield from _tensors_at(f"{place}.{index}", each, depth - 1)
+            yield from tensors_at(f"{place}.{index}", each, depth - 1)
     elif depth and isinstance(value, dict) and not place.endswith(("_parameters", "_buffers", "_modules")):
         for key, each in value.items():
-            yield from _tensors_at(f"{place}.{key}", each, depth - 1)
+            yield from tensors_at(f"{place}.{key}", each, depth - 1)
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
@@ -137,6 +141,14 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(value, list | tuple):
             found += _tensors(value)
     return found
+
+
+def _memory(tensor: Tensor) -> int:
+    """Names the memory that a tensor shares with its views."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse ones, and those that stand for others, have none of their own
+        return id(tensor)
 
 
 def module_of(root: str) -> str:
@@ -151,17 +163,45 @@ def module_of(root: str) -> str:
     return f"{parent}.{own}" if parent else own
 
 
-class Tracing(TorchFunctionMode):
+class Watching(TorchFunctionMode):
+    """Sees each call of a function of PyTorch's, in functions that are compiled too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stances: list[ExitStack] = []
+
+    def __enter__(self) -> Any:
+        stance = ExitStack()
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+            stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._stances.append(stance)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._stances.pop().close()
+
+
+class Tracing(Watching):
     """One pass of a network. Whatever comes out in half precision goes on in float32."""
 
     def __init__(self, named: Mapping[int, tuple[Tensor, str]]) -> None:
         super().__init__()
         self._known = {key: (tensor, Source(name, frozenset({name}))) for key, (tensor, name) in named.items()}
+        self._memory = {_memory(tensor) for tensor, _ in named.values()}
+        """where weights lie, and what is computed from weights alone"""
+        self._written: dict[int, str | None] = {}
+        """of this memory, what was written to: with what, None if not with weights alone"""
+        self.met_half = False
+        """whether anything was to be in half precision"""
 
     def source(self, value: Any) -> Source | None:
         """Where a tensor comes from, if from weights alone."""
         held = self._known.get(id(value))
-        return held[1] if held else None
+        if held is None or not self._written or (place := _memory(value)) not in self._written:
+            return held[1] if held else None
+        written = self._written[place]
+        return replace(held[1], expression=f"{held[1].expression} after {written}") if written else None
 
     def is_weight(self, value: Any) -> bool:
         """Whether `value` is a weight, or computed from weights alone."""
@@ -184,6 +224,9 @@ class Tracing(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with self:
                 return _attention(*args, **(kwargs or {}))
+        if torch.is_autocast_enabled("cpu"):  # as leaving its context sets back
+            torch.set_autocast_enabled("cpu", False)
+            self.met_half = True
         call = Call.of(func, args, kwargs or {})
         product = product_of(call.name, call.args, call.kwargs, self.is_weight)
         if product is not None:
@@ -196,9 +239,11 @@ class Tracing(TorchFunctionMode):
         else:
             result = self._of_weights(call) if self._is_constant(call) else self._of_activations(call)
         if isinstance(result, Tensor) and result.dtype in _HALF:
+            self.met_half = True
             known, result = self.source(result), result.float()
             if known:
                 self._known[id(result)] = (result, known)
+                self._memory.add(_memory(result))
         return result
 
     def _norm(self, call: Call) -> Norm | None:
@@ -230,16 +275,23 @@ class Tracing(TorchFunctionMode):
         expression = words if len(words) < _LONGEST else hashlib.sha256(words.encode()).hexdigest()
         roots = frozenset[str]().union(*(source.roots for source in sources))
         result = call()
-        for place, tensor in _tensors_at("", result, 1):
-            if id(tensor) not in self._known or call.in_place:
+        for place, tensor in tensors_at("", result, 1):
+            if id(tensor) not in self._known:
                 self._known[id(tensor)] = (tensor, Source(expression + place, roots))
+                self._memory.add(_memory(tensor))
+        self._write(call, hashlib.sha256(words.encode()).hexdigest())
         return result
 
     def _of_activations(self, call: Call) -> Any:
-        if call.in_place and call.tensors:  # what it writes to does not come from weights alone any more
-            for tensor in (call.tensors[0], call.kwargs.get("out"), getattr(call.tensors[0], "_base", None)):
-                self._known.pop(id(tensor), None)
-        return self.on_other(call)
+        result = self.on_other(call)
+        self._write(call, None)
+        return result
+
+    def _write(self, call: Call, words: str | None) -> None:
+        """Notes what a call writes to: all weights that lie there have another value from now on."""
+        if call.in_place and call.tensors and call.name not in PASSING:
+            places = map(_memory, _tensors([call.kwargs["out"]]) if "out" in call.kwargs else call.tensors[:1])
+            self._written.update((place, words) for place in places if place in self._memory)
 
     def _words(self, value: Any) -> str:
         if isinstance(value, Tensor):
@@ -250,7 +302,7 @@ class Tracing(TorchFunctionMode):
             return f"[{', '.join(map(self._words, value))}]"
         if isinstance(value, dict):
             return f"{{{', '.join(f'{key}: {self._words(each)}' for key, each in value.items())}}}"
-        plain = value is None or isinstance(value, int | float | complex | str | slice | torch.dtype | torch.Size)
+        plain = value is None or isinstance(value, int | float | complex | str | slice | torch.dtype | np.generic)
         return repr(value) if plain else type(value).__name__
 
 

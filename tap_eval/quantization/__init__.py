@@ -1,0 +1,1 @@
+"""Integers and scales, calibration, the simulated path that defines what is right, and the integer path."""

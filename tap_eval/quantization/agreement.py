@@ -9,12 +9,14 @@ step differ by single roundings, and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Environment, Program, Step, bind
@@ -91,7 +93,7 @@ def multiplied_otherwise(
         if not _is_blank(step) and any(_apart(got, want, affine) > NOISE for got, want in pairs):
             return layer if step.layer is not None else f"{step.value} after {layer}"
         equal = [_equal(got, want, affine) for got, want in pairs]
-        ours[step.value] = equal[0] if isinstance(ours[step.value], Tensor) else equal
+        ours[step.value] = tree_map_only(Tensor, partial(_next, iter(equal)), ours[step.value])
     return None
 
 
@@ -121,7 +123,11 @@ def _equal(got: Tensor, want: Tensor, affine: Affine | None) -> Tensor:
 
 
 def _parts(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else list(value)
+    return [each for each in ([value] if isinstance(value, Tensor) else value) if isinstance(each, Tensor)]
+
+
+def _next(values: Iterator[Tensor], _: Tensor) -> Tensor:
+    return next(values)
 
 
 def _is_blank(step: Step) -> bool:

@@ -14,7 +14,7 @@ from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions.conversation import Conversation
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import Settings
-from tests.tap_agent.program import SMALL, tap
+from tests.tap_agent.program import REPLAY, SMALL, tap
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def ended(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A small run on the embedded model that has ended."""
+    """A small run that has ended, its proposals from a file."""
     folder = tmp_path_factory.mktemp("ended") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAP_CACHE", str(cache))
-        assert tap("run", *SMALL, "--draws", "1", "--out", str(folder)) == Exit.OK
+        assert tap("run", *SMALL, "--draws", "1", "--llm", REPLAY, "--out", str(folder)) == Exit.OK
     return folder
 
 

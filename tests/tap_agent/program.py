@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from tap_agent.__main__ import main
 
 GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
+REPLAYED = Path(__file__).parents[1] / "replays" / "digits.jsonl"
+REPLAY = f"replay:{REPLAYED}"
+"""a language model that has said it all before, so that nothing waits for one"""
 SMALL = ["--population", "3", "--generations", "1", "--search", "200", "--test", "200", "--draws", "2"]
 
 

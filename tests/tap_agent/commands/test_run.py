@@ -20,7 +20,7 @@ from tap_agent.exit import Exit
 from tap_agent.runs.folder import RunFolder
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.graphs.test_search import script
-from tests.tap_agent.program import GOOD, SMALL, tap
+from tests.tap_agent.program import GOOD, REPLAY, SMALL, tap
 
 
 @pytest.fixture(scope="module")
@@ -168,22 +168,7 @@ def test_a_killed_run_is_resumed_and_no_other_process_may_write_to_it(
     assert tap("resume", "killed") == Exit.OK
 
 
-def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(work: Path) -> None:
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tap_agent", "run", *SMALL, "--generations", "9", "--out", "stopped"],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
-    )  # fmt: skip
-    while not (work / "stopped" / "events.jsonl").exists():
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=240)  # the proposals in hand are finished first
-    assert running.returncode == Exit.INTERRUPTED
-    assert "continue with: tap-agent resume stopped" in said
-    assert "Traceback" not in said
-
-
-def test_an_interrupt_lets_no_further_call_begin(work: Path) -> None:
+def test_an_interrupt_lets_no_further_call_begin_and_says_how_to_go_on(work: Path) -> None:
     def script(request: dict[str, Any]) -> Answer:
         return tool_call("run_code", code=GOOD)
 
@@ -192,7 +177,7 @@ def test_an_interrupt_lets_no_further_call_begin(work: Path) -> None:
         running = subprocess.Popen(
             [sys.executable, "-m", "tap_agent", "run", *SMALL, "--llm", "x", "--base-url", server.url, "--out", "c"],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
         )  # fmt: skip
         while len(server.asked) < 4:
             assert running.poll() is None
@@ -202,6 +187,7 @@ def test_an_interrupt_lets_no_further_call_begin(work: Path) -> None:
         _, said = running.communicate(timeout=60)
         assert running.returncode == Exit.INTERRUPTED
         assert len(server.asked) <= sent + 3  # those of the agents that were just sending
+        assert "continue with: tap-agent resume c" in said
         assert "Traceback" not in said
         spent = Account(work / "c" / "calls.sqlite").spent()
         assert spent.calls == len(server.asked)
@@ -217,7 +203,7 @@ def test_a_model_that_fails_in_the_middle_is_a_sentence(work: Path, capsys: pyte
 
 def test_several_networks_come_from_a_config(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = {"network": "digits", "search": 100, "test": 100}
-    config = {"networks": [network, {**network, "budget": "4bit"}], "population": 2, "generations": 0}
+    config = {"networks": [network, {**network, "budget": "4bit"}], "population": 2, "generations": 0, "llm": REPLAY}
     (work / "two.yaml").write_text(yaml.safe_dump(config))
     assert tap("run", "--config", "two.yaml", "--out", "two") == Exit.OK
     result = RunFolder(work / "two").result()

@@ -56,6 +56,7 @@ CASES: list[tuple[str, dict[str, str], int]] = [
     ("POST", {"Origin": f"http://{HERE}", "Sec-Fetch-Site": "same-origin"}, 204),
     ("POST", OTHER, 403),
     ("POST", {"Origin": "null"}, 403),
+    ("POST", {"Origin": "http://[::1"}, 403),
     ("POST", {"Origin": f"http://{HERE}.evil.example"}, 403),
     ("POST", {"Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"}, 403),
     ("POST", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}, 403),

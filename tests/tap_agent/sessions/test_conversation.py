@@ -16,8 +16,9 @@ from agents.account import Account
 from agents.chat import ModelMistake
 from agents.refiner import Stopped
 from tap_agent.runs.folder import RunFolder, RunMistake
-from tap_agent.sessions.conversation import Conversation
+from tap_agent.sessions.conversation import Conversation, make_refinement
 from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import NetworkSettings, Settings
 from tests.agents.scripted import Answer, ChatServer, refusal, tool_call
 from tests.tap_agent.refining_agent import BY_SIZE, BY_STD, LAYERS, agent, results, said, text, words
 
@@ -281,3 +282,27 @@ def test_both_of_two_that_accept_keep_what_they_accepted(run: RunFolder, cache: 
     after = run.result()
     assert after
     assert {each.code for each in after.refinements} == {BY_STD, BY_SIZE}
+
+
+NAMED = """
+from torch import nn
+
+class Named(nn.Sequential):
+    def forward(self, x):
+        return {"logits": super().forward(x), "other": x.flatten(1)[:, :10]}
+
+def network():
+    return Named(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_the_output_that_is_named_is_that_of_the_runs_own_network(
+    run: RunFolder, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "named_output.py").write_text(NAMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = NetworkSettings(network="named_output:network", output="logits", search=60, test=60)
+    with Resources(Settings(networks=(own,), calibration_draws=1), cache) as resources, Account() as account:
+        elsewhere = make_refinement(run, "p000", resources, account).surroundings.elsewhere
+        assert elsewhere("digits", None, None).prepared.output.place == ""
+        assert elsewhere(own.network, None, None).prepared.output.place == "logits"

@@ -20,10 +20,9 @@ from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import Result
 from tests.agents.scripted import ChatServer, refusal
 from tests.graphs.test_search import script
-from tests.tap_agent.program import SMALL, tap
+from tests.tap_agent.program import REPLAY, REPLAYED, SMALL, tap
 
 SEARCH = [*SMALL, "--draws", "1", "--seed", "2"]
-REPLAY = Path(__file__).parents[2] / "replays" / "digits.jsonl"
 SAME = {"generations", "best", "table", "candidates"}
 
 
@@ -152,12 +151,12 @@ def test_several_models_share_the_proposals_and_each_says_which_were_its_own(wor
 
 def test_a_search_is_repeated_from_a_file_without_any_model(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--population", "4", "--generations", "2", "--search", "200", "--test", "200", "--draws", "1"]
-    for name, file in (("first", REPLAY), ("second", Path("first") / "replay.jsonl")):
-        assert tap("run", *arguments, "--llm", f"replay:{file}", "--out", name) == Exit.OK
+    for name, llm in (("first", REPLAY), ("second", "replay:first/replay.jsonl")):
+        assert tap("run", *arguments, "--llm", llm, "--out", name) == Exit.OK
     first, second = ended(work / "first"), ended(work / "second")
     assert facts(first) == facts(second)
     assert first.spent == second.spent
-    taken, there = (path.read_text().splitlines() for path in (work / "first" / "replay.jsonl", REPLAY))
+    taken, there = (path.read_text().splitlines() for path in (work / "first" / "replay.jsonl", REPLAYED))
     assert set(taken) <= set(there)
     assert len(first.candidates) == 12
     assert {candidate.llm for candidate in first.candidates} == {"written by hand"}

@@ -85,6 +85,21 @@ def test_a_network_that_takes_one_layout_for_granted_is_measured_in_it() -> None
     assert (measured.unfit is None) == integer.exact()
 
 
+@NEEDS_VNNI
+def test_steps_that_return_nothing_beside_their_tensors_are_compared() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.cube, self.last = nn.LSTM(24, 8, batch_first=True), nn.Conv3d(1, 2, 3), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows, _ = self.rows(x.transpose(1, 2).flatten(2))
+            return self.last(rows.mean(1) + self.cube(x[:, None]).mean())
+
+    torch.manual_seed(0)
+    assert measurer(Recurrent()).unfit is None
+
+
 @pytest.mark.parametrize(
     ("scale", "said"),
     [

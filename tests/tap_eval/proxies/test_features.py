@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.images.images import Images, Transform
+from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.prepare import prepare
-from tap_eval.proxies.features import describe
+from tap_eval.proxies.features import TASK, describe, visible
 from tap_eval.proxies.statistics import Statistics
-from tests.tap_eval.preparing.test_prepare import NormAct, randomized
+from tests.tap_eval.preparing.networks import NormAct, randomized
 
 IMAGES = Images(
     np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), np.uint8),
@@ -92,3 +94,22 @@ def test_a_bound_on_memory_changes_nothing_else() -> None:
     parts = describe(prepared, IMAGES, "statistics", memory=150_000)
     assert max(seen) < 7
     assert tuned(parts) == pytest.approx(tuned(whole), rel=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inputs", ["metadata", "statistics"])
+def test_a_proxy_sees_exactly_what_is_published(bench: Bench, inputs: str) -> None:
+    described = describe(bench.prepared, bench.splits.calibrations[0], inputs)  # type: ignore[arg-type]
+    for features in described:
+        assert features.keys() == visible(inputs).keys()  # type: ignore[arg-type]
+    assert bench.described_task.keys() == TASK.keys()
+    assert [features["kind"] for features in described[:3]] == ["conv", "depthwise", "conv"]
+
+
+def test_statistics_are_those_of_weights_and_activations(bench: Bench) -> None:
+    features, weight = bench.features[0], bench.prepared.module(bench.layers[0]).weight
+    assert features["weight_l2"] == pytest.approx(float(weight.norm()), rel=1e-5)
+    assert features["weight_absmax"] == pytest.approx(float(weight.abs().max()), rel=1e-5)
+    channels = features["channels"]
+    assert isinstance(channels, dict)
+    assert channels["weight_l1"] == pytest.approx(weight.abs().sum((1, 2, 3)).tolist(), rel=1e-5)
+    assert 0 <= features["activation_entropy"] <= math.log(256)  # type: ignore[operator]

@@ -24,7 +24,7 @@ from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
-from tests.tap_eval.preparing.test_prepare import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
+from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
 
 NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="this CPU multiplies bytes inexactly: simulated there")
 
@@ -64,7 +64,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(scope="module", params=NETWORKS)
 def case(request: pytest.FixtureRequest) -> tuple[Prepared, QuantizedNetwork, torch.Tensor]:
     make, size = NETWORKS[request.param]
     torch.manual_seed(0)
@@ -114,6 +114,7 @@ def test_one_sweep_gives_the_layer_errors_of_one_pass_a_layer(
     case: tuple[Prepared, QuantizedNetwork, torch.Tensor],
 ) -> None:
     prepared, simulated, pixels = case
+    pixels = pixels[:17]  # a batch, and one that is not full
     swept = layer_errors(simulated, record(prepared, pixels[:16]), pixels, [2, 4])
     expected = layer_errors_one_by_one(simulated, pixels, 41, [2, 4])
     assert torch.allclose(torch.tensor(swept), torch.tensor(expected), rtol=1e-3, atol=1e-7)
