@@ -1,7 +1,7 @@
 """Which networks work: those of torchvision and timm, prepared, quantized and held against themselves.
 
-    nice python benchmarks/networks.py                       # all, some hours; an interrupted sweep goes on
-    nice python benchmarks/networks.py timm.levit_128s ...   # some
+    nice python -m benchmarks.networks                       # all, some hours; an interrupted sweep goes on
+    nice python -m benchmarks.networks timm.levit_128s ...   # some
 
 Weights are random, statistics of batch normalization settled by a few passes, and what begins as a
 constant is made random, so that nothing hides behind a zero. Each network has a process of its own
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from operations import Operations, plain_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.operations import Operations, plain_attention
 from tap_eval.images.images import Images, Splits, Transform
 from tap_eval.measuring.measurer import Measurer
 from tap_eval.mistake import Mistake
@@ -48,7 +48,7 @@ TORCHVISION = {
     "alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64,
     "googlenet": 64, "inception_v3": 96, "maxvit_t": 224, "mnasnet1_0": 64, "mobilenet_v2": 64,
     "mobilenet_v3_small": 64, "regnet_y_400mf": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64,
-    "shufflenet_v2_x1_0": 64, "squeezenet1_1": 64, "swin_t": 64, "swin_v2_t": 64, "vgg11_bn": 64, "vit_b_16": 224,
+    "shufflenet_v2_x1_0": 64, "squeezenet1_1": 64, "swin_t": 224, "swin_v2_t": 256, "vgg11_bn": 64, "vit_b_16": 224,
     "wide_resnet50_2": 64,
 }  # fmt: skip
 TIMM = {
@@ -117,7 +117,7 @@ def _read(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def _in_a_process(name: str, pixels: int, limit: float) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__)), name, "--pixels", str(pixels), "--here"]
+    command = [sys.executable, "-m", "benchmarks.networks", name, "--pixels", str(pixels), "--here"]
     row: dict[str, Any] = {"network": name, "pixels": pixels}
     try:
         done = subprocess.run(
@@ -183,14 +183,19 @@ def built(name: str, pixels: int) -> nn.Module:
 
 
 def settle(network: nn.Module, pixels: Tensor) -> None:
-    """Gives batch normalization the statistics of random images, (N, C, H, W)."""
+    """Gives batch normalization the statistics of random images, (N, C, H, W).
+
+    Some more variance keeps channels that hardly vary from blowing up what float32 rounds.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all passes
         norm.train()
-        norm.momentum = 0.5
-    for _ in range(3 if norms else 0):
-        network(pixels)
+    for part in pixels.split(len(pixels) // 2) if norms else ():
+        network(part)
     for norm in norms:
+        norm.running_var += 0.05 * norm.running_var.mean()
         norm.eval()
 
 
