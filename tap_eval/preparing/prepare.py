@@ -29,6 +29,8 @@ from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.tracing import Norm, Source, module_of, named_tensors
 from tap_eval.preparing.unseen import UNSEEN, outside, read_unseen, shown
 
+_SMALL = 3
+"""batches that are looked at for what one pass cannot show, the smallest"""
 _MOST_UNDONE = 3
 """foldings that are taken back one by one, before all are"""
 
@@ -65,7 +67,7 @@ def prepare(
         )
     found = Found()
     named = named_tensors(network)
-    strangers = outside(original.run, batches[:2], named_tensors(original.network) | named)
+    strangers = outside(original.run, (example, noise), named_tensors(original.network) | named)
     found.outside = {key: (tensor, f"outside.{place}") for place, (key, tensor) in enumerate(strangers.items())}
     for batch in batches:
         with Discovery(found, len(batch), named_tensors(original.network), named | found.outside):
@@ -100,7 +102,7 @@ def _checked(
 
 
 def _accounted(prepared: Prepared, found: Found, batches: Sequence[Tensor], expected: Sequence[Tensor]) -> Prepared:
-    """With what is read unseen in `rest`: what no function was seen to read must not matter to any batch."""
+    """With what is read unseen in `rest`: what no function was seen to read must not matter to the smallest batches."""
     seen = {rest.name for rest in prepared.rest if rest.used} | found.biases
     saved = prepared.network.state_dict().keys()
     buffers = [(name, buffer) for name, buffer in prepared.network.named_buffers() if name in saved]
@@ -110,7 +112,8 @@ def _accounted(prepared: Prepared, found: Found, batches: Sequence[Tensor], expe
         for name, tensor in state
         if name not in seen and tensor.dtype.is_floating_point and tensor.layout is torch.strided
     }
-    unseen = read_unseen(prepared, list(sizes), batches, expected)
+    small = sorted(zip(batches, expected, strict=True), key=lambda pair: len(pair[0]))[:_SMALL]
+    unseen = read_unseen(prepared, list(sizes), small)
     rest = [each for each in prepared.rest if each.name not in unseen]
     return replace(prepared, rest=(*rest, *(Rest(name, UNSEEN, sizes[name]) for name in sizes if name in unseen)))
 
