@@ -152,7 +152,7 @@ def examined(name: str, pixels: int) -> dict[str, Any]:
     row |= {"prepare_s": time.perf_counter() - began, "prepared_mib": _peak(), "notes": list(prepared.notes)}
     row |= quantized(network, prepared, splits)
     row |= {"seconds": time.perf_counter() - started, "peak_mib": _peak()}
-    row |= outputs(network, prepared, [search[:5], 2 * torch.randn(3, 3, pixels, pixels), search[5:6]])
+    row |= outputs(network, prepared, [search[:5], torch.randn(3, 3, pixels, pixels), search[5:6]])
     fused = sum(p.numel() for p in network.parameters()) != sum(p.numel() for p in prepared.network.parameters())
     whole = prepared.network if fused else network
     row |= operations(whole, prepared, search[8:10]) | parameters(whole, prepared)
@@ -200,12 +200,13 @@ def settle(network: nn.Module, pixels: Tensor) -> None:
 
 
 def _images(count: int, pixels: int, seed: int) -> Images:
-    """Noise of many sizes, each image with a colour and a contrast of its own."""
+    """Noise of many sizes, each image with a mixture, a colour and a contrast of its own."""
     source = torch.Generator().manual_seed(seed)
     total = torch.zeros(count, 3, pixels, pixels)
     for cells in (2, 4, 8, 16, pixels):
         noise = torch.randn(count, 3, cells, cells, generator=source)
-        total += F.interpolate(noise, (pixels, pixels), mode="bilinear")
+        amount = 2 * torch.rand(count, 1, 1, 1, generator=source)
+        total += amount * F.interpolate(noise, (pixels, pixels), mode="bilinear")
     contrast = torch.rand(count, 1, 1, 1, generator=source) * 40 + 10
     colour = torch.rand(count, 3, 1, 1, generator=source) * 160 + 48
     stored = (total * contrast + colour).clamp(0, 255).to(torch.uint8).numpy()
