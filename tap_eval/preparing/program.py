@@ -107,10 +107,8 @@ def record(prepared: Prepared, example: Tensor) -> Program:
     layers = [marked(index) for index in range(len(prepared.layers))]
     token = _RECORDED.set(prepared.modules)
     try:
-        traced = make_fx(lambda pixels: prepared(pixels, layers))(
-            example
-        )  # with autograd.Function, which functorch refuses
-        traced = make_fx(torch.func.functionalize(traced))(example)
+        traced = make_fx(lambda pixels: prepared(pixels, layers))(example)  # functorch refuses autograd.Function
+        traced = make_fx(torch.func.functionalize(_folded(traced)))(example)
     finally:
         _RECORDED.reset(token)
     nodes = list(traced.graph.nodes)
@@ -121,6 +119,31 @@ def record(prepared: Prepared, example: Tensor) -> Program:
     constants = {node: getattr(traced, node.target) for node in nodes if node.op == "get_attr"}
     steps = [_step(node) for node in nodes if node.op == "call_function"]
     return Program(free(steps, output.args[0]), pixels, output.args[0], constants, len(example))
+
+
+def _folded(traced: fx.GraphModule) -> fx.GraphModule:
+    """With what is computed of constants alone as constants, so that code that writes to them has written."""
+    graph, values = traced.graph, dict[Value, Any]()
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(traced, node.target).clone()
+        elif node.op == "call_function" and node.all_input_nodes and values.keys() >= set(node.all_input_nodes):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    for place, (node, value) in enumerate(values.items()):
+        readers = [user for user in node.users if user not in values]
+        if readers and isinstance(value, Tensor):
+            name = f"_folded_{place}"
+            traced.register_buffer(name, value)
+            with graph.inserting_before(node):
+                constant = graph.get_attr(name)
+            for reader in readers:
+                reader.replace_input_with(node, constant)
+    for node in reversed(values):
+        if not node.users:
+            graph.erase_node(node)
+    traced.recompile()
+    return traced
 
 
 def _writes(node: Value) -> bool:

@@ -105,6 +105,22 @@ def test_functions_with_a_gradient_of_their_own_are_recorded() -> None:
 
 
 @NEEDS_VNNI
+def test_a_table_that_is_computed_in_place_is_a_constant() -> None:
+    class Biased(Scaled):
+        def __init__(self) -> None:
+            super().__init__(abs)
+            self.table, self.wide = nn.Buffer(torch.rand(16, 2)), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            table = torch.relu_(self.wide(self.table)).squeeze(1)
+            table[:8] += 1
+            return self.last(self.first(x.flatten(1)) + table)
+
+    torch.manual_seed(0)
+    assert measurer(Biased()).unfit is None
+
+
+@NEEDS_VNNI
 def test_steps_that_return_nothing_beside_their_tensors_are_compared() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
