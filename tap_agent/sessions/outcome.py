@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -105,6 +104,10 @@ def conclude(
 
 def network_record(bench: Bench) -> NetworkRecord:
     """A network as the report shows it."""
+    in_float: dict[str, int] = {}
+    for rest in bench.prepared.rest:
+        if rest.used:
+            in_float[rest.reason] = in_float.get(rest.reason, 0) + 4 * rest.count
     return NetworkRecord(
         name=bench.name,
         images=bench.splits.name,
@@ -112,9 +115,7 @@ def network_record(bench: Bench) -> NetworkRecord:
         layers=[LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs) for x in bench.layers],
         layer_errors=bench.layer_errors,
         in_float=bench.prepared.share_left,
-        in_float_bytes=dict(
-            sum((Counter({rest.reason: 4 * rest.count}) for rest in bench.prepared.rest if rest.used), Counter())
-        ),
+        in_float_bytes=in_float,
         unused_bytes=sum(4 * rest.count for rest in bench.prepared.rest if not rest.used),
     )
 

@@ -94,7 +94,7 @@ def split(
 
 def _sizes(name: str, total: int, reserve: int, spare: int, search: int | None, test: int | None) -> tuple[int, int]:
     """How many of the `spare` images are searched and tested; raises `ImagesMistake` with sizes that are accepted."""
-    first = min(2500, spare // 2) if search is None else search
+    first = min(2500, spare // 2, max(spare - (test or 0), 1)) if search is None else search
     last = min(2500, spare - first) if test is None else test
     if first >= 1 and last >= 1 and first + last <= spare:
         return first, last

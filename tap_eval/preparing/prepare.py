@@ -20,15 +20,17 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from tap_eval.mistake import NetworkMistake, WeightsMistake
-from tap_eval.preparing.discovery import Discovery, Found
+from tap_eval.preparing.discovery import Discovery, Found, Met
 from tap_eval.preparing.equivalence import Original, difference
-from tap_eval.preparing.layers import describe
+from tap_eval.preparing.layers import Layer, describe
 from tap_eval.preparing.outputs import Output, find_output
 from tap_eval.preparing.prepared import Prepared, Rest
 from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.tracing import Norm, Source, module_of, named_tensors
 from tap_eval.preparing.unseen import UNSEEN, outside, read_unseen, shown
 
+_SMALL = 3
+"""batches that are looked at for what one pass cannot show, the smallest"""
 _MOST_UNDONE = 3
 """foldings that are taken back one by one, before all are"""
 
@@ -65,7 +67,7 @@ def prepare(
         )
     found = Found()
     named = named_tensors(network)
-    strangers = outside(original.run, batches[:2], named_tensors(original.network) | named)
+    strangers = outside(original.run, (example, noise), named_tensors(original.network) | named)
     found.outside = {key: (tensor, f"outside.{place}") for place, (key, tensor) in enumerate(strangers.items())}
     for batch in batches:
         with Discovery(found, len(batch), named_tensors(original.network), named | found.outside):
@@ -92,7 +94,7 @@ def _checked(
         if not prepared.folded:
             raise NetworkMistake(
                 f"{original.name} computes something else once its layers are separate, first in {wrong}: give a "
-                "network whose code does not depend on how often it has run."
+                "network whose code neither sets its weights nor depends on how often it has run."
             )
         names = list(prepared.folded.values())
         before = [name for name in names if wrong.startswith(name.rpartition(".")[0])] or names
@@ -100,7 +102,7 @@ def _checked(
 
 
 def _accounted(prepared: Prepared, found: Found, batches: Sequence[Tensor], expected: Sequence[Tensor]) -> Prepared:
-    """With what is read unseen in `rest`: what no function was seen to read must not matter to any batch."""
+    """With what is read unseen in `rest`: what no function was seen to read must not matter to the smallest batches."""
     seen = {rest.name for rest in prepared.rest if rest.used} | found.biases
     saved = prepared.network.state_dict().keys()
     buffers = [(name, buffer) for name, buffer in prepared.network.named_buffers() if name in saved]
@@ -110,7 +112,8 @@ def _accounted(prepared: Prepared, found: Found, batches: Sequence[Tensor], expe
         for name, tensor in state
         if name not in seen and tensor.dtype.is_floating_point and tensor.layout is torch.strided
     }
-    unseen = read_unseen(prepared, list(sizes), batches, expected)
+    small = sorted(zip(batches, expected, strict=True), key=lambda pair: len(pair[0]))[:_SMALL]
+    unseen = read_unseen(prepared, list(sizes), small)
     rest = [each for each in prepared.rest if each.name not in unseen]
     return replace(prepared, rest=(*rest, *(Rest(name, UNSEEN, sizes[name]) for name in sizes if name in unseen)))
 
@@ -137,6 +140,7 @@ def _assembled(
     )
     stay = sorted(set(apart) & {name for met in found.products.values() for name in met.norms})
     notes = [f"{name} stays apart: folded, it would change outputs" for name in stay]
+    notes += _counted_again(original.network, names, layers, list(found.products.values()))
     if floats := [tensor for tensor, _ in found.outside.values() if tensor.is_floating_point() and tensor.dim()]:
         notes.append(f"it reads tensors that none of its modules holds, and they count as its own: {shown(floats)}")
     return Prepared(
@@ -181,6 +185,20 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
+def _counted_again(
+    network: nn.Module, names: Sequence[str], layers: Sequence[Layer], products: Sequence[Met]
+) -> Iterable[str]:
+    """What is to be said of weights that are multiplied in several ways."""
+    sizes = {name: tensor.numel() for tensor, name in named_tensors(network).values()}
+    for root in {root: None for met in products for root in met.source.roots}:
+        ways = [index for index, met in enumerate(products) if met.source.roots == {root}]
+        if sum(layers[index].params for index in ways) > sizes.get(root, math.inf) and len(ways) > 1:
+            yield (
+                f"{root} is multiplied in {len(ways)} ways, as {', '.join(names[index] for index in ways)}: each has "
+                "bits of its own, and counts"
+            )
+
+
 def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
     """Parameters and saved buffers that no layer holds: read in float32 by something else, or by nothing.
 
@@ -205,8 +223,10 @@ def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
             readers = readers or kept.get(path, set())
             if readers or isinstance(tensor, nn.Parameter):
                 yield Rest(name, ", ".join(sorted(readers)), _reals(tensor))
+    norms = [norm for met in found.products.values() for norm in met.norms.values() if norm.name in folded]
+    away = {id(tensor) for norm in norms for tensor in (norm.mean, norm.variance, norm.weight, norm.bias)}
     for tensor, name in found.outside.values():
-        if name in found.readers:
+        if name in found.readers and not (id(tensor) in away and found.readers[name] == {"batch_norm"}):
             yield Rest(name, ", ".join(sorted(found.readers[name])), _reals(tensor))
 
 

@@ -107,7 +107,8 @@ class _Running(Tracing):
         if index is None:
             raise NetworkMistake(
                 f"an image reaches the weights of {', '.join(sorted(source.roots))}, which none of those reached that "
-                "the network was prepared with: give more calibration images."
+                "the network was prepared with, or not by these numbers: give more calibration images, or a network "
+                "that makes no weights of an image's numbers in Python."
             )
         if key in self._prepared.shared:
             product = product.without_bias()

@@ -71,7 +71,7 @@ Weights = Callable[[Any], bool]
 def product_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], is_weight: Weights) -> Product | None:
     """The product that the function called `name` computes of activations and a weight, if it is one of ours."""
     read = _READERS.get(name)
-    if read is None:
+    if read is None or any(isinstance(value, Tensor) and value.is_nested for value in args):
         return None
     try:
         product = read(is_weight, *args, **kwargs)
@@ -94,16 +94,15 @@ def _is_plain(tensor: Tensor) -> bool:
 def _linear(is_weight: Weights, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Product | None:
     if not is_weight(weight) or weight.dim() != 2:
         return None
-    row = (
-        {"before": partial(torch.unsqueeze, dim=0), "after": partial(torch.squeeze, dim=0)} if input.dim() == 1 else {}
-    )
-    return _constant_bias(Product(input, weight, bias, (), positions=_rows(input), **row), is_weight)
+    return _constant_bias(Product(input, weight, bias, (), positions=_rows(input), **_row(input)), is_weight)
 
 
 def _matmul(is_weight: Weights, input: Tensor, other: Tensor) -> Product | None:
     if is_weight(other) and other.dim() == 2:
-        return Product(input, other, None, (), plain=Tensor.t, positions=_rows(input))
-    if is_weight(input) and input.dim() == 2 and other.dim() >= 2:
+        return Product(input, other, None, (), plain=Tensor.t, positions=_rows(input), **_row(input))
+    if is_weight(input) and input.dim() == 2 and other.dim() == 1:
+        return Product(other, input, None, (), positions=1, **_row(other))
+    if is_weight(input) and input.dim() == 2:
         return Product(
             other, input, None, (), before=_turned, after=_turned, positions=other.numel() // other.shape[-2]
         )
@@ -124,24 +123,25 @@ def _bilinear(
     if not is_weight(weight) or is_weight(input1) or is_weight(input2):
         return None
     pairs = (input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2)
-    product = Product(pairs, weight, bias, (), plain=lambda weight: weight.flatten(1), positions=_rows(pairs))
-    return _constant_bias(product, is_weight)
+    plain = partial(torch.flatten, start_dim=1)
+    return _constant_bias(
+        Product(pairs, weight, bias, (), plain=plain, positions=_rows(pairs), **_row(pairs)), is_weight
+    )
 
 
 def _einsum(is_weight: Weights, equation: str, *operands: Any) -> Product | None:
     """`...k,ko->...o` in any order of axes, with any number of contracted and of new axes."""
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
-    inputs, arrow, out = equation.replace(" ", "").partition("->")
-    names = inputs.split(",")
-    if not arrow or len(operands) != 2 or len(names) != 2 or "." in equation:
+    if len(operands) != 2 or equation.count(",") != 1:
         return None
+    names, out = _spelled(equation, operands)
     place = 1 if is_weight(operands[1]) else 0
     x, weight, of_x, of_weight = operands[1 - place], operands[place], names[1 - place], names[place]
     inner = [label for label in of_weight if label in of_x]
     new = [label for label in of_weight if label not in of_x]
     kept = [label for label in of_x if label not in inner]
-    single = len(set(of_x)) == len(of_x) and len(set(of_weight)) == len(of_weight) and new and inner
+    single = len(set(of_x)) == len(of_x) and len(set(of_weight)) == len(of_weight) and new and inner and kept
     if not single or sorted(out) != sorted([*kept, *new]) or not is_weight(weight):
         return None
     sizes = [weight.shape[of_weight.index(label)] for label in new]
@@ -155,6 +155,20 @@ def _einsum(is_weight: Weights, equation: str, *operands: Any) -> Product | None
         after=lambda y: y.unflatten(-1, sizes).permute(of_out),
         positions=math.prod(x.shape[of_x.index(label)] for label in kept),
     )  # fmt: skip
+
+
+def _spelled(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
+    """The axes of each operand and of the output, with a letter in the place of each that is not written."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    if not arrow:
+        letters = inputs.replace(",", "").replace(".", "")
+        out = "..." * ("." in inputs) + "".join(sorted(each for each in letters if letters.count(each) == 1))
+    names, rest = inputs.split(","), ""
+    for index, operand in enumerate(operands):
+        missing = operand.dim() - len(names[index].replace("...", ""))
+        letters = "".join(chr(ord("\u03b1") + axis) for axis in range(missing))[::-1]  # counted from the last
+        names[index], rest = names[index].replace("...", letters), max(rest, letters, key=len)
+    return names, out.replace("...", rest)
 
 
 def _conv(
@@ -239,7 +253,8 @@ def _aten_convolution(
 _READERS: dict[str, Callable[..., Product | None]] = {
     "linear": _linear,
     "matmul": _matmul,
-    "mm": _matmul,
+    "mm": lambda is_weight, input, mat2: _matmul(is_weight, input, mat2),
+    "mv": lambda is_weight, input, vec: _matmul(is_weight, input, vec),
     "__matmul__": _matmul,
     "__rmatmul__": lambda is_weight, input, other: _matmul(is_weight, other, input),
     "addmm": _addmm,
@@ -262,6 +277,11 @@ def _constant_bias(product: Product, is_weight: Weights) -> Product:
         bool(product.geometry) or product.bias.shape == product.plain(product.weight).shape[:1]
     )
     return product if plain else product.without_bias()
+
+
+def _row(x: Tensor) -> dict[str, Change]:
+    """What makes a row of one vector, and a vector of one row."""
+    return {"before": partial(torch.unsqueeze, dim=0), "after": partial(torch.squeeze, dim=0)} if x.dim() == 1 else {}
 
 
 def _rows(x: Tensor) -> int:

@@ -107,9 +107,10 @@ def record(prepared: Prepared, example: Tensor) -> Program:
     layers = [marked(index) for index in range(len(prepared.layers))]
     token = _RECORDED.set(prepared.modules)
     try:
-        traced = make_fx(torch.func.functionalize(lambda pixels: prepared(pixels, layers)))(example)
-        if any(map(_writes, traced.graph.nodes)):  # within what is one function to the first tracing
-            traced = make_fx(torch.func.functionalize(traced))(example)
+        traced = make_fx(lambda pixels: prepared(pixels, layers))(
+            example
+        )  # with autograd.Function, which functorch refuses
+        traced = make_fx(torch.func.functionalize(traced))(example)
     finally:
         _RECORDED.reset(token)
     nodes = list(traced.graph.nodes)

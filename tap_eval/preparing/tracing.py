@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -44,7 +45,11 @@ METADATA = {
     "new_empty", "new_full", "new_tensor",
 }  # fmt: skip
 """what is asked of a tensor without reading its values"""
-_DRAWN = ("rand", "normal", "empty", "bernoulli", "multinomial")
+_DRAWN = {
+    "rand", "randn", "randint", "randperm", "random", "normal", "uniform", "exponential", "cauchy", "geometric",
+    "bernoulli", "multinomial", "poisson", "empty",
+}  # fmt: skip
+"""functions that give something else each time, up to the first "_" of their names"""
 _HALF = (torch.float16, torch.bfloat16)
 _IN_PLACE = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__"})
 _LONGEST = 200  # characters of an expression, before it is named by its hash
@@ -77,12 +82,17 @@ class Call:
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             name = func.__self__.__name__
-        return Call(name.partition(".")[0], func, args, kwargs, tuple(_tensors(args) + _tensors(kwargs.values())))
+        name = name.partition(".")[0]
+        if isinstance(func, OpOverload | OpOverloadPacket) and (room := str(func).partition(".")[0]) != "aten":
+            name = f"{room}.{name}"  # which may be that of another function in PyTorch
+        return Call(name, func, args, kwargs, tuple(_tensors(args) + _tensors(kwargs.values())))
 
     @property
     def in_place(self) -> bool:
         """Whether it writes to one of its arguments."""
         named_so = self.name.endswith("_") and not self.name.endswith("__")
+        schema = getattr(self.func, "_schema", None)
+        named_so = named_so or (schema is not None and schema.is_mutable)
         return named_so or self.name in _IN_PLACE or "out" in self.kwargs or self.kwargs.get("inplace") is True
 
     @property
@@ -229,7 +239,9 @@ class Tracing(Watching):
             self.met_half = True
         call = Call.of(func, args, kwargs or {})
         product = product_of(call.name, call.args, call.kwargs, self.is_weight)
-        if product is not None:
+        if product is not None and not product.x.numel():  # of no image
+            result = call()
+        elif product is not None:
             source = self.source(product.weight)
             assert source is not None
             turned = "" if product.plain is same else f"{call.name} "
@@ -266,7 +278,7 @@ class Tracing(Watching):
         )  # fmt: skip
 
     def _is_constant(self, call: Call) -> bool:
-        return all(map(self.source, call.tensors)) and not call.name.startswith(_DRAWN)
+        return all(map(self.source, call.tensors)) and call.name.partition("_")[0] not in _DRAWN
 
     def _of_weights(self, call: Call) -> Any:
         """What is computed of weights alone comes from them."""

@@ -44,12 +44,10 @@ class _Strangers(Watching):
         return result
 
 
-def read_unseen(
-    prepared: Prepared, names: Sequence[str], batches: Sequence[Tensor], expected: Sequence[Tensor]
-) -> set[str]:
+def read_unseen(prepared: Prepared, names: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]) -> set[str]:
     """Of the network's tensors called `names`, those on which its logits depend although layers have their own weights.
 
-    `expected` are the logits of `batches`. The tensors are overwritten meanwhile.
+    `batches` are images with their logits. The tensors are overwritten meanwhile.
     """
     state = {**dict(prepared.network.named_parameters()), **dict(prepared.network.named_buffers())}
     modules = [copy.deepcopy(module) for module in prepared.modules]
@@ -78,7 +76,7 @@ def read_unseen(
         return among(names[:middle], pixels, logits) | among(names[middle:], pixels, logits)
 
     unseen: set[str] = set()
-    for pixels, logits in zip(batches, expected, strict=True):
+    for pixels, logits in batches:
         found = run(names, pixels)
         if found is None or not torch.allclose(found, logits, rtol=0, atol=TOLERANCE * float(logits.abs().max())):
             unseen |= among(names, pixels, prepared(pixels, modules))

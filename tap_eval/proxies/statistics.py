@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 BINS = 256
+_AT_ONCE = 2**22
+"""numbers that are taken together of rows that are there as a whole"""
 
 
 class Statistics:
@@ -64,6 +66,7 @@ class Statistics:
 def statistics(rows: Tensor) -> dict[str, Tensor]:
     """Each statistic of each row of (R, N), as (R,) float64."""
     found = Statistics(len(rows))
-    found.first(rows)
-    found.second(rows)
+    for step in (found.first, found.second):
+        for part in rows.split(max(_AT_ONCE // len(rows), 1), dim=1):
+            step(part)
     return found.values()

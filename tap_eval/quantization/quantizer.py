@@ -242,7 +242,8 @@ def observe(layer: Quantizable, x: Tensor) -> Observation:
 def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
     """What each layer's input is on the calibration images, in all calls of it, in the order of the layers.
 
-    A layer that none of them reaches is observed on the images on which it was found.
+    A layer that none of them reaches is observed on the images on which it was found. Raises
+    `RuntimeError` where it is not reached by those either, as in a process without the network's globals.
     """
     seen: dict[int, Observation] = {}
 
@@ -258,6 +259,8 @@ def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
     for part in (pixels, *prepared.watched):
         if missing := set(range(len(prepared.layers))) - seen.keys():
             prepared(part, [watched(index, module) for index, module in enumerate(prepared.modules)])
+    if silent := [layer.name for layer in prepared.layers if layer.index not in seen]:
+        raise RuntimeError(f"{', '.join(silent)} ran when the network was prepared, and not in this process")
     return [seen[index] for index in range(len(prepared.layers))]
 
 

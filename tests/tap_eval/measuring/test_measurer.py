@@ -85,6 +85,25 @@ def test_a_network_that_takes_one_layout_for_granted_is_measured_in_it() -> None
     assert (measured.unfit is None) == integer.exact()
 
 
+class Swish(torch.autograd.Function):
+    """Keeps its input alone for training, as EfficientNets have it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+
+@NEEDS_VNNI
+def test_functions_with_a_gradient_of_their_own_are_recorded() -> None:
+    class Efficient(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(Swish.apply(self.first(x.flatten(1))).add_(1))
+
+    torch.manual_seed(0)
+    assert measurer(Efficient(abs)).unfit is None
+
+
 @NEEDS_VNNI
 def test_steps_that_return_nothing_beside_their_tensors_are_compared() -> None:
     class Recurrent(nn.Module):

@@ -197,6 +197,25 @@ TOKENS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         ),
         ["kernel"],
     ),
+    "normalized": (lambda: Held((8, 8), lambda x, kernel: F.linear(x, F.normalize(kernel))), ["kernel"]),
+    "einsum with ellipsis": (lambda: Held((8, 8), lambda x, k: torch.einsum("...c,oc->...o", x, k)), ["kernel"]),
+    "einsum without output": (lambda: Held((8, 8), lambda x, k: torch.einsum("btc,cz", x, k)), ["kernel"]),
+    "einsum of heads": (
+        lambda: Held((8, 2, 4), lambda x, k: torch.einsum("...c,chd->...hd", x, k).flatten(-2)),
+        ["kernel"],
+    ),
+    "matrix by keyword": (
+        lambda: Held((8, 8), lambda x, kernel: torch.mm(x.flatten(0, 1), mat2=kernel).view_as(x)),
+        ["kernel"],
+    ),
+    "vectors": (
+        lambda: Held((8, 8), lambda x, k: torch.stack([y @ k for y in x.flatten(0, 1)]).view_as(x)),
+        ["kernel"],
+    ),
+    "vectors from the right": (
+        lambda: Held((8, 8), lambda x, k: torch.stack([k.mv(y) + k @ y for y in x.flatten(0, 1)]).view_as(x)),
+        ["kernel"],
+    ),
     "bilinear": (lambda: Functional(nn.Bilinear(8, 8, 8), lambda layer, x: layer(x, x)), ["layer"]),
     "bias of the image": (
         lambda: Functional(nn.Linear(8, 8), lambda layer, x: F.linear(x, layer.weight, x.mean((0, 1)))),

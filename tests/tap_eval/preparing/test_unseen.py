@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tap_eval.mistake import NetworkMistake, WeightsMistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.unseen import UNSEEN
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, calibrate
 from tests.tap_eval.preparing.networks import assert_all_run_quantized, checked
 
 GLOBAL = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -42,6 +43,10 @@ def two_in_a_list(self: Any) -> None:
     self.convs = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)]
 
 
+def normed_in_a_list(self: Any) -> None:
+    self.blocks = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()]
+
+
 def cached(self: Any) -> None:
     self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3))
     self.twice = functools.cache(lambda: self.kernel * 2)
@@ -53,8 +58,9 @@ def cached(self: Any) -> None:
         (two_in_a_list, lambda self, x: self.convs[1](self.convs[0](x)), 2),
         (lambda self: None, lambda self, x: F.conv2d(x, GLOBAL), 1),
         (cached, lambda self, x: F.conv2d(x, self.twice()), 1),
+        (normed_in_a_list, lambda self, x: self.blocks[0](x), 1),
     ],
-    ids=["modules in a plain list", "global", "cache"],
+    ids=["modules in a plain list", "global", "cache", "batch normalization in a plain list"],
 )
 def test_weights_that_no_module_holds_are_layers_and_a_note_says_so(
     setup: Callable[[Any], object], forward: Callable[[Any, Tensor], Tensor], layers: int
@@ -63,6 +69,7 @@ def test_weights_that_no_module_holds_are_layers_and_a_note_says_so(
     prepared = checked(Code(setup, forward))
     assert [layer.name.partition(".")[0] for layer in prepared.layers] == ["outside"] * layers + ["head"]
     assert any("none of its modules holds" in note and "8 x 3 x 3 x 3" in note for note in prepared.notes)
+    assert prepared.left == 0
     assert_all_run_quantized(prepared)
 
 
@@ -216,6 +223,55 @@ def test_a_bias_of_any_shape_is_added(shape: tuple[int, ...]) -> None:
     prepared = checked(Code(setup, lambda self, x: F.linear(x.flatten(2).mT, self.weight, self.add).mT), 14)
     assert {rest.name: rest.reason for rest in prepared.rest} == {"add": "linear"}
     assert_all_run_quantized(prepared, 14)
+
+
+def test_a_weight_that_is_multiplied_in_two_ways_is_said_to_count_twice() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3), keepdim=True) + F.conv2d(x, self.conv.weight, stride=2)
+
+    torch.manual_seed(0)
+    prepared = checked(Code(conv, forward))
+    assert sum(layer.params for layer in prepared.layers) == 2 * 216 + 24
+    assert prepared.notes == (
+        "conv.weight is multiplied in 2 ways, as conv, conv[1]: each has bits of its own, and counts",
+    )
+
+
+def test_experts_that_no_image_of_a_batch_reaches_are_calibrated_on_others() -> None:
+    def setup(self: Any) -> None:
+        self.dark, self.bright = nn.Linear(3, 8), nn.Linear(3, 8)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = x.mean((2, 3))
+        result, bright = torch.zeros(len(x), 8), x.mean(1) > 0.25
+        for chosen, expert in ((bright, self.bright), (~bright, self.dark)):
+            result[chosen] = expert(x[chosen])
+        return result[..., None]
+
+    torch.manual_seed(0)
+    bright, network = torch.rand(2, 3, 16, 16), Code(setup, forward).eval()
+    prepared = prepare(network, bright, [torch.cat([bright, 0.1 * bright])])
+    assert [layer.name for layer in prepared.layers] == ["bright", "head", "dark"]
+    x = torch.cat([0.1 * bright, bright])
+    assert calibrate(prepared, bright)[2].high == calibrate(prepared, x)[2].high
+    quantized = QuantizedNetwork(prepared, calibrate(prepared, x))
+    quantized.choose(Allocation((8,) * 3, (8,) * 3))
+    assert torch.allclose(quantized.logits(x, 4), network(x), atol=0.02)
+
+
+@torch.library.custom_op("tests::linear", mutates_args=())
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Not what PyTorch calls so."""
+    return torch.exp(x) @ weight
+
+
+def test_operators_of_others_are_not_taken_for_those_of_the_same_name() -> None:
+    def setup(self: Any) -> None:
+        self.weight = nn.Parameter(torch.randn(3, 8))
+
+    torch.manual_seed(0)
+    prepared = checked(Code(setup, lambda self, x: torch.ops.tests.linear(x.flatten(2).mT, self.weight).mT))
+    assert {rest.name: rest.reason for rest in prepared.rest} == {"weight": "tests.linear"}
 
 
 def trained_on(self: Any) -> None:
