@@ -80,6 +80,8 @@ NETWORKS = {f"torchvision.{name}": pixels for name, pixels in TORCHVISION.items(
 TOLERANCE = 1e-4
 """of the largest logit, or ten times what float32 itself is off, where that is more"""
 _LEAST_SHARE = 0.95  # of the weights
+_MOST_APART = 2
+"""times what 8 bits cost: so far may both paths come apart where single roundings grow through a deep network"""
 _SHOWN, _CALIBRATED, _JUDGED = 2, 16, 32
 """images on which preparing finds layers, which give ranges, on which the quantized network is judged"""
 
@@ -302,6 +304,7 @@ def quantized(network: nn.Module, prepared: Prepared, splits: Splits) -> dict[st
     row = {
         "idle_at_8_bits": [layer.name for layer in prepared.layers if not calls[layer.index]],
         "cosine": float(F.cosine_similarity(got, expected).mean()),
+        "bits_mean": float((got - expected).abs().mean() / expected.abs().max()),
         "same": _same(got, expected), "same_centred": _same(got - expected.mean(0), expected - expected.mean(0)),
         "cosine_centred": float(F.cosine_similarity(got - expected.mean(0), expected - expected.mean(0)).mean()),
         "classes": len(expected.argmax(1).unique()),
@@ -316,7 +319,7 @@ def quantized(network: nn.Module, prepared: Prepared, splits: Splits) -> dict[st
         return row | {"error": f"{type(error).__name__}: {error}"[:500]}
     return row | {
         "paths_max": _apart(other, got),
-        "paths_mean": float((other - got).abs().mean() / got.abs().max()),
+        "paths_mean": float((other - got).abs().mean() / expected.abs().max()),
         "paths_same": _same(other, got),
         "paths_same_centred": _same(other - expected.mean(0), got - expected.mean(0)),
         "cosine_of_integers": float(F.cosine_similarity(other, expected).mean()),
@@ -337,6 +340,9 @@ def faults(row: dict[str, Any]) -> list[str]:
         found.append(f"layers do not run: {', '.join(idle[:3])}")
     if abs(row["macs"] + row["macs_outside"] - row["macs_of_weights"]) > 1e-6 * row["macs_of_weights"]:
         found.append(f"{row['macs'] + row['macs_outside']:,.0f} operations, not {row['macs_of_weights']:,.0f}")
+    apart = row.get("paths_mean", math.inf)
+    if row["unfit"] is None and apart > _MOST_APART * row["bits_mean"]:
+        found.append(f"both paths differ by {apart:.0e} where 8 bits cost {row['bits_mean']:.0e}")
     if row["nowhere"]:
         found.append(f"{row['nowhere']:,} parameters are nowhere")
     if _share(row) < _LEAST_SHARE:
