@@ -21,7 +21,6 @@ from tap_eval.preparing.tracing import Call, Norm, Source, Tracing
 
 TOLERANCE = 1e-4
 """of the largest logit: more may be the noise of float32, and is looked at in float64"""
-_TOLERANCE64 = 1e-8
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -128,12 +127,15 @@ def difference(original: Original, prepared: Prepared, pixels: Tensor, expected:
 
 
 def agree_in_float64(original: Original, prepared: Prepared, pixels: Tensor) -> bool:
-    """Whether they agree to the precision of float64; False where the network's code does not run in it."""
+    """Whether they agree where activations are not rounded; False where the network's code does not run in float64.
+
+    What differs then is what folding has rounded of the weights, or is no rounding.
+    """
     network, modules = copy_of(original.network).double(), [copy.deepcopy(each).double() for each in prepared.modules]
     widened = Prepared(**{**vars(prepared), "network": network, "modules": tuple(modules)})
     try:
         expected = prepared.output.logits(network(pixels.double()))
-        return _close(widened(pixels.double()), expected, _TOLERANCE64)
+        return _close(widened(pixels.double()), expected, TOLERANCE)
     except Exception:  # noqa: BLE001 a step takes float32 alone: whatever the network's code raises then
         return False
 
