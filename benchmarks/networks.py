@@ -106,7 +106,7 @@ def main() -> int:
             found[name] = _in_a_process(name, chosen.pixels or NETWORKS[name], chosen.limit)
             with chosen.results.open("a") as file:
                 file.write(json.dumps(found[name]) + "\n")
-            print(f"{name}: {_remark(found[name]) or 'as it should be'}", file=sys.stderr, flush=True)
+            print(f"{name}: {_remark(found[name]) or 'no remark'}", file=sys.stderr, flush=True)
     rows = [found[name] for name in names]
     print(table(rows))
     return int(any(row["faults"] for row in rows))
@@ -303,12 +303,8 @@ def quantized(network: nn.Module, prepared: Prepared, splits: Splits) -> dict[st
     got = simulated.logits(search, prepared.batch)
     row = {
         "idle_at_8_bits": [layer.name for layer in prepared.layers if not calls[layer.index]],
-        "cosine": float(F.cosine_similarity(got, expected).mean()),
-        "bits_mean": float((got - expected).abs().mean() / expected.abs().max()),
-        "same": _same(got, expected), "same_centred": _same(got - expected.mean(0), expected - expected.mean(0)),
-        "cosine_centred": float(F.cosine_similarity(got - expected.mean(0), expected - expected.mean(0)).mean()),
-        "classes": len(expected.argmax(1).unique()),
-        "unfit": measurer.unfit,
+        "cosine": float(F.cosine_similarity(got, expected).mean()), "same": _same(got, expected),
+        "bits_mean": float((got - expected).abs().mean() / expected.abs().max()), "unfit": measurer.unfit,
     }  # fmt: skip
     try:
         program = record(prepared, search[:1].expand(prepared.batch, *search.shape[1:]).contiguous())
@@ -317,13 +313,8 @@ def quantized(network: nn.Module, prepared: Prepared, splits: Splits) -> dict[st
         other = integers.logits(search)
     except Exception as error:  # noqa: BLE001 - whatever it raises is why `measurer.unfit` says that it does not fit
         return row | {"error": f"{type(error).__name__}: {error}"[:500]}
-    return row | {
-        "paths_max": _apart(other, got),
-        "paths_mean": float((other - got).abs().mean() / expected.abs().max()),
-        "paths_same": _same(other, got),
-        "paths_same_centred": _same(other - expected.mean(0), got - expected.mean(0)),
-        "cosine_of_integers": float(F.cosine_similarity(other, expected).mean()),
-    }
+    apart = (other - got).abs() / expected.abs().max()
+    return row | {"paths_max": float(apart.max()), "paths_mean": float(apart.mean()), "paths_same": _same(other, got)}
 
 
 def _same(one: Tensor, other: Tensor) -> float:
@@ -357,7 +348,7 @@ def _share(row: dict[str, Any]) -> float:
 
 
 _COLUMNS = (
-    "network", "pixels", "layers", "of the weights", "of the operations", "prepared", "at 8 bits", "same class",
+    "network", "pixels", "layers", "weights", "operations", "difference", "float32", "cosine", "same class",
     "both paths", "s to prepare", "s", "MiB", "remarks",
 )  # fmt: skip
 
@@ -370,19 +361,31 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if "layers" in row:
             macs = row["macs_of_weights"] + row["macs_of_activations"]
             cells = [
-                f"{row['layers']}", f"{100 * (1 - row['share_left']):.1f} %", f"{100 * row['macs'] / macs:.1f} %",
-                f"{row['difference']:.0e}", f"{row['cosine']:.4f}", f"{100 * row['same']:.0f} %",
-                f"{row['paths_mean']:.0e}" if "paths_mean" in row else "", f"{row['prepare_s']:.1f}",
+                f"{row['layers']}", _percent(1 - row["share_left"]), _percent(row["macs"] / macs),
+                _small(row["difference"]), _small(row["rounding"]), f"{row['cosine']:.4f}", _percent(row["same"]),
+                _small(row["paths_mean"]) if "paths_mean" in row else "", f"{row['prepare_s']:.1f}",
                 f"{row['seconds']:.0f}", f"{row['peak_mib']:,.0f}",
             ]  # fmt: skip
         lines.append((row["network"], str(row["pixels"]), *cells, _remark(row)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _small(difference: float) -> str:
+    return f"{difference:.0e}" if difference else "0"
+
+
 def _remark(row: dict[str, Any]) -> str:
-    left = f"{row['rest']['lstm']:,} weights of LSTMs in float" if row.get("rest", {}).get("lstm") else ""
+    """Faults, why it is refused, what leaves more than a hundredth of the weights in float, and the program's notes."""
+    rest = {reason: count for reason, count in row.get("rest", {}).items() if reason}
+    whole = row.get("weights", 0) + sum(rest.values())
+    left = [f"{reason} {_percent(count / whole)}" for reason, count in rest.items() if count > whole / 100]
     simulated = f"simulated alone: {row['unfit']}" if row.get("unfit") else ""
-    return "; ".join(filter(None, [*row["faults"], row.get("refused"), left, *row.get("notes", ()), simulated]))
+    told = f"in float: {', '.join(left)}" if left else ""
+    return "; ".join(filter(None, [*row["faults"], row.get("refused"), told, *row.get("notes", ()), simulated]))
 
 
 if __name__ == "__main__":
