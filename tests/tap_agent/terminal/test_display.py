@@ -80,7 +80,6 @@ def test_a_terminal_shows_a_table_that_fills_and_a_resumed_run_shows_what_there_
     first = in_terminal(arguments, tmp_path, cache, 80, until="generation 1 of 1: proposing")
     assert max(map(len, first.splitlines())) <= 80
     assert re.search(r"generation +template +candidate +fitness +accuracy +seconds +tokens", first)
-    assert re.search(r"0 +initialization +p00\d +\d+\.\d +15", first)  # one that is proposed: no fitness yet
     assert re.search(r"0 +initialization +" + ROW.format(name="p000"), first)  # judged
     assert re.search(r"generation 0: fitness best 0\.\d{4}, mean 0\.\d{4}; died: \d (duplicate|error)", first)
     assert first.count("scripted refuses temperature, which is left out from now on.") == 1
