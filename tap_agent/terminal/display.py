@@ -131,6 +131,7 @@ class LiveTable(AbstractContextManager["LiveTable"]):
             case "judged":
                 self._note(event)
             case "generation":
+                self._live.refresh()  # however fast it went, all that was judged is seen once
                 self._live.console.print(generation_line(event), highlight=False, soft_wrap=False)
                 if event["index"] < self._last:
                     self._describe(f"generation {event['index'] + 1} of {self._last}: proposing")
