@@ -55,6 +55,8 @@ class Found:
 
     outside: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     """tensors that code reads and no module of the network holds, by `id`, with a name for each"""
+    kind: torch.dtype = torch.float32
+    """of the layers' weights"""
 
     def foldable(self, key: str) -> Norm | None:
         """The batch normalization that can be folded into a product: each the other's only partner, in all passes."""
@@ -93,7 +95,7 @@ class Discovery(Tracing):
         if key not in self._found.products:
             if source.expression not in source.roots:  # computed anew in each pass, and maybe changed in this one
                 product = replace(product, weight=product.weight.clone())
-            self._found.products[key] = Met(source, product.module(), self._images)
+            self._found.products[key] = Met(source, product.module(self._found.kind), self._images)
             self._new.add(key)
         met = self._found.products[key]
         if key in self._new:

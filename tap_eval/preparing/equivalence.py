@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from tap_eval.preparing.torchscript import readable
 from tap_eval.preparing.tracing import Call, Norm, Source, Tracing
 
 TOLERANCE = 1e-4
-"""of the largest logit: more may be the noise of float32, and is looked at in float64"""
+"""of the largest logit: more may be what float32 rounds, and is looked at in float64"""
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -66,6 +65,10 @@ class Original:
             notes.append("its branches are fused by its own methods, as it is deployed")
         network = (deployed or original.network).requires_grad_(False)
         return replace(original, network=network, notes=tuple(notes))
+
+    def in_float64(self) -> Original:
+        """A copy that computes in float64, as far as its code lets it."""
+        return replace(self, network=copy_of(self.network).double())
 
     def run(self, pixels: Tensor) -> Any:
         """What the network returns for (N, C, H, W); raises `NetworkMistake` with what its code raised."""
@@ -119,23 +122,18 @@ def _listed(kinds: set[torch.dtype]) -> str:
 def difference(original: Original, prepared: Prepared, pixels: Tensor, expected: Tensor) -> str | None:
     """Where the two differ first on these images, (N, C, H, W): the name of a module; None where they agree.
 
-    `expected` are the original's logits. What may be noise of float32 is judged in float64.
+    `expected` are the original's logits.
     """
-    if _close(prepared(pixels), expected, TOLERANCE) or agree_in_float64(original, prepared, pixels):
-        return None
-    return _first_difference(original, prepared, pixels)
+    return None if _close(prepared(pixels), expected, TOLERANCE) else _first_difference(original, prepared, pixels)
 
 
-def agree_in_float64(original: Original, prepared: Prepared, pixels: Tensor) -> bool:
-    """Whether they agree where activations are not rounded; False where the network's code does not run in float64.
+def agree(original: Original, prepared: Prepared, batches: Sequence[Tensor]) -> bool:
+    """Whether both give the same logits for all these images; False too where the network's code does not run on them.
 
-    What differs then is what folding has rounded of the weights, or is no rounding.
+    Of a network in float64, whose layers were found in float64, it tells whether a difference in float32 is rounding.
     """
-    network, modules = copy_of(original.network).double(), [copy.deepcopy(each).double() for each in prepared.modules]
-    widened = Prepared(**{**vars(prepared), "network": network, "modules": tuple(modules)})
     try:
-        expected = prepared.output.logits(network(pixels.double()))
-        return _close(widened(pixels.double()), expected, TOLERANCE)
+        return all(_close(prepared(each), prepared.output.logits(original.run(each)), TOLERANCE) for each in batches)
     except Exception:  # noqa: BLE001 a step takes float32 alone: whatever the network's code raises then
         return False
 

@@ -49,9 +49,9 @@ class Product:
         shaped = self.bias.view(-1, *[1] * (self.weight.dim() - 2)) if self.geometry else self.bias
         return replace(self, bias=None, after=_chain([self.after, partial(torch.add, shaped)]))
 
-    def module(self) -> Quantizable:
-        """In eval mode, float32; it shares its weight with the network where that is used as it is."""
-        weight = self.plain(self.weight.detach()).float()
+    def module(self, kind: torch.dtype = torch.float32) -> Quantizable:
+        """In eval mode, with weights of `kind`; it shares its weight with the network where that is used as it is."""
+        weight = self.plain(self.weight.detach()).to(kind)
         if self.geometry:
             stride, padding, dilation, groups = self.geometry
             rows, columns = weight.shape[2:]
@@ -60,7 +60,7 @@ class Product:
         else:
             made = nn.Linear(weight.shape[1], len(weight), device="meta")
         made.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        made.bias = None if self.bias is None else nn.Parameter(self.bias.detach().float(), requires_grad=False)
+        made.bias = None if self.bias is None else nn.Parameter(self.bias.detach().to(kind), requires_grad=False)
         return made.eval()
 
 

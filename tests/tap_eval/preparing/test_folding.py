@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tap_eval.preparing.equivalence import TOLERANCE
 from tap_eval.preparing.prepare import prepare
 from tests.tap_eval.preparing.networks import Net, NormAct, assert_all_run_quantized, checked, randomized
 
@@ -147,3 +148,42 @@ def test_a_fold_that_changes_outputs_is_taken_back_and_said(monkeypatch: pytest.
     prepared = checked(Net(Unseen(), 8))
     assert list(prepared.folded.values()) == ["body.first.1"]
     assert prepared.notes == ("body.norm stays apart: folded, it would change outputs",)
+
+
+class Sensitive(nn.Module):
+    """Each stage makes more of a difference: what float32 rounds of the first is past noise in the last."""
+
+    def __init__(self, unseen: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if place == 0 else 8, 8, 3, padding=1) for place in range(6))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(6))
+        self.unseen = unseen
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = conv(x)
+            x = torch.sin(20 * norm(y))
+            if self.unseen:
+                with torch._C.DisableTorchFunction():
+                    x = x * y.mean()
+        return x
+
+
+def test_norms_are_folded_in_a_network_that_is_sensitive_to_rounding_and_that_is_said_once() -> None:
+    torch.manual_seed(0)
+    network, images = randomized(Net(Sensitive(False), 8)), torch.randn(4, 3, 16, 16)
+    prepared = prepare(network, images)
+    assert list(prepared.folded.values()) == [f"body.norms.{place}" for place in range(6)]
+    (note,) = prepared.notes
+    assert "sensitive to rounding" in note
+    with torch.no_grad():
+        expected = network(images)
+        wide = prepared(images) - expected
+    assert wide.abs().max() > TOLERANCE * expected.abs().max(), "no case of what is tested here"
+
+
+def test_a_wrong_fold_is_taken_back_in_a_network_that_is_sensitive_to_rounding() -> None:
+    torch.manual_seed(0)
+    prepared = prepare(randomized(Net(Sensitive(True), 8)), torch.randn(4, 3, 16, 16))
+    assert not prepared.folded
+    assert "body.norms.0, body.norms.1, body.norms.2, body.norms.3 and 2 more stay apart" in prepared.notes[0]
