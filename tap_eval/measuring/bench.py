@@ -34,6 +34,7 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
+from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation
 
 _WATCHED, _WATCHED_LARGE = 32, 16
@@ -232,7 +233,8 @@ class Bench:
             return list(threads.map(measure, jobs))
 
     def _job(self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray) -> Job:
-        return Job(allocation, split, draw, rows, integers=allocation is not None and not self.unfit)
+        integers = allocation is not None and not self.unfit and exact(allocation.most)
+        return Job(allocation, split, draw, rows, integers=integers)
 
     def _shared(self, job: Job, beside: int) -> np.ndarray:
         """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""

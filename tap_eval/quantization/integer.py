@@ -29,18 +29,22 @@ _MAGIC = 1.5 * 2**23
 
 
 @cache
-def exact() -> bool:
-    """Whether this CPU multiplies bytes without saturating: those without VNNI add pairs in 16 bits."""
+def exact(bits: int = _EIGHT) -> bool:
+    """Whether this CPU multiplies bytes by weights of `bits` without saturating.
+
+    Those without VNNI add pairs of products in 16 bits, which hold two of 255 * 63, of 7 bits, and not of 8.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
-    x, weight = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), 127, dtype=torch.int8)
+    top = 2 ** (bits - 1) - 1
+    x, weight = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), top, dtype=torch.int8)
     scale, zero = torch.ones(8), torch.zeros(8, dtype=torch.int32)
     try:
         packed = _ONEDNN.qlinear_prepack(weight, None)
         y = _ONEDNN.qlinear_pointwise(x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
     except (RuntimeError, AttributeError):  # a build of PyTorch without these operators
         return False
-    return bool((y == 64 * 255 * 127).all())
+    return bool((y == 64 * 255 * top).all())
 
 
 def bytes_of(x: Tensor, affine: Affine) -> Tensor:
@@ -140,9 +144,7 @@ class IntegerNetwork:
     def __init__(
         self, network: QuantizedNetwork, program: Program, activations: Sequence[int], kept: KeptWeights
     ) -> None:
-        """`kept` holds packed weights, of this network and of others. Raises `Unfit`."""
-        if not exact():
-            raise Unfit("this CPU adds products of bytes in 16 bits, which overflow")
+        """`kept` holds packed weights, of this network and of others."""
         shapes = program.input_shapes()
         self.layers = [
             IntegerLayer(layer, layer.covering(bits), shapes.get(index))
@@ -152,7 +154,9 @@ class IntegerNetwork:
         self._kept = kept
 
     def choose(self, allocation: Allocation) -> None:
-        """Gives every layer its bits."""
+        """Gives every layer its bits; raises `Unfit` for bits that this CPU does not multiply exactly."""
+        if not exact(allocation.most):
+            raise Unfit(f"this CPU adds products of {allocation.most} bits and bytes in 16 bits, which overflow")
         for layer, bits in zip(self.layers, allocation.weights, strict=True):
             if layer.input_shape is not None:
                 layer.packed = self._kept.recall(layer, bits)

@@ -41,6 +41,11 @@ class Allocation:
     weights: tuple[LayerBits, ...]
     activations: tuple[int, ...]
 
+    @property
+    def most(self) -> int:
+        """The most bits of any weight."""
+        return max(bits if isinstance(bits, int) else max(bits) for bits in self.weights)
+
 
 def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Symmetric integers per output channel with the scale of least squared error.
