@@ -79,7 +79,9 @@ def case(request: pytest.FixtureRequest) -> tuple[Prepared, QuantizedNetwork, to
 def drawn(prepared: Prepared, rng: random.Random, activations: tuple[int, ...] = (8,)) -> Allocation:
     """Random bits, in every other layer by output channel."""
     weights: list[LayerBits] = [
-        tuple(rng.choice((2, 3, 4, MOST)) for _ in range(layer.out_channels)) if layer.index % 2 else rng.choice((2, 4, MOST))
+        tuple(rng.choice((2, 3, 4, MOST)) for _ in range(layer.out_channels))
+        if layer.index % 2
+        else rng.choice((2, 4, MOST))
         for layer in prepared.layers
     ]
     return Allocation(tuple(weights), tuple(rng.choice(activations) for _ in prepared.layers))
