@@ -30,8 +30,9 @@ from tap_eval.measuring.layer_errors import layer_errors
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.program import record
+from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
-from tap_eval.quantization.quantizer import QuantizedNetwork, calibrate
+from tap_eval.quantization.quantizer import QuantizedNetwork
 
 BITS = (2, 4, 8)
 Row = tuple[str, list[float]]

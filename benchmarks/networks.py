@@ -36,7 +36,8 @@ from torch.nn import functional as F
 
 from benchmarks.operations import Operations, plain_attention
 from tap_eval.images.images import Images, Splits, Transform
-from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.weights import Kept
 from tap_eval.mistake import Mistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
@@ -294,7 +295,8 @@ def quantized(network: nn.Module, prepared: Prepared, splits: Splits) -> dict[st
     count = len(prepared.layers)
     bits = 8 if exact() else 7  # which any CPU multiplies exactly
     allocation = Allocation((bits,) * count, (8,) * count)
-    measurer = Measurer(prepared, splits, allocation, prepared.batch, 2**30)
+    recipe = Recipe("nearest", (bits,), splits.name, Kept(None))
+    measurer = Measurer(prepared, splits, allocation, Bounds(batch=prepared.batch), recipe)
     simulated, search = measurer.network(0), splits.search.pixels
     calls = [0] * count
     for index, layer in enumerate(simulated.layers):

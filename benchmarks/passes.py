@@ -29,8 +29,9 @@ from tap_eval.networks.load import load_network
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.program import record
+from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
-from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, calibrate
+from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 
 CHOICES = (2, 3, 4, 8)
 

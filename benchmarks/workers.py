@@ -21,7 +21,8 @@ from tap_agent.paths import cache_folder
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.cluster import RayExecutor
-from tap_eval.measuring.measurer import Job, Measurer
+from tap_eval.measuring.measurer import Bounds, Job, Measurer, Recipe
+from tap_eval.measuring.weights import Kept
 from tap_eval.networks.load import load_network
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.quantizer import Allocation
@@ -43,7 +44,8 @@ def main() -> None:
     prepared = prepare(
         load_network(chosen.network, chosen.weights, cache_folder()).network, splits.calibrations[0].pixels[:2]
     )
-    local = Measurer(prepared, splits, uniform(prepared.layers, 8), 125, 2**30)
+    recipe = Recipe("nearest", (8,), chosen.network, Kept(None))
+    local = Measurer(prepared, splits, uniform(prepared.layers, 8), Bounds(), recipe)
     rng, rows = random.Random(0), np.arange(len(splits.search))
     eights = (8,) * len(prepared.layers)
     drawn = [Allocation(tuple(rng.choice(BITS) for _ in eights), eights) for _ in range(chosen.jobs)]

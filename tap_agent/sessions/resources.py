@@ -20,10 +20,10 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
-from tap_eval.measuring.bench import Bench, Bounds, Task
+from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.measuring.measurer import Measurer, Measures
+from tap_eval.measuring.measurer import Bounds, Measurer, Measures
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
@@ -61,7 +61,7 @@ class Resources(AbstractContextManager["Resources"]):
         """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
         settings = self.settings
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
-        task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs)
+        task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs, settings.rounding)
         loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
         notes = loaded.notes
         if loaded.transform and not network.transform:
@@ -78,7 +78,9 @@ class Resources(AbstractContextManager["Resources"]):
             room=room_in(self.cache, settings.images_mib * 2**20),
             network=loaded.network,
         )
-        bounds = Bounds(settings.batch, settings.packed_mib * 2**20, settings.features_mib * 2**20)
+        bounds = Bounds(
+            settings.batch, settings.packed_mib * 2**20, settings.features_mib * 2**20, settings.moments_mib * 2**20
+        )
         return Bench(
             name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
             notes=notes,

@@ -107,7 +107,11 @@ class Settings(_Model):
     """Groups of output channels a layer, each with bits of its own. 1 is bits a layer."""
     pin_ends: Annotated[bool, Flag(BITS, "run apply")] = False
     """Hold the first and last layer at most bits."""
-    calibration_images: int = Field(16, ge=1)
+    rounding: Annotated[Literal["gptq", "nearest"], Flag(BITS, "run apply", usage=True)] = "gptq"
+    """How weights become integers: gptq, which looks at calibration images, or nearest."""
+    finish: Annotated[bool, Flag(BITS, "run apply")] = True
+    """Round each network of the final table once more, layer after layer, for the inputs that layers then get."""
+    calibration_images: Annotated[int, Flag(NETWORK, "run apply")] = Field(16, ge=1)
     """Images of one draw for calibration."""
     calibration_draws: Annotated[int, Flag(NETWORK, "run apply", "draws", label="Calibration draws")] = Field(5, ge=1)
     """Draws of calibration images in the final table. The search uses the first alone."""
@@ -170,6 +174,8 @@ MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE."""
     """MiB of weights that are kept in the layout of the integer kernels, a network."""
     features_mib: int = Field(512, ge=1)
     """MiB that are in use while features of layers are computed, about."""
+    moments_mib: int = Field(512, ge=1)
+    """MiB of second moments of layers' inputs that are held; a layer above it is rounded in blocks of inputs."""
     images_mib: int = Field(2048, ge=0)
     """MiB of decoded images that are kept in memory, a split; more are kept in a file."""
     seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = 0

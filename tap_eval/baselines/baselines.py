@@ -10,7 +10,8 @@ from tap_eval.allocation.budget import spent
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
-from tap_eval.quantization.quantizer import Allocation, quantize_weight
+from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.rounding import nearest
 
 RANDOM_ALLOCATIONS = 5
 
@@ -60,9 +61,7 @@ def _weight_error(bench: Bench) -> Allocation:
     for layer in bench.layers:
         weight = bench.prepared.module(layer).weight
         for bits in bench.task.choices.weights:
-            integers, scale = quantize_weight(weight, bits)
-            shaped = scale.view(-1, *[1] * (weight.dim() - 1))
-            errors[layer.index, bits] = float((integers * shaped - weight).double().square().sum())
+            errors[layer.index, bits] = float((nearest(weight, bits).real() - weight).double().square().sum())
     return minimize(
         lambda index, weight, activation: errors[index, weight] * (1 + 4.0**-activation),
         [Unit(layer.index) for layer in bench.layers],

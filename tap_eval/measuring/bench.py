@@ -25,8 +25,9 @@ from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
-from tap_eval.measuring.measurer import Job, Measurer, Measures, SplitName
+from tap_eval.measuring.measurer import Bounds, Job, Measurer, Measures, Recipe, SplitName
 from tap_eval.measuring.notes import at_chance, left_in_float
+from tap_eval.measuring.weights import Advance, Kept
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
@@ -36,6 +37,7 @@ from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.rounding import Rounding
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
@@ -56,18 +58,7 @@ class Task:
     choices: Choices
     budget: Budget
     inputs: Inputs = "statistics"
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How much is done and kept at a time."""
-
-    batch: int = 125
-    """images a pass in floating point"""
-    packed: int = 2**30
-    """bytes of packed weights that are kept"""
-    features: int = 2**29
-    """bytes in use while features are computed"""
+    rounding: Rounding = "gptq"
 
 
 class Bench:
@@ -85,9 +76,10 @@ class Bench:
         spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
         output: str | None = None,
         notes: Sequence[str] = (),
+        advance: Advance = lambda what, done, count: None,
     ) -> None:
         """`spread` brings measuring to other machines; `output` names the logits among what the network returns;
-        `notes` say how the network came about.
+        `notes` say how the network came about; `advance` is told of what takes long.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
@@ -117,7 +109,9 @@ class Bench:
                 "give images of the network's task, or the names of all its classes in --classes FILE."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
-        self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds.batch, self._bounds.packed))
+        kept = Kept(ledger.path.parent / "weights")
+        recipe = Recipe(task.rounding, task.choices.weights, self.digest, kept)
+        self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds, recipe, advance))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -211,20 +205,30 @@ class Bench:
         return self._side_by_side(lambda allocation: self.correct(allocation, stage, count), allocations)
 
     def measure(
-        self, allocation: Allocation | None, split: SplitName = "search", draw: int = 0, beside: int = 1
+        self,
+        allocation: Allocation | None,
+        split: SplitName = "search",
+        draw: int = 0,
+        beside: int = 1,
+        finished: bool = False,
     ) -> Accuracy:
-        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once. `beside` as above."""
-        if split == "search" and draw == 0:
+        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once.
+
+        `finished` rounds the network once more for this allocation. `beside` as above.
+        """
+        if split == "search" and draw == 0 and not finished:
             correct = np.concatenate([self.correct(allocation, stage, beside) for stage in range(len(self.stages))])
         else:
             rows = np.arange(len(getattr(self.splits, split)))
-            correct = self._correct(self._job(allocation, split, draw, rows), "all", beside)
+            correct = self._correct(self._job(allocation, split, draw, rows, finished), "all", beside)
         return Accuracy(int(correct.sum()), len(correct))
 
-    def measure_all(self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int]) -> np.ndarray:
+    def measure_all(
+        self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int], finished: bool = False
+    ) -> np.ndarray:
         """Top-1 (draws, allocations) on a split, as many side by side as there are workers."""
         pairs = list(itertools.product(draws, allocations))
-        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0], len(pairs)).top1, pairs)
+        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0], len(pairs), finished).top1, pairs)
         return np.array(found).reshape(len(draws), len(allocations))
 
     def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
@@ -232,9 +236,11 @@ class Bench:
         with ThreadPoolExecutor(self._measures.workers) as threads:
             return list(threads.map(measure, jobs))
 
-    def _job(self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray) -> Job:
+    def _job(
+        self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray, finished: bool = False
+    ) -> Job:
         integers = allocation is not None and not self.unfit and exact(allocation.most)
-        return Job(allocation, split, draw, rows, integers=integers)
+        return Job(allocation, split, draw, rows, integers, finished and allocation is not None)
 
     def _shared(self, job: Job, beside: int) -> np.ndarray:
         """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
@@ -251,7 +257,8 @@ class Bench:
         if not len(job.rows):
             return np.zeros(0, dtype=bool)
         path = "float" if allocation is None else "integer" if job.integers else "simulated"
-        name = key("correct", quantizer.VERSION, path, self.digest, images.digest, calibration, bits, part)
+        how = [path, *([] if allocation is None else [self.task.rounding, job.finished])]
+        name = key("correct", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
 
@@ -264,5 +271,5 @@ class Bench:
         """
         lowest, count = min(self.task.choices.weights), min(ERROR_IMAGES, len(self.splits.search))
         images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
-        name = key("layer errors", quantizer.VERSION, self.digest, images, lowest)
+        name = key("layer errors", quantizer.VERSION, self.task.rounding, self.digest, images, lowest)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,18 +14,27 @@ import torch
 
 from tap_eval.images.images import Images, Splits
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
+from tap_eval.measuring.ledger import key
+from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, record
-from tap_eval.quantization import quantizer
 from tap_eval.quantization.agreement import NOISE, multiplied_otherwise, recorded_otherwise
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
-from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantization.quantizer import VERSION, Allocation, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.rounding import Rounding
 
 SplitName = Literal["search", "test"]
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
 _AT_ONCE = 5000
 """images whose logits are held together"""
+_PARTS = ("integers", "scale", "bias")
+
+
+def _silent(_: str, __: int, ___: int) -> None:
+    """Tells nobody how far it has come."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,34 @@ class Job:
     rows: np.ndarray
     integers: bool
     """multiplied as such, or else simulated"""
+    finished: bool = False
+    """rounded once more for this allocation"""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much is done and kept at a time."""
+
+    batch: int = 125
+    """images a pass in floating point"""
+    packed: int = 2**30
+    """bytes of packed weights that are kept"""
+    features: int = 2**29
+    """bytes in use while features are computed"""
+    moments: int = 2**29
+    """bytes of second moments of layers' inputs that are held at a time"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights of a network are rounded, and where what was rounded is kept."""
+
+    rounding: Rounding
+    choices: tuple[int, ...]
+    """bits that are rounded together"""
+    content: str
+    """names the network"""
+    kept: Kept
 
 
 class Measures(Protocol):
@@ -72,39 +110,102 @@ class Measurer:
 
     workers = 1
 
-    def __init__(self, prepared: Prepared, splits: Splits, highest: Allocation, batch: int, memory: int) -> None:
-        """`highest` is the allocation on which both paths are compared; `memory` bounds packed weights, in bytes."""
+    def __init__(
+        self,
+        prepared: Prepared,
+        splits: Splits,
+        highest: Allocation,
+        bounds: Bounds,
+        recipe: Recipe,
+        advance: Advance = _silent,
+    ) -> None:
+        """`highest` is the allocation on which both paths are compared."""
         self.prepared = prepared
         self._splits = splits
         self._highest = highest
-        self._asked = self._batch = batch
-        self._memory = memory
+        self._bounds = bounds
+        self._recipe = recipe
+        self._advance = advance
+        self._batch = bounds.batch
         self._lock = threading.RLock()
         self._networks: dict[int, QuantizedNetwork] = {}
+        self._rounded: dict[int, RoundedWeights] = {}
         self._integer_networks: OrderedDict[tuple[int, tuple[int, ...]], IntegerNetwork] = OrderedDict()
-        self._kept = KeptWeights(memory)
+        self._kept = KeptWeights(bounds.packed)
+        self._programs: dict[int, Program | Unfit] = {}
+        """by the number of images in a batch"""
+        self._finished_last: tuple[str, list[QuantizedWeight]] = ("", [])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process makes everything else anew."""
-        return Measurer, (self.prepared, self._splits, self._highest, self._asked, self._memory)
+        return Measurer, (self.prepared, self._splits, self._highest, self._bounds, self._recipe)
 
     def network(self, draw: int) -> QuantizedNetwork:
         """The network calibrated on draw `draw`, with every (layer, bits) it has met kept."""
         if draw not in self._networks:
-            seen = quantizer.calibrate(self.prepared, self._splits.calibrations[draw].pixels)
-            self._networks[draw] = QuantizedNetwork(self.prepared, seen, self._integers)
+            images, recipe = self._splits.calibrations[draw], self._recipe
+            seen = calibrate(self.prepared, images.pixels)
+            content = [recipe.content, "" if recipe.rounding == "nearest" else images.digest]
+            rounded = RoundedWeights(
+                self.prepared, images.pixels, seen, recipe.rounding, recipe.choices, content, recipe.kept,
+                self._bounds.moments, self._advance,
+            )  # fmt: skip
+            integers = [partial(rounded, layer.index) for layer in self.prepared.layers]
+            self._networks[draw], self._rounded[draw] = QuantizedNetwork(self.prepared, seen, integers), rounded
         return self._networks[draw]
 
-    @cached_property
-    def _integers(self) -> list[quantizer.Integers]:
-        return [quantizer.integers_of(module) for module in self.prepared.modules]
+    def finished(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
+        """The weights of every layer, rounded once more for `allocation` on draw `draw`; kept like the others."""
+        recipe, calibration = self._recipe, self._splits.calibrations[draw]
+        bits = [allocation.weights, allocation.activations]
+        name = key("finished", VERSION, recipe.rounding, recipe.content, calibration.digest, self._bounds.moments, bits)
+        if self._finished_last[0] != name:
+            tensors = recipe.kept.recall(name)
+            if tensors is None:
+                found = self._finish(draw, allocation)
+                named = {
+                    f"{place}.{part}": value for place, each in enumerate(found) for part, value in vars(each).items()
+                }
+                recipe.kept.keep(name, named)
+            else:
+                parts = [[tensors[f"{layer.index}.{part}"] for part in _PARTS] for layer in self.prepared.layers]
+                found = [QuantizedWeight(*each) for each in parts]
+            self._finished_last = name, found
+        return self._finished_last[1]
 
-    @cached_property
+    def _finish(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
+        pixels, network, count = self._splits.calibrations[draw].pixels, self.network(draw), len(self.prepared.layers)
+        done = itertools.count(1)
+        try:
+            program: Program | None = self._recorded(-(-len(pixels) // -(-len(pixels) // self.prepared.batch)))
+        except Unfit:
+            program = None
+        with one_thread_each():
+            return finish(
+                network, program, pixels, allocation, self._bounds.moments,
+                lambda: self._advance("finishing layers", next(done), count),
+            )  # fmt: skip
+
+    @property
     def _program(self) -> Program:
-        """The steps of the network; raises `Unfit` when they cannot be recorded."""
+        return self._recorded(self.prepared.batch)
+
+    def _recorded(self, batch: int) -> Program:
+        """The steps of the network for so many images; raises `Unfit` when they cannot be recorded."""
+        if batch not in self._programs:
+            try:
+                self._programs[batch] = self._record(batch)
+            except Unfit as reason:
+                self._programs[batch] = reason
+        found = self._programs[batch]
+        if isinstance(found, Unfit):
+            raise found
+        return found
+
+    def _record(self, batch: int) -> Program:
         image = self._splits.calibrations[0].pixels[:1]
         try:
-            program = record(self.prepared, image.expand(self.prepared.batch, *image.shape[1:]).contiguous())
+            program = record(self.prepared, image.expand(batch, *image.shape[1:]).contiguous())
             images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
             place = recorded_otherwise(self.prepared, program, images)
         except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
@@ -134,6 +235,7 @@ class Measurer:
             try:
                 network, fast = self.network(0), self._integer_network(0, self._highest)
                 network.choose(self._highest)
+                fast.choose(self._highest)
                 images = self._program.padded(pixels[: self._program.batch])
                 place = multiplied_otherwise(fast, self._program, network, images)
             except Unfit as reason:
@@ -146,8 +248,19 @@ class Measurer:
     def notes(self) -> list[str]:
         """See `Measures.notes`."""
         notes = [f"without integers: {self.unfit}"] if self.unfit else []
-        if self._batch < self._asked:
-            notes.append(f"in batches of {self._batch}, since {self._asked} images did not fit the memory")
+        if self._batch < self._bounds.batch:
+            notes.append(f"in batches of {self._batch}, since {self._bounds.batch} images did not fit the memory")
+        for rounded in self._rounded.values():
+            if fallen := sum(rounded.fallen.values()):
+                notes.append(
+                    f"with {fallen} of {len(rounded.fallen)} weights, by layer and bits, rounded to the nearest, since "
+                    "GPTQ was worse on calibration images that were left out"
+                )
+        if blocked := next(iter(self._rounded.values())).blocked if self._rounded else ():
+            notes.append(
+                f"with inputs in blocks when {', '.join(blocked)} are rounded, whose second moments are above "
+                f"{self._bounds.moments // 2**21:,} MiB (moments_mib)"
+            )
         return notes
 
     def correct(self, job: Job) -> np.ndarray:
@@ -159,10 +272,7 @@ class Measurer:
         with self._lock:
             for start in range(0, len(job.rows), _AT_ONCE):
                 part = images.only(job.rows[start : start + _AT_ONCE])
-                if job.allocation is not None and job.integers:
-                    logits = self._integer_network(job.draw, job.allocation).logits(part)
-                else:
-                    logits = self._simulated(job.allocation, part, job.draw)
+                logits = self._integers(job).logits(part) if job.integers else self._simulated(job, part)
                 correct[start : start + len(part)] = (logits.argmax(1) == part.labels).numpy()
         return correct
 
@@ -176,9 +286,12 @@ class Measurer:
                 table = layer_errors_one_by_one(self.network(0), pixels, self._batch, [bits])
         return [error for (error,) in table]
 
-    def _simulated(self, allocation: Allocation | None, pixels: torch.Tensor | Images, draw: int) -> torch.Tensor:
-        network = self.network(draw)
-        network.choose(allocation)
+    def _simulated(self, job: Job, pixels: torch.Tensor | Images) -> torch.Tensor:
+        network = self.network(job.draw)
+        if job.finished and job.allocation:
+            network.take(self.finished(job.draw, job.allocation), job.allocation.activations)
+        else:
+            network.choose(job.allocation)
         while True:
             try:
                 parts = (part.contiguous(memory_format=self._layout) for part in pixels.split(self._batch))
@@ -189,8 +302,18 @@ class Measurer:
                     raise
                 self._batch //= 2
 
+    def _integers(self, job: Job) -> IntegerNetwork:
+        """The integer network with the weights of the job."""
+        assert job.allocation is not None
+        network = self._integer_network(job.draw, job.allocation)
+        if job.finished:
+            network.take(self.finished(job.draw, job.allocation))
+        else:
+            network.choose(job.allocation)
+        return network
+
     def _integer_network(self, draw: int, allocation: Allocation) -> IntegerNetwork:
-        """The integer network for the activation bits of `allocation`, with its weight bits chosen."""
+        """The integer network for the activation bits of `allocation`."""
         place = (draw, allocation.activations)
         network = self._integer_networks.pop(place, None) or IntegerNetwork(
             self.network(draw), self._program, allocation.activations, self._kept
@@ -198,5 +321,4 @@ class Measurer:
         self._integer_networks[place] = network
         if len(self._integer_networks) > _NETWORKS_KEPT:
             self._integer_networks.popitem(last=False)
-        network.choose(allocation)
         return network

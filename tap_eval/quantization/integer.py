@@ -19,7 +19,14 @@ from torch import Tensor, fx, nn
 
 from tap_eval.images.images import Images
 from tap_eval.preparing.program import Program, Step, Value, free
-from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedLayer, QuantizedNetwork
+from tap_eval.quantization.quantizer import (
+    Affine,
+    Allocation,
+    LayerBits,
+    QuantizedLayer,
+    QuantizedNetwork,
+    QuantizedWeight,
+)
 
 _ONEDNN = torch.ops.onednn
 _ATEN = torch.ops.aten
@@ -87,9 +94,9 @@ class IntegerLayer:
         self.input_shape = input_shape
         self.packed: Packed | None = None
 
-    def pack(self, bits: LayerBits) -> Packed:
-        """The weight at some bits, packed."""
-        quantized, layer = self.quantized.quantized(bits), self.quantized.layer
+    def pack(self, quantized: QuantizedWeight) -> Packed:
+        """A weight, packed."""
+        layer = self.quantized.layer
         zero = torch.zeros(len(quantized.scale), dtype=torch.int32)
         if isinstance(layer, nn.Linear):
             weight = _ONEDNN.qlinear_prepack(quantized.integers, None)
@@ -131,7 +138,7 @@ class KeptWeights:
     def recall(self, layer: IntegerLayer, bits: LayerBits) -> Packed:
         """The weight of `layer` at `bits`, packed now if it is not there."""
         key = (layer.quantized, layer.affine, bits)
-        packed = self._kept.pop(key, None) or layer.pack(bits)
+        packed = self._kept.pop(key, None) or layer.pack(layer.quantized.quantized(bits))
         self._kept[key] = packed
         while len(self._kept) > 1 and self.size > self._memory:
             self._kept.popitem(last=False)
@@ -160,6 +167,12 @@ class IntegerNetwork:
         for layer, bits in zip(self.layers, allocation.weights, strict=True):
             if layer.input_shape is not None:
                 layer.packed = self._kept.recall(layer, bits)
+
+    def take(self, weights: Sequence[QuantizedWeight]) -> None:
+        """Gives every layer its weight."""
+        for layer, weight in zip(self.layers, weights, strict=True):
+            if layer.input_shape is not None:
+                layer.packed = layer.pack(weight)
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor | Images) -> Tensor:

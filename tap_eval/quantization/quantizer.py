@@ -1,9 +1,9 @@
 """Post-training quantization of a prepared network, and switching between allocations.
 
-Weights are symmetric integers per output channel, with the scale of least squared error.
-Activations are affine integers per tensor, their range from the calibration images. The
-shift that quantized weights add to a channel's mean output is taken out of the bias. Every
-(layer, bits) is quantized once and kept: choosing an allocation swaps tensors.
+Weights are symmetric integers per output channel, rounded as `rounding` says. Activations are
+affine integers per tensor, their range from the calibration images. The shift that quantized
+weights add to a channel's mean output is taken out of the bias. Every (layer, bits) is
+quantized once and kept: choosing an allocation swaps tensors.
 
 This is the simulated path: whole numbers held in floats, whose products and sums are exact
 as long as floats are, scaled afterwards in the order in which oneDNN does it. It defines what
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,11 @@ from torch.nn import functional as F
 from tap_eval.images.images import Images
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
+from tap_eval.quantization.calibration import Observation
+from tap_eval.quantization.rounding import Rounded, nearest
 
-VERSION = 3
-"""Part of the key of every stored measurement: raise it when a change here changes results."""
-_AT_ONCE = 2**16
-"""weights that are quantized together: as many as stay in a core's cache"""
+VERSION = 4
+"""Part of the key of every stored measurement: raise it when a change in this room changes results."""
 
 
 LayerBits = int | tuple[int, ...]
@@ -47,50 +47,11 @@ class Allocation:
         return max(bits if isinstance(bits, int) else max(bits) for bits in self.weights)
 
 
-def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Symmetric integers per output channel with the scale of least squared error.
-
-    `weight` is (O, ...); returns `integers` of its shape, float32 with whole values within
-    +-(2^(bits-1) - 1), and `scale` (O,), so that `weight` is near `integers * scale`. Scales
-    from a grid are each improved by alternating rounding with the exact least-squares scale
-    for the rounded values; the best is kept.
-    """
-    rows = max(_AT_ONCE // weight[0].numel(), 1)
-    parts = [_quantized(part, bits) for part in weight.split(rows)]
-    return torch.cat([integers for integers, _ in parts]), torch.cat([scale for _, scale in parts])
-
-
-def _quantized(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    flat = weight.flatten(1).double()
-    top = 2 ** (bits - 1) - 1
-    peak = flat.abs().amax(1, keepdim=True).clamp_min(1e-12)
-    best_error = torch.full((len(flat), 1), torch.inf, dtype=torch.float64, device=flat.device)
-    best_scale = peak / top
-    for shrink in torch.linspace(0.3, 1.1, 33).tolist():
-        scale = peak * shrink / top
-        for _ in range(4):
-            integers = (flat / scale).round().clamp(-top, top)
-            square = integers.square().sum(1, keepdim=True)
-            scale = torch.where(square > 0, (flat * integers).sum(1, keepdim=True) / square.clamp_min(1), scale)
-        integers = (flat / scale).round().clamp(-top, top)
-        error = (flat - integers * scale).square().sum(1, keepdim=True)
-        better = error < best_error
-        best_error, best_scale = torch.where(better, error, best_error), torch.where(better, scale, best_scale)
-    integers = (flat / best_scale).round().clamp(-top, top)
-    return integers.float().view_as(weight), best_scale.squeeze(1).float()
-
-
 @dataclass(frozen=True)
-class QuantizedWeight:
-    """`integers` (O, ...) int8 and `scale` (O,), and a `bias` (O,) that makes up for the mean that they shift."""
+class QuantizedWeight(Rounded):
+    """With a `bias` (O,) that makes up for the mean that the integers shift."""
 
-    integers: Tensor
-    scale: Tensor
     bias: Tensor
-
-    def real(self) -> Tensor:
-        """The weight that the integers stand for, float32."""
-        return self.integers * self.scale.view(-1, *[1] * (self.integers.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -115,37 +76,13 @@ class Affine:
         return integers.sub_(self.zero_point)
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What the calibration images showed of a layer's input."""
-
-    low: float
-    high: float
-    mean_patch: Tensor
-    """mean input seen by each weight of an output channel, padding included; a filter's shape, groups stacked"""
-    count: int
-    """positions of the output that the mean is over"""
-
-    def __add__(self, other: Observation) -> Observation:
-        """What two calls of the layer showed."""
-        count = self.count + other.count
-        mean_patch = (self.mean_patch * self.count + other.mean_patch * other.count) / count
-        return Observation(min(self.low, other.low), max(self.high, other.high), mean_patch, count)
+Integers = Callable[[int], Rounded]
+"""A layer's rounded weight at some bits."""
 
 
-Integers = Callable[[int], tuple[Tensor, Tensor]]
-"""A layer's integers, int8, and scale at some bits; they do not depend on the calibration."""
-
-
-def integers_of(layer: Quantizable) -> Integers:
-    """Those of `layer`, each computed once and kept."""
-
-    @cache
-    def integers(bits: int) -> tuple[Tensor, Tensor]:
-        found, scale = quantize_weight(layer.weight, bits)
-        return found.to(torch.int8), scale
-
-    return integers
+def nearest_of(layer: Quantizable) -> Integers:
+    """That of `layer` rounded to the nearest, each computed once and kept."""
+    return cache(partial(nearest, layer.weight))
 
 
 class QuantizedLayer(nn.Module):
@@ -163,11 +100,14 @@ class QuantizedLayer(nn.Module):
 
     def choose(self, weight_bits: LayerBits | None, activation_bits: int | None) -> None:
         """Sets the bits; `None` leaves the weights, or the input activations, in full precision."""
+        self.take(None if weight_bits is None else self.quantized(weight_bits), activation_bits)
+
+    def take(self, quantized: QuantizedWeight | None, activation_bits: int | None) -> None:
+        """The same, with the weight given."""
         self.affine = (activation_bits and self.covering(activation_bits)) or None
         self._scale = None
         weight, bias = self.layer.weight, self.layer.bias
-        if weight_bits is not None:
-            quantized = self.quantized(weight_bits)
+        if quantized is not None:
             weight, bias = quantized.real(), quantized.bias
             if self.affine:
                 weight, self._scale = quantized.integers.float(), quantized.scale
@@ -184,11 +124,10 @@ class QuantizedLayer(nn.Module):
         if isinstance(bits, tuple):
             return self._mixed(bits)
         if bits not in self._weights:
-            integers, scale = self._integers(bits)
-            weight = QuantizedWeight(integers, scale, torch.zeros_like(scale))
-            shift = output_mean(weight.real() - self.layer.weight, self.seen.mean_patch)
+            rounded = self._integers(bits)
+            shift = output_mean(rounded.real() - self.layer.weight, self.seen.mean_patch)
             bias = -shift if self.layer.bias is None else self.layer.bias - shift
-            self._weights[bits] = QuantizedWeight(integers, scale, bias)
+            self._weights[bits] = QuantizedWeight(rounded.integers, rounded.scale, bias)
         return self._weights[bits]
 
     def _mixed(self, bits: tuple[int, ...]) -> QuantizedWeight:
@@ -226,57 +165,14 @@ def output_mean(weight: Tensor, mean_patch: Tensor) -> Tensor:
     return (weight.view(groups, weight.shape[0] // groups, -1) * patches).sum(-1).flatten()
 
 
-def observe(layer: Quantizable, x: Tensor) -> Observation:
-    """The range and mean patch of `x`, a layer's input on all calibration images."""
-    low, high = (float(value) for value in torch.aminmax(x))
-    if isinstance(layer, nn.Linear):
-        return Observation(low, high, x.flatten(0, -2).mean(0), x.numel() // layer.in_features)
-    (rows, cols), (down, right) = layer.kernel_size, layer.stride
-    height, width = layer._conv_forward(x[:1], layer.weight, layer.bias).shape[-2:]
-    padded = F.pad(x, layer._reversed_padding_repeated_twice)
-    taps = [
-        padded[:, :, row * layer.dilation[0] :: down, col * layer.dilation[1] :: right][..., :height, :width]
-        for row in range(rows)
-        for col in range(cols)
-    ]
-    means = torch.stack([tap.mean(dim=(0, 2, 3)) for tap in taps], dim=1)
-    return Observation(low, high, means.view(-1, rows, cols), len(x) * height * width)
-
-
-@torch.no_grad()
-def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
-    """What each layer's input is on the calibration images, in all calls of it, in the order of the layers.
-
-    A layer that none of them reaches is observed on the images on which it was found. Raises
-    `RuntimeError` where it is not reached by those either, as in a process without the network's globals.
-    """
-    seen: dict[int, Observation] = {}
-
-    def watched(index: int, module: Quantizable) -> Callable[[Tensor], Tensor]:
-        def call(x: Tensor) -> Tensor:
-            if index in missing:
-                found = observe(module, x)
-                seen[index] = seen[index] + found if index in seen else found
-            return module(x)
-
-        return call
-
-    for part in (pixels, *prepared.watched):
-        if missing := set(range(len(prepared.layers))) - seen.keys():
-            prepared(part, [watched(index, module) for index, module in enumerate(prepared.modules)])
-    if silent := [layer.name for layer in prepared.layers if layer.index not in seen]:
-        raise RuntimeError(f"{', '.join(silent)} ran when the network was prepared, and not in this process")
-    return [seen[index] for index in range(len(prepared.layers))]
-
-
 class QuantizedNetwork:
     """A network whose layers can be given any bits, again and again."""
 
     def __init__(
         self, prepared: Prepared, seen: Sequence[Observation], integers: Sequence[Integers] | None = None
     ) -> None:
-        """`integers` are those of the layers, to be shared by networks that differ in their calibration."""
-        integers = integers or [integers_of(module) for module in prepared.modules]
+        """`integers` are those of the layers, rounded to the nearest if they are not given."""
+        integers = integers or [nearest_of(module) for module in prepared.modules]
         self.prepared = prepared
         self.layers = [QuantizedLayer(*parts) for parts in zip(prepared.modules, seen, integers, strict=True)]
 
@@ -287,6 +183,11 @@ class QuantizedNetwork:
                 layer.choose(None, None)
             else:
                 layer.choose(allocation.weights[index], allocation.activations[index])
+
+    def take(self, weights: Sequence[QuantizedWeight], activations: Sequence[int]) -> None:
+        """Gives every layer its weight, and the bits of its input."""
+        for layer, weight, bits in zip(self.layers, weights, activations, strict=True):
+            layer.take(weight, bits)
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor | Images, batch: int) -> Tensor:

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
-from tap_eval.measuring.measurer import Job, Measurer
+from tap_eval.measuring.measurer import Bounds, Job, Measurer, Recipe
+from tap_eval.measuring.weights import Kept
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization import integer
-from tap_eval.quantization.quantizer import QuantizedNetwork, calibrate
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.quantizer import QuantizedNetwork
 
 NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="without VNNI this CPU scales sums in another order")
 MOST = 8 if integer.exact() else 7
@@ -63,7 +65,8 @@ NOISE = Images(
 def measurer(network: nn.Module, images: Images = NOISE) -> Measurer:
     prepared = prepare(network.eval(), images.pixels[:16])
     splits = Splits("noise", tuple("0123456789"), (images.only(np.arange(16)),), images, images)
-    return Measurer(prepared, splits, uniform(prepared.layers, MOST), 16, 2**30)
+    recipe = Recipe("nearest", (MOST,), "noise", Kept(None))
+    return Measurer(prepared, splits, uniform(prepared.layers, MOST), Bounds(batch=16), recipe)
 
 
 @NEEDS_VNNI

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, calibrate
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 
 
 def randomized(network: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from torchvision import models
 from tap_eval.mistake import NetworkMistake
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare
-from tap_eval.quantization.quantizer import calibrate
+from tap_eval.quantization.calibration import calibrate
 from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, assert_all_run_quantized, checked, randomized
 
 

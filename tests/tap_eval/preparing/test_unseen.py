@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from tap_eval.mistake import NetworkMistake, WeightsMistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.unseen import UNSEEN
-from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, calibrate
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tests.tap_eval.preparing.networks import assert_all_run_quantized, checked
 
 GLOBAL = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))

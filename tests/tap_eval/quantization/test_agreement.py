@@ -18,8 +18,9 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, Step, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
+from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
-from tap_eval.quantization.quantizer import Affine, QuantizedNetwork, calibrate
+from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
 
 MOST = 8 if integer.exact() else 7
 """bits of weights that this CPU multiplies exactly by bytes"""
@@ -78,7 +79,7 @@ def read(index: int, change: Callable[[Affine], Affine]) -> Callable[[Both], Non
     def fault(case: Both) -> None:
         layer = case.fast.layers[index]
         layer.affine = change(layer.affine)
-        layer.packed = layer.pack(8)
+        layer.packed = layer.pack(layer.quantized.quantized(8))
 
     return fault
 

@@ -10,27 +10,21 @@ from torch import nn
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import Images, Transform
 from tap_eval.measuring.bench import Bench
-from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.weights import Kept
 from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import describe
-from tap_eval.quantization.quantizer import (
-    Affine,
-    Allocation,
-    QuantizedNetwork,
-    calibrate,
-    observe,
-    output_mean,
-    quantize_weight,
-)
+from tap_eval.quantization.calibration import calibrate, observe
+from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, output_mean
+from tap_eval.quantization.rounding import nearest
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_weights_are_symmetric_integers_with_a_scale_of_least_error(bits: int) -> None:
     weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(bits))
-    integers, scale = quantize_weight(weight, bits)
-    top = 2 ** (bits - 1) - 1
-    assert torch.equal(integers, integers.round())
-    assert integers.abs().max() <= top
+    rounded, top = nearest(weight, bits), 2 ** (bits - 1) - 1
+    scale = rounded.scale
+    assert rounded.integers.abs().max() <= top
 
     def error(scales: torch.Tensor) -> torch.Tensor:
         flat = weight.flatten(1)
@@ -44,9 +38,9 @@ def test_weights_are_symmetric_integers_with_a_scale_of_least_error(bits: int) -
 def test_zero_channels_stay_zero() -> None:
     weight = torch.zeros(2, 3, 1, 1)
     weight[0] = 1
-    integers, scale = quantize_weight(weight, 4)
-    assert torch.equal(integers[1], torch.zeros(3, 1, 1))
-    assert bool(scale.isfinite().all())
+    rounded = nearest(weight, 4)
+    assert not rounded.integers[1].any()
+    assert bool(rounded.scale.isfinite().all())
 
 
 def test_activations_hold_zero_exactly_and_clip_to_their_range() -> None:
@@ -141,7 +135,8 @@ def test_bits_a_channel_take_each_channel_from_its_own_bits() -> None:
 
 
 def test_an_allocation_leaves_no_trace_on_the_next(bench: Bench) -> None:
-    measurer = Measurer(bench.prepared, bench.splits, uniform(bench.layers, 8), 125, 2**20)
+    recipe = Recipe("nearest", (8,), bench.digest, Kept(None))
+    measurer = Measurer(bench.prepared, bench.splits, uniform(bench.layers, 8), Bounds(packed=2**20), recipe)
     quantized = measurer.network(0)
     pixels = bench.splits.search.pixels
     first, second = Allocation((2,) * 10, (8,) * 10), Allocation((4,) * 10, (8,) * 10)

@@ -1,0 +1,192 @@
+"""Rounded weights: every layer at every bits, each computed once and kept on disk under what it depends on."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tap_eval.measuring.ledger import key
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.quantization.calibration import Moments, Observation, block_of, groups_of, second_moments
+from tap_eval.quantization.quantizer import VERSION
+from tap_eval.quantization.rounding import Rounded, Rounding, gptq, nearest
+
+_HELD_OUT = 4
+"""one calibration image in so many judges whether GPTQ is better than the nearest"""
+
+Advance = Callable[[str, int, int], None]
+"""Told of work that takes long: what it is, how much is done, of how much."""
+
+
+class Kept:
+    """Tensors in files, each named by its content; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def recall(self, name: str) -> dict[str, Tensor] | None:
+        """What is kept under `name`; None where nothing is, or a file that cannot be read."""
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118 it is no mapping
+        except (SafetensorError, OSError):  # cut off, or damaged: it is made anew
+            return None
+
+    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Writes them, whole or not at all."""
+        path = self._path(name)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        save_file({each: tensor.contiguous() for each, tensor in tensors.items()}, partial)
+        os.replace(partial, path)
+
+    def _path(self, name: str) -> Path | None:
+        return self.folder and self.folder / name[:2] / f"{name}.safetensors"
+
+
+class RoundedWeights:
+    """Those of a network for one draw of calibration images."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        pixels: Tensor,
+        seen: Sequence[Observation],
+        rounding: Rounding,
+        choices: Sequence[int],
+        content: Sequence[str],
+        kept: Kept,
+        memory: int,
+        advance: Advance,
+    ) -> None:
+        """`choices` are bits that are rounded together; `content` names network and images; `memory` bounds the second
+        moments that are held at a time, in bytes."""
+        self._prepared = prepared
+        self._pixels = pixels
+        self._seen = seen
+        self._rounding = rounding
+        self._choices = choices
+        self._content = content
+        self._kept = kept
+        self._memory = memory
+        self._advance = advance
+        self._lock = threading.RLock()
+        self._held: dict[tuple[int, int], Rounded] = {}
+        self.fallen: dict[tuple[int, int], bool] = {}
+        """of each (layer index, bits) so far, whether it is the nearest since GPTQ was worse on images left out"""
+
+    def __call__(self, index: int, bits: int) -> Rounded:
+        """Layer `index` at `bits`."""
+        with self._lock:
+            if (index, bits) not in self._held:
+                self._fill(sorted({bits, *self._choices}) if bits in self._choices else [bits])
+            return self._held[index, bits]
+
+    @property
+    def blocked(self) -> list[str]:
+        """Layers whose inputs are taken in blocks, since their second moments are above what may be held."""
+        return [
+            layer.name
+            for layer, module in zip(self._prepared.layers, self._prepared.modules, strict=True)
+            if self._rounding == "gptq" and self._block(layer.index) < module.weight[0].numel()
+        ]
+
+    def _fill(self, bits: Sequence[int]) -> None:
+        """Rounds every layer at these bits, but for what is kept."""
+        missing: dict[int, list[int]] = {}
+        for layer in self._prepared.layers:
+            for each in bits:
+                if tensors := self._kept.recall(self._name(layer.index, each)):
+                    self._take(layer.index, each, Rounded(tensors["integers"], tensors["scale"]), "nearest" in tensors)
+                else:
+                    missing.setdefault(layer.index, []).append(each)
+        done = 0
+        with one_thread_each() as threads:
+            for group in self._groups(list(missing)):
+                fit, held = self._moments(group)
+                jobs = [
+                    threads.submit(
+                        _rounded, self._prepared.modules[index].weight, fit.get(index), held.get(index), missing[index]
+                    )
+                    for index in group
+                ]
+                for index, job in zip(group, jobs, strict=True):
+                    for each, (rounded, fell) in zip(missing[index], job.result(), strict=True):
+                        self._take(index, each, rounded, fell)
+                        tensors = {"integers": rounded.integers, "scale": rounded.scale}
+                        self._kept.keep(self._name(index, each), tensors | ({"nearest": torch.ones(1)} if fell else {}))
+                    done += 1
+                    self._advance("rounding layers", done, len(missing))
+
+    def _take(self, index: int, bits: int, rounded: Rounded, fell: bool) -> None:
+        self._held[index, bits] = rounded
+        self.fallen[index, bits] = fell
+
+    def _name(self, index: int, bits: int) -> str:
+        return key("rounded", VERSION, self._rounding, self._content, self._block(index), index, bits)
+
+    def _groups(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Layers whose second moments fit together."""
+        group: list[int] = []
+        taken = 0
+        for index in indices:
+            module = self._prepared.modules[index]
+            inputs, block = module.weight[0].numel(), self._block(index)
+            size = 8 * groups_of(module) * -(-inputs // block) * block**2
+            if group and taken + size > self._memory:
+                yield group
+                group, taken = [], 0
+            group.append(index)
+            taken += size
+        if group:
+            yield group
+
+    def _block(self, index: int) -> int:
+        return block_of(self._prepared.modules[index], self._memory // 2)
+
+    def _moments(self, group: Sequence[int]) -> tuple[dict[int, Moments], dict[int, Moments]]:
+        """Those of the images that weights are fitted to, and of those that are left out; neither for the nearest."""
+        if self._rounding == "nearest":
+            return {}, {}
+        blocks = {index: self._block(index) for index in group}
+        held = len(self._pixels) // _HELD_OUT
+        fit = second_moments(self._prepared, self._pixels[held:], self._seen, blocks)
+        return fit, second_moments(self._prepared, self._pixels[:held], self._seen, blocks) if held else {}
+
+
+def _rounded(
+    weight: Tensor, fit: Moments | None, held: Moments | None, bits: Sequence[int]
+) -> list[tuple[Rounded, bool]]:
+    """A layer at each of `bits`, and whether it is the nearest since GPTQ was worse."""
+    if fit is None:  # for the nearest, or of a layer that no image reaches
+        return [(nearest(weight, each), False) for each in bits]
+    share = held.count / (fit.count + held.count) if held else 0.0
+    found = gptq(weight, fit.matrix, None if held is None else held.matrix, share, bits)
+    return [(rounded or nearest(weight, each), rounded is None) for rounded, each in zip(found, bits, strict=True)]
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each of which computes by itself: what comes of it depends on no number of them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)

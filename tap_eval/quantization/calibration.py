@@ -1,0 +1,213 @@
+"""What the calibration images show of a layer's input: its range, its mean and its second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
+
+_PATCHES = 2**26
+"""bytes of a layer's unfolded input that are held at once, about"""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the calibration images showed of a layer's input."""
+
+    low: float
+    high: float
+    mean_patch: Tensor
+    """mean input seen by each weight of an output channel, padding included; a filter's shape, groups stacked"""
+    count: int
+    """positions of the output that the mean is over"""
+
+    def __add__(self, other: Observation) -> Observation:
+        """What two calls of the layer showed."""
+        count = self.count + other.count
+        mean_patch = (self.mean_patch * self.count + other.mean_patch * other.count) / count
+        return Observation(min(self.low, other.low), max(self.high, other.high), mean_patch, count)
+
+
+def observe(layer: Quantizable, x: Tensor) -> Observation:
+    """The range and mean patch of `x`, a layer's input on all calibration images."""
+    low, high = (float(value) for value in torch.aminmax(x))
+    if isinstance(layer, nn.Linear):
+        return Observation(low, high, x.flatten(0, -2).mean(0), x.numel() // layer.in_features)
+    (rows, cols), (down, right) = layer.kernel_size, layer.stride
+    height, width = layer._conv_forward(x[:1], layer.weight, layer.bias).shape[-2:]
+    padded = F.pad(x, layer._reversed_padding_repeated_twice)
+    taps = [
+        padded[:, :, row * layer.dilation[0] :: down, col * layer.dilation[1] :: right][..., :height, :width]
+        for row in range(rows)
+        for col in range(cols)
+    ]
+    means = torch.stack([tap.mean(dim=(0, 2, 3)) for tap in taps], dim=1)
+    return Observation(low, high, means.view(-1, rows, cols), len(x) * height * width)
+
+
+@torch.no_grad()
+def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
+    """What each layer's input is on the calibration images, in all calls of it, in the order of the layers.
+
+    A layer that none of them reaches is observed on the images on which it was found. Raises
+    `RuntimeError` where it is not reached by those either, as in a process without the network's globals.
+    """
+    seen: dict[int, Observation] = {}
+
+    def watched(index: int, module: Quantizable) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            if index in missing:
+                found = observe(module, x)
+                seen[index] = seen[index] + found if index in seen else found
+            return module(x)
+
+        return call
+
+    for whole in (pixels, *prepared.watched):
+        if missing := set(range(len(prepared.layers))) - seen.keys():
+            for part in whole.split(prepared.batch):
+                prepared(part, [watched(index, module) for index, module in enumerate(prepared.modules)])
+    if silent := [layer.name for layer in prepared.layers if layer.index not in seen]:
+        raise RuntimeError(f"{', '.join(silent)} ran when the network was prepared, and not in this process")
+    return [seen[index] for index in range(len(prepared.layers))]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's unfolded input about its mean, (G, K, B, B), the mean over `count` positions.
+
+    Each of G groups has its inputs in K blocks of B, the last filled up with zeros; what
+    different blocks have in common is not kept.
+    """
+
+    matrix: Tensor
+    count: int
+
+    def __add__(self, other: Moments) -> Moments:
+        """Those of both."""
+        count = self.count + other.count
+        return Moments((self.matrix * self.count + other.matrix * other.count).div_(count), count)
+
+
+def block_of(layer: Quantizable, memory: int) -> int:
+    """Inputs a block of a layer's moments, as many as take `memory` bytes in float32, or all of them."""
+    inputs, groups = layer.weight[0].numel(), groups_of(layer)
+    blocks = -(-4 * groups * inputs**2 // memory)
+    return -(-inputs // blocks)
+
+
+def groups_of(layer: Quantizable) -> int:
+    """Groups of channels that have inputs of their own."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def patches(layer: Quantizable, x: Tensor) -> Iterator[Tensor]:
+    """The unfolded input in parts, each (G, I, positions), `I` being the inputs of a filter."""
+    inputs = layer.weight[0].numel()
+    if isinstance(layer, nn.Linear):
+        for rows in x.flatten(0, -2).split(max(_PATCHES // (4 * inputs), 1)):
+            yield rows.T[None]
+        return
+    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=_padding(layer))
+    for image in padded.split(1):
+        found = F.unfold(image, layer.kernel_size, layer.dilation, 0, layer.stride)
+        yield found.view(layer.groups, inputs, -1)
+
+
+def _padding(layer: nn.Conv2d) -> str:
+    return "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+
+
+@torch.no_grad()
+def second_moments(
+    prepared: Prepared, pixels: Tensor, seen: Sequence[Observation], blocks: Mapping[int, int]
+) -> dict[int, Moments]:
+    """Those of the inputs of some layers on `pixels` (N, C, H, W), given by index with the inputs of a block."""
+    sums = {
+        index: Sums(prepared.modules[index], seen[index].mean_patch, block, compared=False)
+        for index, block in blocks.items()
+    }
+
+    def watched(index: int, module: Quantizable) -> Callable[[Tensor], Tensor]:
+        def call(x: Tensor) -> Tensor:
+            if index in sums:
+                sums[index].take(x)
+            return module(x)
+
+        return call
+
+    for part in pixels.split(prepared.batch):
+        prepared(part, [watched(index, module) for index, module in enumerate(prepared.modules)])
+    return {index: each.moments() for index, each in sums.items() if each.count}
+
+
+class Sums:
+    """Adds up a layer's unfolded input and its products, and where two inputs are `compared` those with the difference.
+
+    Everything is taken from about the mean of the calibration images, so that little is lost
+    to rounding where means are large.
+    """
+
+    def __init__(self, layer: Quantizable, mean_patch: Tensor, block: int, compared: bool) -> None:
+        self.layer = layer
+        self.count = 0
+        groups, inputs = groups_of(layer), layer.weight[0].numel()
+        self._blocks, self._block = -(-inputs // block), block
+        self._shape, self._middle = mean_patch.shape, mean_patch.reshape(groups, inputs, 1)
+        empty = torch.zeros(groups * self._blocks, block, block, device=mean_patch.device)
+        self._products, self._crosses = empty, empty.clone() if compared else None
+        self._total, self._other_total = (torch.zeros_like(self._middle, dtype=torch.float64) for _ in range(2))
+
+    def take(self, x: Tensor, other: Tensor | None = None) -> None:
+        """Adds the input `x` of one call, and `other`, which it is compared with."""
+        others = repeat(None) if other is None else patches(self.layer, other)
+        for part, beside in zip(patches(self.layer, x), others, strict=False):
+            self.count += part.shape[2]
+            part = part - self._middle
+            self._total += part.sum(2, keepdim=True)
+            mine = self._cut(part)
+            self._products.baddbmm_(mine, mine.transpose(1, 2))
+            if beside is not None:
+                assert self._crosses is not None
+                beside = beside - self._middle
+                self._other_total += beside.sum(2, keepdim=True)
+                self._crosses.baddbmm_(self._cut(beside - part), mine.transpose(1, 2))
+
+    def _cut(self, part: Tensor) -> Tensor:
+        filled = F.pad(part, (0, 0, 0, self._blocks * self._block - part.shape[1]))
+        return filled.reshape(-1, self._block, part.shape[2])
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the input, in the shape of `Observation.mean_patch`."""
+        return self._patch(self._total)
+
+    @property
+    def other_mean(self) -> Tensor:
+        """Of what it is compared with."""
+        return self._patch(self._other_total)
+
+    def _patch(self, total: Tensor) -> Tensor:
+        return (self._middle + total.float() / self.count).reshape(self._shape)
+
+    def moments(self) -> Moments:
+        """Of the input about its mean."""
+        mine = self._cut((self._total / self.count).float())
+        return Moments(self._shaped(self._products / self.count - mine @ mine.transpose(1, 2)), self.count)
+
+    def crosses(self) -> Moments:
+        """Of the difference to what it is compared with, by rows, and the input, by columns; each about its mean."""
+        assert self._crosses is not None
+        mine = self._cut((self._total / self.count).float())
+        off = self._cut(((self._other_total - self._total) / self.count).float())
+        return Moments(self._shaped(self._crosses / self.count - off @ mine.transpose(1, 2)), self.count)
+
+    def _shaped(self, matrix: Tensor) -> Tensor:
+        return matrix.view(-1, self._blocks, self._block, self._block)
