@@ -66,7 +66,8 @@ def minimize(
         np.array(losses, np.float64).reshape(shape),
         np.array(costs, np.int64).reshape(shape),
         np.flatnonzero(np.diff([unit.layer for unit in units], prepend=-1)),
-        min(budget.limit(layers), sum(costs)),
+        np.array([budget.mixing_cost(layer) for layer in layers], np.int64),
+        min(budget.limit(layers), sum(costs) + sum(map(budget.mixing_cost, layers))),
     )
     allocation = _allocation([each[place] for each, place in zip(options, taken, strict=True)], units, layers)
     check_within(allocation, layers, budget)
