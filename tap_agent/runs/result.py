@@ -78,7 +78,7 @@ class NetworkRecord(_Record):
 
     @property
     def sized_whole(self) -> bool:
-        """Whether sizes are those of the whole packed network, and not of the layers' weights alone as they once were."""
+        """Whether sizes are of the whole packed network; they once were of the layers' weights alone."""
         return all(layer.out_channels for layer in self.layers)
 
 

@@ -96,12 +96,15 @@ def _cheapest(
     same for all units.
     """
     priced = loss + prices[:, None, None, None] * cost
-    weights = priced.argmin(2)
-    surcharge = prices[:, None, None] * mixing[:, None] * _mixed(weights, starts)
-    mixed, same = np.add.reduceat(priced.min(2), starts, axis=1) + surcharge, np.add.reduceat(priced, starts, axis=1)
+    weights, least = priced.argmin(2), np.add.reduceat(priced.min(2), starts, axis=1)
     units = np.diff(starts, append=len(loss))
-    weights = np.where(np.repeat(same.min(2) < mixed, units, axis=1), np.repeat(same.argmin(2), units, axis=1), weights)
-    activation = np.repeat(np.minimum(same.min(2), mixed).argmin(2), units, axis=1)
+    if mixing.any():
+        least += prices[:, None, None] * mixing[:, None] * _mixed(weights, starts)
+        same = np.add.reduceat(priced, starts, axis=1)
+        alike = np.repeat(same.min(2) < least, units, axis=1)
+        weights = np.where(alike, np.repeat(same.argmin(2), units, axis=1), weights)
+        least = np.minimum(same.min(2), least)
+    activation = np.repeat(least.argmin(2), units, axis=1)
     return np.take_along_axis(weights, activation[:, :, None], axis=2)[:, :, 0] * loss.shape[2] + activation
 
 
@@ -116,7 +119,7 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss and cost (J, L) of each layer at the choices (J, U)."""
     losses, costs = (np.add.reduceat(_taken(table, chosen), starts, axis=1) for table in (loss, cost))
-    return losses, costs + mixing * _mixed(chosen // loss.shape[2], starts)
+    return losses, costs + mixing * _mixed(chosen // loss.shape[2], starts) if mixing.any() else costs
 
 
 def _taken(table: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -149,16 +152,23 @@ def _ways(
             spent = np.add.outer(spent, cost[group, weights, activation]).ravel()
             choices = np.tile(weights * loss.shape[2] + activation, len(picks))
             picks = np.column_stack([picks.repeat(len(weights), axis=0), choices])
-            mixed = (picks != picks[:, :1]).any(1)
-            if group == len(loss) - 1:
-                spent = spent + mixing * mixed
-            kept = _undominated(lost, spent)
-            if mixing and group < len(loss) - 1:
-                kept = np.union1d(kept, np.flatnonzero(~mixed))
+            if not mixing:
+                kept = _undominated(lost, spent)
+            elif group < len(loss) - 1:
+                kept = np.union1d(_undominated(lost, spent), np.flatnonzero(_alike(picks)))
+            else:
+                spent = spent + mixing * ~_alike(picks)
+                kept = _undominated(lost, spent)
             picks, lost, spent = picks[kept], lost[kept], spent[kept]
         found.append((picks, lost, spent))
     picks, lost, spent = (np.concatenate(each) for each in zip(*found, strict=True))
     return picks, lost, spent
+
+
+def _alike(picks: np.ndarray) -> np.ndarray:
+    """Which choices (K, G) are the same for all units."""
+    alike: np.ndarray = (picks == picks[:, :1]).all(1)
+    return alike
 
 
 def _undominated(loss: np.ndarray, cost: np.ndarray) -> np.ndarray:
