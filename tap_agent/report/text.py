@@ -44,7 +44,7 @@ def in_float_text(share: float) -> str:
 
 def parts_text(row: Row) -> str:
     """What a row's size is made of, in KiB, in the order of a packed file; "" where it is not told."""
-    parts = [f"{_PARTS[name]} {size / 1024:,.1f}" for name, size in row.parts.items() if size]
+    parts = [f"{_PARTS[name]} {size / 1024:,.2f}" for name, size in row.parts.items() if size]
     return f"{', '.join(parts)} KiB" if parts else ""
 
 

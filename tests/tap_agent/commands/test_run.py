@@ -95,7 +95,7 @@ def test_the_report_does_not_claim_more_than_the_file(finished: Path) -> None:
     assert said
     assert 0 <= 100 * (1 - size / full) - float(said[1]) < 0.1
     assert f"Of the {size / 1024:,.1f} KiB: weights" in page
-    assert "scales 1.2, biases 1.2" in page
+    assert "scales 1.23, biases 1.23" in page
     assert "The budget is 3bit (weights alone)." in page
     assert "KiB of the whole packed network" in page
     assert "size of the packed network (KiB)" in page
