@@ -21,6 +21,7 @@ from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import Score
+from tap_eval.allocation.size import fixed_bytes
 from tap_eval.preparing.layers import Layer
 
 NETWORKS = {"20 layers": (20, 1), "200 layers": (200, 1), "50 layers of 4 groups": (50, 4)}
@@ -42,7 +43,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, (count, groups) in NETWORKS.items():
         for bits, (weights, activations) in CHOICES.items():
-            for unit in ("BOPs",) if len(activations) > 1 else ("bit", "BOPs"):
+            for unit in ("BOPs",) if len(activations) > 1 else ("bit", "bytes", "BOPs"):
                 choices = Choices(weights, activations, channel_groups=groups)
                 drawn = [instance(seed, count, choices, unit) for seed in range(chosen.rounds)]
                 alone = [seconds(partial(allocate, *each)) for each in drawn]
@@ -90,6 +91,9 @@ def instance(seed: int, count: int, choices: Choices, unit: str) -> Instance:
     mean = rng.uniform(2.3, 6)
     if unit == "bit":
         return scores, layers, choices, Budget.parse(f"{mean:.4f}bit")
+    if unit == "bytes":
+        weights = round(sum(layer.params for layer in layers) * mean / 8)
+        return scores, layers, choices, Budget.parse(f"{weights + fixed_bytes(layers, 0)}B")
     total = sum(layer.macs for layer in layers) * mean * max(choices.activations)
     return scores, layers, choices, Budget.parse(f"{total / 1e6:.6f}MBOPs")
 

@@ -9,7 +9,6 @@ from tap_agent.paths import cache_folder
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
-from tap_eval.allocation.size import weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
@@ -50,7 +49,7 @@ def main() -> None:
         cells = []
         for column in columns:
             top1 = bench.measure_all(column[name], "search", [0]).mean()
-            size = weight_size(bench.layers, column[name][0]) / 8 / 1024
+            size = bench.size(column[name][0]).total / 1024
             cells.append(f"{100 * top1:8.1f} % {size:5.2f} KiB")
         print(f"{name:24}" + "".join(f"{cell:>20}" for cell in cells))
     print(f"{'full precision':24}{100 * bench.measure(None).top1:9.1f} %")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
-from tap_eval.allocation.size import weight_size
 from tap_eval.images.images import Images
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
@@ -109,15 +108,13 @@ def main() -> None:
         task = Task(Choices(weights=(2, 3, 4, 8)), Budget.parse("3bit"))
         bench = Bench("small ResNet", network, images, task, Ledger(Path(folder) / "measurements.sqlite"))
         scores = [float(x["weight_std"] * x["input_std"] * x["macs"] / x["params"]) for x in bench.features]
-        allocation = allocate(scores, bench.layers, task.choices, task.budget)
+        allocation = allocate(scores, bench.layers, task.choices, bench.task.budget)
         same = uniform(bench.layers, 3)
         for layer, bits in zip(bench.layers, allocation.weights, strict=True):
             print(f"{layer.name:24} {layer.params:6,} weights  {bits} bits")
         for name, bits in (("full precision", None), ("3 bits everywhere", same), ("these bits", allocation)):
-            size = (
-                4 * sum(layer.params for layer in bench.layers) if bits is None else weight_size(bench.layers, bits) / 8
-            )
-            print(f"{name:18} {size / 1024:5.1f} KiB  {bench.measure(bits, 'test')}")
+            size = bench.size(bits).total / 1024
+            print(f"{name:18} {size:5.1f} KiB  {bench.measure(bits, 'test')}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from agents.proposer import Assignment, Attempt, Parent, Proposer
 from graphs import controller, population
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
-from tap_eval.allocation.size import weight_size
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
@@ -259,7 +258,7 @@ class Search:
                 "failure": candidate.failure,
                 "message": candidate.message,
                 "size_bytes": [
-                    -(-weight_size(bench.layers, bits.allocation()) // 8)
+                    bench.size(bits.allocation()).total
                     for bench, bits in zip(self.benches, candidate.allocations, strict=False)
                 ],
                 "seconds": candidate.seconds,

@@ -165,10 +165,11 @@ def functions(code: str) -> set[str]:
 
 
 def _budget(bench: Bench) -> JSON:
-    """What a proxy's own `allocate` gets as `budget`."""
+    """What a proxy's own `allocate` gets as `budget`: of one in bytes, what is left for the weights."""
     budget, choices = bench.task.budget, bench.task.choices
+    whole = budget.unit == "B"
     return {
-        "limit": budget.limit(bench.layers),
+        "limit": budget.weights_limit(bench.layers, choices.weights) if whole else budget.limit(bench.layers),
         "unit": "bit operations" if budget.unit == "BOPs" else "bits of weights",
         "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in bench.layers],
         "activation_bits": max(choices.activations),

@@ -211,11 +211,8 @@ def spoken(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def _kib(history: History, candidate: Candidate) -> str:
-    """Size of the weights, where networks are known."""
-    sizes = [
-        figures.kib(candidate, index, [layer.params for layer in network.layers])
-        for index, network in enumerate(history.networks)
-    ]
+    """Size of the packed networks, where they are known."""
+    sizes = [figures.kib(candidate, index, network) for index, network in enumerate(history.networks)]
     return ", ".join(f"{size:,.1f}" for size in sizes)
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from graphs.state import TEMPLATES, Candidate
-from tap_agent.runs.result import History
+from tap_agent.report.text import budget_text
+from tap_agent.runs.result import History, NetworkRecord
+from tap_eval.allocation.size import packed_size
 from tap_eval.proxies.proxy import Failure
 
 COLORS = {"initialization": "#4c78a8", "mutation": "#f58518", "crossover": "#54a24b", "refinement": "#b279a2"}
@@ -57,10 +59,10 @@ def sizes(history: History, index: int) -> Section:
     return Section(
         f"accuracy-{index}",
         f"Accuracy against size: {network.name}",
-        f"Test split, 95 % intervals; budget {network.budget}. Small dots: candidates, on the search split, "
+        f"Test split, 95 % intervals; budget {budget_text(network)}. Small dots: candidates, on the search split, "
         "but for those far below."
         if history.table
-        else f"Candidates, on the search split; budget {network.budget}.",
+        else f"Candidates, on the search split; budget {budget_text(network)}.",
         accuracy(history, index),
     )
 
@@ -138,12 +140,12 @@ def deaths(history: History) -> go.Figure:
 def accuracy(history: History, index: int) -> go.Figure:
     """Test accuracy of the table's rows over their size, once there are any; candidates as dots."""
     figure = go.Figure()
-    rows = [row for row in history.table if row.network == history.networks[index].name]
+    network = history.networks[index]
+    rows = [row for row in history.table if row.network == network.name]
     quantized = [row for row in rows if row.kind != "full precision"]
-    layers = history.networks[index].layers
     living = [each for each in (*history.candidates, *history.refinements) if each.fitness is not None]
     figure.add_scatter(
-        x=[kib(each, index, [layer.params for layer in layers]) for each in living],
+        x=[kib(each, index, network) for each in living],
         y=[100 * each.top1[index] for each in living],
         mode="markers",
         name="candidates (search split)",
@@ -182,12 +184,16 @@ def accuracy(history: History, index: int) -> go.Figure:
         highest = max(full.test.top1, *(row.test.high for row in quantized))
         span = highest - lowest
         figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (highest + 0.2 * span)])
-    return styled(figure, "size of the weights (KiB)", "top-1 (%)", height=440)
+    sized = "size of the packed network" if network.sized_whole else "size of the weights"
+    return styled(figure, f"{sized} (KiB)", "top-1 (%)", height=440)
 
 
-def kib(candidate: Candidate, index: int, params: Sequence[int]) -> float:
-    """Size of the weights of the network at `index`, whose layers have `params` weights, in KiB."""
-    return sum(map(operator.mul, params, candidate.allocations[index].means())) / 8 / 1024
+def kib(candidate: Candidate, index: int, network: NetworkRecord) -> float:
+    """Size of `network`, which is at `index`, packed with the candidate's bits, in KiB; of its weights if old."""
+    bits = candidate.allocations[index]
+    if not network.sized_whole:
+        return sum(map(operator.mul, (layer.params for layer in network.layers), bits.means())) / 8 / 1024
+    return packed_size(network.layers, bits.allocation(), sum(network.in_float_bytes.values())).total / 1024
 
 
 def family(history: History, chosen: str | None = None) -> go.Figure:

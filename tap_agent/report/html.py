@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from plotly.offline import get_plotlyjs
 
 from tap_agent.report import figures, layer_figures
-from tap_agent.report.text import draws_text, in_float_text, reads_text, rest_text, summary, top1_text
+from tap_agent.report.text import (
+    budget_text,
+    draws_text,
+    in_float_text,
+    parts_text,
+    reads_text,
+    rest_text,
+    summary,
+    top1_text,
+)
 from tap_agent.runs.result import History, NetworkRecord, Result
 
 
@@ -57,6 +67,7 @@ def shown(result: Result) -> dict[str, Any]:
         "rows": [(row, top1_text(row.test), draws_text(row)) for row in result.table],
         "several": len(result.networks) > 1,
         "reads": reads_text(result),
+        "whole": all(network.sized_whole for network in result.networks),
         "draws": max(len(row.draws) for row in result.table),
         "headline": [_headline(result, network) for network in result.networks],
     }
@@ -72,8 +83,12 @@ def _headline(history: History, network: NetworkRecord) -> dict[str, Any]:
         "top1": top1_text(proxy.test),
         "full": f"{100 * full.test.top1:.1f}",
         "size": f"{proxy.size_bytes / 1024:,.1f} KiB",
+        "sized": "the packed network" if network.sized_whole else "of weights",
+        "parts": parts_text(proxy),
+        "full_size": f"{full.size_bytes / 1024:,.1f} KiB",
         "bits": f"{proxy.bits:.2f}",
-        "smaller": f"{100 * (1 - proxy.size_bytes / full.size_bytes):.1f}",
+        "budget": budget_text(network),
+        "smaller": f"{math.floor(1000 * (1 - proxy.size_bytes / full.size_bytes)) / 10:.1f}",
     }
 
 

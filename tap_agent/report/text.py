@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from agents.account import Spent
 from tap_agent.runs.result import MeasuredTop1, NetworkRecord, Result, Row
+from tap_eval.allocation.budget import Budget
+
+_PARTS = {
+    "weights": "weights",
+    "scales": "scales",
+    "biases": "biases",
+    "inputs": "scales and zero points of inputs",
+    "channel_bits": "bits of channels",
+    "rest": "float32 that no layer holds",
+}
 
 
 def reads_text(result: Result) -> str:
@@ -30,6 +42,25 @@ def in_float_text(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def parts_text(row: Row) -> str:
+    """What a row's size is made of, in KiB, in the order of a packed file; "" where it is not told."""
+    parts = [f"{_PARTS[name]} {size / 1024:,.2f}" for name, size in row.parts.items() if size]
+    return f"{', '.join(parts)} KiB" if parts else ""
+
+
+def sizes_text(rows: Sequence[Row]) -> str:
+    """What the sizes of a table count, with the parts of each network's proxy; "" where they are not told."""
+    proxies = [row for row in rows if row.kind == "proxy" and row.parts]
+    if not proxies:
+        return ""
+    return "; ".join(["Sizes are of the whole packed network", *(f"{row.label}: {parts_text(row)}" for row in proxies)])
+
+
+def budget_text(network: NetworkRecord) -> str:
+    """The budget with what it limits, where that is known."""
+    return f"{network.budget} ({Budget.parse(network.budget).about})" if network.sized_whole else network.budget
+
+
 def rest_text(network: NetworkRecord) -> str:
     """What of a network is not quantized, in a sentence; "" where everything is."""
     found = []
@@ -37,7 +68,7 @@ def rest_text(network: NetworkRecord) -> str:
         largest = sorted(network.in_float_bytes.items(), key=lambda item: -item[1])
         parts = ", ".join(f"{reader} {size / 1024:,.1f}" for reader, size in largest)
         found.append(
-            f"{in_float_text(network.in_float)} of its weights stay in float32 beside this, "
+            f"{in_float_text(network.in_float)} of its weights stay in float32, "
             f"{sum(network.in_float_bytes.values()) / 1024:,.1f} KiB by what reads them: {parts}."
         )
     if network.unused_bytes:

@@ -34,7 +34,9 @@ class Row(_Record):
     bits: float
     """average weight bits"""
     size_bytes: int
-    """of the layers' weights"""
+    """of the whole network, packed; in results of before parts were told, of the layers' weights alone"""
+    parts: dict[str, int] = {}
+    """bytes of each part by name, as in `tap_eval.allocation.size.Size`; none for the mean of several allocations"""
     in_float: float = 0.0
     """share of the network's weights that no layer holds and that stay in float32, in [0, 1]"""
     bops: int
@@ -54,6 +56,8 @@ class LayerRecord(_Record):
     kind: str
     params: int
     macs: int
+    out_channels: int = 0
+    """0 in results of before sizes were those of the whole network"""
 
 
 class NetworkRecord(_Record):
@@ -71,6 +75,11 @@ class NetworkRecord(_Record):
     """those weights, by what reads them"""
     unused_bytes: int = 0
     """weights that nothing reads"""
+
+    @property
+    def sized_whole(self) -> bool:
+        """Whether sizes are of the whole packed network; they once were of the layers' weights alone."""
+        return all(layer.out_channels for layer in self.layers)
 
 
 class History(_Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -33,14 +34,16 @@ def final_table(
         def measured(on: SplitName) -> MeasuredTop1:
             return _mean([bench.measure(bits, on) for bits in allocations])
 
-        size = round(statistics.mean(weight_size(bench.layers, bits) for bits in allocations))
+        of_weights = statistics.mean(weight_size(bench.layers, bits) for bits in allocations)
+        sizes = [bench.size(bits) for bits in allocations]
         found = Row(
             label=label,
             kind=kind,
             network=bench.name,
             note=note,
-            bits=size / sum(layer.params for layer in bench.layers),
-            size_bytes=-(-size // 8),
+            bits=of_weights / sum(layer.params for layer in bench.layers),
+            size_bytes=math.ceil(statistics.mean(size.total for size in sizes)),
+            parts=sizes[0].parts() if len(sizes) == 1 else {},
             in_float=bench.prepared.share_left,
             bops=round(statistics.mean(bops(bench.layers, bits) for bits in allocations)),
             allocation=Bits.of(allocations[0]) if len(allocations) == 1 else None,
@@ -58,14 +61,15 @@ def final_table(
 
 
 def _full_precision(bench: Bench, search: bool) -> Row:
-    params = sum(layer.params for layer in bench.layers)
+    size = bench.size(None)
     test = _mean([bench.measure(None, "test")])
     return Row(
         label="full precision",
         kind="full precision",
         network=bench.name,
         bits=32,
-        size_bytes=4 * params,
+        size_bytes=size.total,
+        parts=size.parts(),
         in_float=bench.prepared.share_left,
         bops=sum(layer.macs for layer in bench.layers) * 32 * 32,
         search=_mean([bench.measure(None)]) if search else None,

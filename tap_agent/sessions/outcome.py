@@ -112,7 +112,10 @@ def network_record(bench: Bench) -> NetworkRecord:
         name=bench.name,
         images=bench.splits.name,
         budget=bench.task.budget.text,
-        layers=[LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs) for x in bench.layers],
+        layers=[
+            LayerRecord(name=x.name, kind=x.kind, params=x.params, macs=x.macs, out_channels=x.out_channels)
+            for x in bench.layers
+        ],
         layer_errors=bench.layer_errors,
         in_float=bench.prepared.share_left,
         in_float_bytes=in_float,
@@ -133,6 +136,7 @@ def best_record(
                 "network": row.network,
                 "weight_bits": row.bits,
                 "size_bytes": row.size_bytes,
+                "size_parts": row.parts,
                 "bops": row.bops,
                 "search": row.search.model_dump() if row.search else None,
                 "test": row.test.model_dump(),

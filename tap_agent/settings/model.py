@@ -98,7 +98,7 @@ class Settings(_Model):
     networks: tuple[NetworkSettings, ...] = Field(default_factory=lambda: (NetworkSettings(),), min_length=1)
     """The benchmark set: a proxy is worth what it achieves on all of them."""
     budget: Annotated[str, Flag(BITS, "run apply", label="Budget", common=True)] = "3bit"
-    """3bit (on average), 87% (smaller), 0.1MB, or 1.2GBOPs."""
+    """Of weights alone 3bit (on average) or 87% (smaller), of the whole network 0.1MB, or 1.2GBOPs."""
     bits: Annotated[tuple[int, ...], Flag(BITS, "run apply", label="Bits", common=True)] = (2, 4, 8)
     """Bits that weights may take, as 2,4,8."""
     activation_bits: Annotated[tuple[int, ...], Flag(BITS, "run apply")] = (8,)

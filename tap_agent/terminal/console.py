@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tap_agent.report.text import draws_text, in_float_text, summary, top1_text
+from tap_agent.report.text import draws_text, in_float_text, sizes_text, summary, top1_text
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import overview
 from tap_agent.runs.result import Result, Row
@@ -43,7 +43,9 @@ def show_result(folder: RunFolder, result: Result) -> None:
 def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     """The final table, one line a row; with bit operations where a budget is one of those."""
     operations = any(budget.lower().endswith("bops") for budget in budgets)
-    table = Table(title="Top-1 accuracy", title_justify="left")
+    table = Table(
+        title="Top-1 accuracy", title_justify="left", caption=cell(sizes_text(rows)) or None, caption_justify="left"
+    )
     networks = len({row.network for row in rows}) > 1
     if networks:
         table.add_column("network")

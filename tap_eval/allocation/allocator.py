@@ -62,11 +62,14 @@ def minimize(
         for place, each in enumerate(options)
         for bits in each
     ]
+    cut = {unit.layer for unit in units if unit.channels}
+    mixing = np.array([budget.mixing_cost(layer) if layer.index in cut else 0 for layer in layers], np.int64)
     taken = knapsack.solve(
         np.array(losses, np.float64).reshape(shape),
         np.array(costs, np.int64).reshape(shape),
         np.flatnonzero(np.diff([unit.layer for unit in units], prepend=-1)),
-        min(budget.limit(layers), sum(costs)),
+        mixing,
+        min(budget.limit(layers), sum(costs) + int(mixing.sum())),
     )
     allocation = _allocation([each[place] for each, place in zip(options, taken, strict=True)], units, layers)
     check_within(allocation, layers, budget)

@@ -1,17 +1,17 @@
-"""The budget: a limit on the size of weights or on bit operations, which is never exceeded."""
+"""The budget: a limit on the size of weights, on the whole network or on bit operations, which is never exceeded."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import Literal
 
 from tap_eval.allocation.choices import Choices
-from tap_eval.allocation.size import over_channels
+from tap_eval.allocation.size import fixed_bytes, is_mixed, over_channels, row_bytes
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
@@ -27,12 +27,18 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on weight size (in bits) or on bit operations an image, as the user wrote it."""
+    """A limit as the user wrote it: on the size of weights, the whole packed network, or bit operations an image.
+
+    In average bits and in per cent it is about the bits of weights alone; in bytes about everything that
+    `tap_eval.allocation.size.Size` counts.
+    """
 
     text: str
     unit: Literal["bit", "%", "B", "BOPs"]
     amount: Fraction
     """exactly as written, so that a limit is not a bit off"""
+    rest: int = 0
+    """bytes of the network that no layer holds and that stay in float32, which a budget in bytes is about too"""
 
     @staticmethod
     def parse(text: str) -> Budget:
@@ -51,22 +57,52 @@ class Budget:
             raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
         return Budget(text.strip(), "BOPs" if unit.lower() == "bops" else "B", value * factor)
 
+    @property
+    def about(self) -> str:
+        """What is limited, in words."""
+        return {"B": "the whole packed network", "BOPs": "operations an image"}.get(self.unit, "weights alone")
+
+    def beside(self, rest: int) -> Budget:
+        """The same for a network of which `rest` bytes stay in float32."""
+        return replace(self, rest=rest)
+
     def limit(self, layers: Sequence[Layer]) -> int:
-        """The most bits of weights, or for BOPs the most bit operations, that `layers` may take."""
+        """The most that the bits of `layers` may cost: bits of weights, bytes of rows and of channels' bits, or BOPs.
+
+        Of a budget in bytes, what is there at any bits is taken off, so that little may be left, or less than nothing.
+        """
         params = sum(layer.params for layer in layers)
         exact = {
             "bit": self.amount * params,
             "%": (100 - self.amount) * 32 * params / 100,
-            "B": self.amount * 8,
+            "B": self.amount - fixed_bytes(layers, self.rest),
             "BOPs": self.amount,
         }[self.unit]
         return math.floor(exact)
 
     def cost(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
-        """What `layer` takes of the limit: params * bits, or macs * weight bits * activation bits."""
+        """What `layer`, or so many of its channels, take of the limit.
+
+        params * bits; of a budget in bytes those of the packed rows; of BOPs macs * weight bits * activation bits.
+        """
         if self.unit == "BOPs":
             return over_channels(layer.macs, layer, weight_bits) * activation_bits
+        if self.unit == "B":
+            return row_bytes(layer, weight_bits)
         return over_channels(layer.params, layer, weight_bits)
+
+    def weights_limit(self, layers: Sequence[Layer], bits: Sequence[int]) -> int:
+        """Bits of weights with which `layers` are within a budget in bytes, whichever of `bits` each takes.
+
+        As many as there is room for when every row has the most padding that `bits` lead to.
+        """
+        rows = [(layer.out_channels, layer.params // layer.out_channels) for layer in layers]
+        padding = sum(count * max(-row * each % 8 for each in bits) for count, row in rows)
+        return max(8 * self.limit(layers) - padding, 0)
+
+    def mixing_cost(self, layer: Layer) -> int:
+        """What `layer` takes on top where its channels differ in bits: of a budget in bytes, a byte a channel."""
+        return layer.out_channels if self.unit == "B" else 0
 
 
 def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) -> None:
@@ -93,7 +129,7 @@ def _written(least: int, layers: Sequence[Layer], budget: Budget) -> str:
         return f"{_rounded(Fraction(least, params), ROUND_CEILING)}bit"
     if budget.unit == "%":
         return f"{_rounded(100 - Fraction(100 * least, 32 * params), ROUND_FLOOR)}%"
-    amount = Fraction(least, 8 if budget.unit == "B" else 1)
+    amount = Fraction(least + (fixed_bytes(layers, budget.rest) if budget.unit == "B" else 0))
     binary = budget.text.lower().removesuffix(budget.unit.lower()).endswith("i")
     prefixes = _BINARY if binary else _DECIMAL
     prefix = [each for each, factor in prefixes.items() if each == "" or factor <= amount][-1]
@@ -107,12 +143,15 @@ def _rounded(amount: Fraction, rounding: str) -> str:
 
 def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> int:
     """What `allocation` takes of `budget.limit(layers)`."""
-    return sum(map(budget.cost, layers, allocation.weights, allocation.activations))
+    mixed = (layer for layer, bits in zip(layers, allocation.weights, strict=True) if is_mixed(bits))
+    return sum(map(budget.cost, layers, allocation.weights, allocation.activations)) + sum(
+        map(budget.mixing_cost, mixed)
+    )
 
 
 def check_within(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> None:
     """Raises `BudgetMistake` when `allocation` is above the budget, by however little."""
     over = spent(allocation, layers, budget) - budget.limit(layers)
     if over > 0:
-        unit = "bit operations" if budget.unit == "BOPs" else "bits of weights"
+        unit = {"BOPs": "bit operations", "B": "bytes"}.get(budget.unit, "bits of weights")
         raise BudgetMistake(f"the allocation is {over:,} {unit} above the budget of {budget.text}.")

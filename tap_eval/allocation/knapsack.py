@@ -25,17 +25,17 @@ There are more only where dozens of layers have nearly, but not quite, the same 
 then the allocation is a good one that is not proven to be the best."""
 
 
-def solve(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, limit: int) -> np.ndarray:
+def solve(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, mixing: np.ndarray, limit: int) -> np.ndarray:
     """The choice of each unit, (U,) in W * A, of least loss within `limit`; the same on every call.
 
     `loss` (U, W, A) float64, none negative, and `cost` (U, W, A) int64 are those of each unit under
     each weight and activation choice, the cheapest first, all of which together must be within
     `limit`. A layer's units, from its place in `starts` (L,) to the next, take the same activation
-    choice.
+    choice; where their weight choices differ, the layer costs as much more as `mixing` (L,) says.
     """
-    prices = _price(loss, cost, starts, limit) * _MULTIPLES
-    chosen = _cheapest(prices, loss, cost, starts)
-    losses, costs = (np.add.reduceat(_taken(table, chosen), starts, axis=1) for table in (loss, cost))
+    prices = _price(loss, cost, starts, mixing, limit) * _MULTIPLES
+    chosen = _cheapest(prices, loss, cost, starts, mixing)
+    losses, costs = _sums(chosen, loss, cost, starts, mixing)
     order = np.argsort(-np.add.reduceat(cost.max((1, 2)), starts), kind="stable")
     later_loss, later_cost = _tails(losses[:, order]), _tails(costs[:, order])
     ends = np.append(starts[1:], len(loss))
@@ -56,7 +56,9 @@ def solve(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, limit: int) ->
         if place == len(starts) or not len(left):
             break
         units = slice(starts[order[place]], ends[order[place]])
-        picks, more_loss, more_cost = _ways(loss[units], cost[units], prices[0], known - bound)
+        layer = order[place]
+        least = losses[0, layer] + prices[0] * costs[0, layer]
+        picks, more_loss, more_cost = _ways(loss[units], cost[units], mixing[layer], prices[0], least, known - bound)
         lost = np.add.outer(lost[left], more_loss).ravel()
         spent = np.add.outer(spent[left], more_cost).ravel()
         kept = _undominated(lost, spent)
@@ -67,12 +69,13 @@ def solve(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, limit: int) ->
     return best
 
 
-def _price(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, limit: int) -> float:
+def _price(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, mixing: np.ndarray, limit: int) -> float:
     """The price of cost with the greatest bound, at which the cheapest choices go from above the limit to below."""
 
     def at(price: float) -> tuple[float, int]:
-        chosen = _cheapest(np.array([price]), loss, cost, starts)
-        return float(_taken(loss, chosen).sum()), int(_taken(cost, chosen).sum())
+        chosen = _cheapest(np.array([price]), loss, cost, starts, mixing)
+        lost, spent = _sums(chosen, loss, cost, starts, mixing)
+        return float(lost.sum()), int(spent.sum())
 
     price, above, below = 0.0, at(0.0), (float(loss[:, 0, 0].sum()), int(cost[:, 0, 0].sum()))
     for _ in range(100 if above[1] > limit else 0):  # ends after a dozen; any price will do
@@ -84,13 +87,39 @@ def _price(loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, limit: int) -
     return price
 
 
-def _cheapest(prices: np.ndarray, loss: np.ndarray, cost: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """At each of `prices` (J,), the choices (J, U) of least loss and price, each layer by itself."""
+def _cheapest(
+    prices: np.ndarray, loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, mixing: np.ndarray
+) -> np.ndarray:
+    """At each of `prices` (J,), the choices (J, U) of least loss and price, each layer by itself.
+
+    That is for each unit its own cheapest, or, where that mixes and the price of mixing is above what it saves, the
+    same for all units.
+    """
     priced = loss + prices[:, None, None, None] * cost
-    activations = np.add.reduceat(priced.min(2), starts, axis=1).argmin(2)
-    activation = np.repeat(activations, np.diff(starts, append=len(loss)), axis=1)
-    weight = np.take_along_axis(priced.argmin(2), activation[:, :, None], axis=2)[:, :, 0]
-    return weight * loss.shape[2] + activation
+    weights, least = priced.argmin(2), np.add.reduceat(priced.min(2), starts, axis=1)
+    units = np.diff(starts, append=len(loss))
+    if mixing.any():
+        least += prices[:, None, None] * mixing[:, None] * _mixed(weights, starts)
+        same = np.add.reduceat(priced, starts, axis=1)
+        alike = np.repeat(same.min(2) < least, units, axis=1)
+        weights = np.where(alike, np.repeat(same.argmin(2), units, axis=1), weights)
+        least = np.minimum(same.min(2), least)
+    activation = np.repeat(least.argmin(2), units, axis=1)
+    return np.take_along_axis(weights, activation[:, :, None], axis=2)[:, :, 0] * loss.shape[2] + activation
+
+
+def _mixed(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Whether the units of a layer differ in their weight choices (J, U, ...), as (J, L, ...)."""
+    found: np.ndarray = np.maximum.reduceat(weights, starts, axis=1) > np.minimum.reduceat(weights, starts, axis=1)
+    return found
+
+
+def _sums(
+    chosen: np.ndarray, loss: np.ndarray, cost: np.ndarray, starts: np.ndarray, mixing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and cost (J, L) of each layer at the choices (J, U)."""
+    losses, costs = (np.add.reduceat(_taken(table, chosen), starts, axis=1) for table in (loss, cost))
+    return losses, costs + mixing * _mixed(chosen // loss.shape[2], starts) if mixing.any() else costs
 
 
 def _taken(table: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -103,14 +132,17 @@ def _tails(values: np.ndarray) -> np.ndarray:
     return np.pad(values[:, ::-1].cumsum(1)[:, ::-1], ((0, 0), (0, 1))).T
 
 
-def _ways(loss: np.ndarray, cost: np.ndarray, price: float, room: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ways(
+    loss: np.ndarray, cost: np.ndarray, mixing: int, price: float, least: float, room: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Undominated choices (K, G) of a layer of G units, with their loss (K,) and cost (K,).
 
-    None of them has a unit whose choice alone raises the bound at `price` by more than `room`.
+    None of them has a unit whose choice alone raises the bound at `price`, to which the layer gives `least`, by more
+    than `room`. Choices that are the same so far go on with the undominated ones: they may yet not mix.
     """
     priced = loss + price * cost
-    least = priced.min(1)
-    rise = priced - least[:, None] + (least.sum(0) - least.sum(0).min())
+    cheapest = priced.min(1)
+    rise = priced - cheapest[:, None] + (cheapest.sum(0) - least)
     found = []
     for activation in range(loss.shape[2]):
         picks, lost, spent = np.zeros((1, 0), int), np.zeros(1), np.zeros(1, int)
@@ -118,13 +150,25 @@ def _ways(loss: np.ndarray, cost: np.ndarray, price: float, room: float) -> tupl
             weights = np.flatnonzero(rise[group, :, activation] <= room)
             lost = np.add.outer(lost, loss[group, weights, activation]).ravel()
             spent = np.add.outer(spent, cost[group, weights, activation]).ravel()
-            kept = _undominated(lost, spent)
             choices = np.tile(weights * loss.shape[2] + activation, len(picks))
-            picks = np.column_stack([picks.repeat(len(weights), axis=0), choices])[kept]
-            lost, spent = lost[kept], spent[kept]
+            picks = np.column_stack([picks.repeat(len(weights), axis=0), choices])
+            if not mixing:
+                kept = _undominated(lost, spent)
+            elif group < len(loss) - 1:
+                kept = np.union1d(_undominated(lost, spent), np.flatnonzero(_alike(picks)))
+            else:
+                spent = spent + mixing * ~_alike(picks)
+                kept = _undominated(lost, spent)
+            picks, lost, spent = picks[kept], lost[kept], spent[kept]
         found.append((picks, lost, spent))
     picks, lost, spent = (np.concatenate(each) for each in zip(*found, strict=True))
     return picks, lost, spent
+
+
+def _alike(picks: np.ndarray) -> np.ndarray:
+    """Which choices (K, G) are the same for all units."""
+    alike: np.ndarray = (picks == picks[:, :1]).all(1)
+    return alike
 
 
 def _undominated(loss: np.ndarray, cost: np.ndarray) -> np.ndarray:

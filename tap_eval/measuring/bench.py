@@ -22,6 +22,7 @@ import torch
 
 from tap_eval.allocation.budget import Budget, check_feasible
 from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
@@ -53,7 +54,10 @@ ERROR_IMAGES = 512
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is to be fitted to: the bits to choose from and the budget."""
+    """What a network is to be fitted to: the bits to choose from and the budget.
+
+    A bench's own has the budget `beside` what stays in float32 of its network.
+    """
 
     choices: Choices
     budget: Budget
@@ -85,7 +89,6 @@ class Bench:
         """
         self.name = name
         self.splits = splits
-        self.task = task
         self._bounds = bounds or Bounds()
         watched = _WATCHED if splits.search.size <= 64 else _WATCHED_LARGE
         first = splits.search.only(np.arange(min(watched, self._bounds.batch, len(splits.search)))).pixels
@@ -96,8 +99,9 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
+        self.task = replace(task, budget=task.budget.beside(FLOAT * self.prepared.left))
         try:
-            check_feasible(self.layers, task.choices, task.budget)
+            check_feasible(self.layers, task.choices, self.task.budget)
         except BudgetMistake as mistake:
             raise BudgetMistake(f"{name}: {mistake}") from mistake
         self._ledger = ledger
@@ -117,6 +121,12 @@ class Bench:
     def layers(self) -> tuple[Layer, ...]:
         """The quantizable layers, in the order in which they run."""
         return self.prepared.layers
+
+    def size(self, allocation: Allocation | None) -> Size:
+        """Bytes of the whole network, packed with the bits of `allocation`, or in full precision."""
+        if allocation is None:
+            return full_size(self.prepared)
+        return packed_size(self.layers, allocation, FLOAT * self.prepared.left)
 
     @cached_property
     def digest(self) -> str:

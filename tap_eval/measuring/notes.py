@@ -22,8 +22,8 @@ def left_in_float(prepared: Prepared) -> list[str]:
         names = ", ".join(f"{name} ({reason})" for _, name, reason in used[:_NAMED])
         more = f" and {len(used) - _NAMED} more" if len(used) > _NAMED else ""
         notes.append(
-            f"{100 * prepared.share_left:.1f} % of its weights stay in float32, {_size(prepared.left)} that neither "
-            f"sizes nor budgets count: {names}{more}"
+            f"{100 * prepared.share_left:.1f} % of its weights stay in float32, {_size(prepared.left)}, which sizes "
+            f"count, and of budgets those in bytes: {names}{more}"
         )
     return notes
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -191,6 +192,7 @@ def _assembled(
     notes += _counted_again(original.network, names, layers, list(found.products.values()))
     if floats := [tensor for tensor, _ in found.outside.values() if tensor.is_floating_point() and tensor.dim()]:
         notes.append(f"it reads tensors that none of its modules holds, and they count as its own: {shown(floats)}")
+    rest = tuple(_rest(original.network, found, set(folded.values())))
     return Prepared(
         original.network,
         layers,
@@ -198,11 +200,12 @@ def _assembled(
         {key: index for index, key in enumerate(found.products)},
         folded,
         frozenset(key for key, met in found.products.items() if len(met.biases) > 1),
-        tuple(_rest(original.network, found, set(folded.values()))),
+        rest,
         output,
         tuple(batches),
         tuple(found.originals.values()),
         (*original.notes, *notes),
+        _repeated(original.network, layers, list(found.products.values()), rest),
     )
 
 
@@ -255,12 +258,25 @@ def _counted_again(
             )
 
 
+def _repeated(network: nn.Module, layers: Sequence[Layer], products: Sequence[Met], rest: Sequence[Rest]) -> int:
+    """Elements of weights that are multiplied in several ways, or read otherwise too, beyond those that there are."""
+    sizes = {name: tensor.numel() for tensor, name in named_tensors(network).values()}
+    held: Counter[str] = Counter()
+    for layer, met in zip(layers, products, strict=True):
+        if len(met.source.roots) == 1:
+            held.update(dict.fromkeys(met.source.roots, layer.params))
+    read = {each.name: each.count for each in rest if each.used}
+    return sum(max(held[root] + read.get(root, 0) - size, 0) for root, size in sizes.items() if root in held)
+
+
 def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
     """Parameters and saved buffers that no layer holds: read in float32 by something else, or by nothing.
 
-    What a module has computed from a parameter once and kept is read in the parameter's place.
+    What a module has computed from a parameter once and kept is read in the parameter's place. Where a weight is
+    called with several biases, they are added afterwards.
     """
     weights = {root for met in found.products.values() for root in met.source.roots}
+    apart = {name for met in found.products.values() if len(met.biases) > 1 for name in met.biases}
     kept = _kept(network, found)
     saved = network.state_dict(keep_vars=True).values()
     ids = {id(tensor) for tensor in (*network.parameters(), *saved)}
@@ -269,7 +285,7 @@ def _rest(network: nn.Module, found: Found, folded: set[str]) -> Iterable[Rest]:
             if id(tensor) not in ids:
                 continue
             ids.remove(id(tensor))
-            readers = found.readers.get(name, set())
+            readers = found.readers.get(name, set()) | ({"add"} if name in apart else set())
             if not (tensor.is_floating_point() or tensor.is_complex()) or (
                 name in weights | found.biases and not readers
             ):

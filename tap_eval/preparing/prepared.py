@@ -54,6 +54,8 @@ class Prepared:
     originals: tuple[tuple[Tensor, str], ...] = ()
     """tensors of the network before it was copied, which a closure of it still reads"""
     notes: tuple[str, ...] = ()
+    repeated: int = 0
+    """elements that the layers' weights, and `rest`, have more than the network: of one that is read in several ways"""
 
     @property
     def batch(self) -> int:
@@ -63,7 +65,7 @@ class Prepared:
 
     @property
     def left(self) -> int:
-        """Elements that stay in float32 when the network runs, the layers' biases aside."""
+        """Elements that stay in float32 when the network runs, the biases that layers hold aside."""
         return sum(rest.count for rest in self.rest if rest.used)
 
     @property

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tap_eval.measuring.bench import Bench
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
+from tap_eval.images.images import Splits
+from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.networks.digits import DigitsCNN
 from tap_eval.proxies.proxy import Failure, Rejection
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import MontySandbox, forbidden
@@ -75,6 +79,21 @@ def test_bits_that_are_none_are_refused_in_a_short_sentence(
     found = refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return {bits}\n", bench, sandbox)
     assert found.failure is failure
     assert len(found.message) <= 1000
+
+
+def test_an_allocator_of_a_proxy_is_told_what_a_budget_in_bytes_leaves_for_weights(
+    network: DigitsCNN, splits: Splits, cache: Path, sandbox: MontySandbox
+) -> None:
+    task = Task(Choices(), Budget.parse("6.6KB"))
+    bench = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
+    most = "max([bits for bits in [2, 4, 8] if bits * sum([x['params'] for x in layers]) <= budget['limit']])"
+    found = scored(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [{most}] * len(layers)\n", [bench], sandbox)
+    assert found.allocations[0].weights == (4,) * 10
+    assert bench.size(found.allocations[0]).total == 6442
+    assert (
+        "bytes above the budget of 6.6KB"
+        in refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [8] * len(layers)\n", bench, sandbox).message
+    )
 
 
 def test_scores_far_apart_are_told_from_each_other(bench: Bench, sandbox: MontySandbox) -> None:

@@ -17,7 +17,10 @@ import yaml
 
 from agents.account import Account
 from tap_agent.exit import Exit
+from tap_agent.report import html
+from tap_agent.report.figures import kib
 from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.result import Result
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.graphs.test_search import script
 from tests.tap_agent.program import GOOD, REPLAY, SMALL, tap
@@ -49,13 +52,18 @@ def test_a_run_leaves_a_folder_that_tells_everything(finished: Path) -> None:
     assert (config["population"], config["budget"], config["networks"][0]["search"]) == (3, "3bit", 200)
     best = json.loads((finished / "best.json").read_text())
     (network,) = best["networks"]
-    bits = sum(
-        layer["params"] * layer["weight_bits"]
-        if isinstance(layer["weight_bits"], int)
-        else layer["params"] // len(layer["weight_bits"]) * sum(layer["weight_bits"])
-        for layer in network["layers"]
-    )
-    assert network["size_bytes"] == -(-bits // 8)
+    result = json.loads((finished / "result.json").read_text())
+    channels = [layer["out_channels"] for layer in result["networks"][0]["layers"]]
+    packed, mixed = 0, 0
+    for layer, count in zip(network["layers"], channels, strict=True):
+        bits = layer["weight_bits"] if isinstance(layer["weight_bits"], list) else [layer["weight_bits"]] * count
+        packed += sum(-(-layer["params"] // count * each // 8) for each in bits)
+        mixed += count if len(set(bits)) > 1 else 0
+    assert network["size_parts"] == {
+        "weights": packed, "scales": 4 * sum(channels), "biases": 4 * sum(channels), "inputs": 5 * len(channels),
+        "channel_bits": mixed, "rest": 0,
+    }  # fmt: skip
+    assert network["size_bytes"] == sum(network["size_parts"].values())
     assert network["weight_bits"] <= 3
     assert network["test"]["count"] == 200
     assert len(network["test_top1_by_calibration_draw"]) == 2
@@ -76,6 +84,39 @@ def test_the_report_is_one_file_with_every_figure(finished: Path) -> None:
         assert title in page
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)=["']?http""", outside)
+
+
+def test_the_report_does_not_claim_more_than_the_file(finished: Path) -> None:
+    page, events = (finished / "report.html").read_text(), (finished / "events.jsonl").read_text().splitlines()
+    result = Result.model_validate_json((finished / "result.json").read_text())
+    (network,) = json.loads((finished / "best.json").read_text())["networks"]
+    size, full = network["size_bytes"], 4 * (7624 + 314)  # weights, and a bias a channel
+    said = re.search(r"the packed network, ([0-9.]+) % smaller than float32", page)
+    assert said
+    assert 0 <= 100 * (1 - size / full) - float(said[1]) < 0.1
+    assert f"Of the {size / 1024:,.1f} KiB: weights" in page
+    assert "scales 1.23, biases 1.23" in page
+    assert "The budget is 3bit (weights alone)." in page
+    assert "KiB of the whole packed network" in page
+    assert "size of the packed network (KiB)" in page
+    assert kib(result.candidate(result.best), 0, result.networks[0]) == size / 1024
+    judged = {each["name"]: each for each in map(json.loads, events) if each["event"] == "judged"}
+    assert judged[result.best]["size_bytes"] == [size]
+
+
+def test_a_result_of_before_sizes_were_whole_is_shown_as_it_was(finished: Path) -> None:
+    old = json.loads((finished / "result.json").read_text())
+    for layer in old["networks"][0]["layers"]:
+        del layer["out_channels"]
+    for row in old["table"]:
+        row["size_bytes"] = row.pop("parts").get("weights", row["size_bytes"])
+    result = Result.model_validate(old)
+    page = html.render(result)
+    assert "of weights, 9" in page
+    assert "packed network" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "size of the weights (KiB)" in page
+    best = result.candidate(result.best)
+    assert kib(best, 0, result.networks[0]) <= 3 * 7624 / 8 / 1024
 
 
 def test_a_second_run_of_the_same_config_measures_nothing_again(

@@ -56,7 +56,7 @@ def every_allocation(units: list[tuple[Unit, float]], layers: list[Layer], choic
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("budget", ["3bit", "0.5KB", "85%", "0.4MBOPs", "0.25MBOPs"])
+@pytest.mark.parametrize("budget", ["3bit", "0.73KB", "0.9KB", "85%", "0.4MBOPs", "0.25MBOPs"])
 @pytest.mark.parametrize(
     ("choices", "sizes"),
     [

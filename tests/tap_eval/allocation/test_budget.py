@@ -9,21 +9,25 @@ from decimal import Decimal
 
 import pytest
 
+from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, check_feasible, check_within
-from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.size import packed_size
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation
 from tests.tap_eval.allocation.layers import make_layers
 
 LAYERS = make_layers(40, 120, 400, 800, 80)
+FIXED = 5 * (4 * 4 + 4 * 4 + 5)
+"""bytes of scales, biases and inputs' scales and zero points of five layers with four channels each"""
 
 
 @pytest.mark.parametrize(
     ("text", "limit"),
     [
-        ("3bit", 3 * 1440), ("2.5 bits", 3600), ("90%", 4608), ("512B", 4096), ("0.5KB", 4000), ("0.5KiB", 4096),
-        ("1e3B", None), ("1MBOPs", 10**6), ("0.25GBOPs", 250 * 10**6),
+        ("3bit", 3 * 1440), ("2.5 bits", 3600), ("90%", 4608), ("512B", 512 - FIXED), ("0.5KB", 500 - FIXED),
+        ("0.5KiB", 512 - FIXED), ("1e3B", None), ("1MBOPs", 10**6), ("0.25GBOPs", 250 * 10**6),
     ],
 )  # fmt: skip
 def test_a_budget_is_read_as_people_write_it(text: str, limit: int | None) -> None:
@@ -56,10 +60,10 @@ def random_network(rng: random.Random) -> list[Layer]:
     ]
 
 
-def smallest(layers: list[Layer], choices: Choices, text: str) -> str:
-    """What the refusal of the budget `text` names."""
+def smallest(layers: list[Layer], choices: Choices, text: str, rest: int = 0) -> str:
+    """What the refusal of the budget `text` names where `rest` bytes stay in float32."""
     with pytest.raises(BudgetMistake) as refusal:
-        check_feasible(layers, choices, Budget.parse(text))
+        check_feasible(layers, choices, Budget.parse(text).beside(rest))
     found = re.search(r"below what the smallest bits need, (\S+): raise the budget", str(refusal.value))
     assert found
     return found[1]
@@ -76,14 +80,19 @@ def test_the_smallest_budget_that_a_refusal_names_is_accepted(
     for _ in range(20):
         layers = random_network(rng)
         choices = Choices(bits, rng.choice([(8,), (4, 8)]), pin_ends, groups)
-        said = smallest(layers, choices, "99.99999%" if unit == "%" else f"0.000000000001{unit}")
+        rest = rng.choice((0, 4 * rng.randint(1, 100_000)))
+        said = smallest(layers, choices, "99.99999%" if unit == "%" else f"0.000000000001{unit}", rest)
         number = re.match(r"[0-9.]+", said)
         assert number
         assert len(number[0]) <= 6
-        check_feasible(layers, choices, Budget.parse(said))
+        budget = Budget.parse(said).beside(rest)
+        check_feasible(layers, choices, budget)
+        if budget.unit == "B":
+            found = allocate([1.0] * len(layers), layers, choices, budget)
+            assert packed_size(layers, found, rest).total <= budget.amount
         step = Decimal(10) ** (Decimal(number[0]).adjusted() - 3)
         tighter = Decimal(number[0]) + (step if unit == "%" else -step)
-        assert smallest(layers, choices, said.replace(number[0], f"{tighter:f}")) == said
+        assert smallest(layers, choices, said.replace(number[0], f"{tighter:f}"), rest) == said
 
 
 @pytest.mark.parametrize(
@@ -91,7 +100,7 @@ def test_the_smallest_budget_that_a_refusal_names_is_accepted(
     [
         (Choices(), "1.9bit", "2bit: raise the budget."),
         (Choices((4, 8)), "99.9%", "87.5%: raise the budget or allow fewer bits with --bits."),
-        (Choices(pin_ends=True), "0.1KiB", "450B: raise the budget or leave out --pin-ends."),
+        (Choices(pin_ends=True), "0.1KiB", "637B: raise the budget or leave out --pin-ends."),
         (Choices(activations=(4, 8)), "1BOPs", "115.2KBOPs: raise the budget or allow fewer with --activation-bits."),
     ],
 )
@@ -106,3 +115,15 @@ def test_above_the_budget_by_one_bit_is_above_it() -> None:
     check_within(Allocation((2, 4), (8, 8)), layers, Budget.parse("3bit"))
     with pytest.raises(BudgetMistake, match="1 bits of weights above"):
         check_within(Allocation((3, 4), (8, 8)), layers, Budget.parse("3bit"))
+
+
+def test_a_budget_in_bytes_is_that_of_the_whole_packed_network() -> None:
+    layers, same = make_layers(40, 120), uniform(make_layers(40, 120), 3)
+    total = 4 * 4 + 4 * 12 + 8 * (4 + 4) + 2 * 5 + 100  # rows of 30 and 90 bits, scales and biases, inputs, the rest
+    check_within(same, layers, Budget.parse(f"{total}B").beside(100))
+    with pytest.raises(BudgetMistake, match=f"1 bytes above the budget of {total - 1}B"):
+        check_within(same, layers, Budget.parse(f"{total - 1}B").beside(100))
+    mixed = Allocation(((3, 3, 3, 3), (3, 3, 3, 2)), (8, 8))  # a row of 60 bits, and a byte for each of four channels
+    check_within(mixed, layers, Budget.parse(f"{total}B").beside(100))
+    with pytest.raises(BudgetMistake, match="1 bytes above"):
+        check_within(mixed, layers, Budget.parse(f"{total - 1}B").beside(100))

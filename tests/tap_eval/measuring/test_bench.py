@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Splits
@@ -73,6 +74,13 @@ def test_what_stays_in_float_and_what_is_never_used_is_said(splits: Splits, tmp_
     assert "rows: 16.2 KiB of its weights are never used, and are not counted" in notes
     assert any(note.startswith("rows: 88.6 % of its weights stay in float32, 4.9 KiB") for note in notes)
     assert any("rows.weight_hh_l0 (gru)" in note for note in notes)
+    rest, least = 4 * (3 * 16 * 8 + 3 * 16 * 16 + 2 * 3 * 16), 10 * 4 + 10 * 8 + 5  # the head at 2 bits, 16 a row
+    with pytest.raises(BudgetMistake, match=r"need, 5\.117KB: raise the budget"):
+        Bench("rows", Rows(), splits, Task(Choices(), Budget.parse("5116B")), Ledger(tmp_path / "ledger.sqlite"))
+    met = Bench("rows", Rows(), splits, Task(Choices(), Budget.parse("5117B")), Ledger(tmp_path / "ledger.sqlite"))
+    found = allocate([1.0], met.layers, met.task.choices, met.task.budget)
+    assert met.size(found).total == rest + least == 5117
+    assert met.size(None).total == rest + 4 * (160 + 10)
 
 
 def test_full_precision_at_chance_is_said(network: DigitsCNN, splits: Splits, bench: Bench, tmp_path: Path) -> None:

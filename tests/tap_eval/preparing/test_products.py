@@ -76,7 +76,9 @@ def test_a_layer_with_several_names_calls_and_sizes_is_one_layer() -> None:
             x = self.again(F.avg_pool2d(self.other(self.shared(x)), 2))
             return self.tied(F.avg_pool2d(x, 2)).mean((2, 3))
 
-    shared, other = prepare(Pyramid(), torch.rand(2, 3, 16, 16)).layers
+    prepared = prepare(Pyramid(), torch.rand(2, 3, 16, 16))
+    shared, other = prepared.layers
+    assert {(rest.name, rest.reason) for rest in prepared.rest} == {("shared.bias", "add"), ("tied.bias", "add")}
     assert (shared.name, shared.first, other.last) == ("shared", True, True)
     assert shared.macs == 3 * 3 * 9 * (16 * 16 + 8 * 8 + 4 * 4)
 
