@@ -140,17 +140,7 @@ def accuracy(history: History, index: int) -> go.Figure:
     figure = go.Figure()
     rows = [row for row in history.table if row.network == history.networks[index].name]
     quantized = [row for row in rows if row.kind != "full precision"]
-    layers = history.networks[index].layers
-    living = [each for each in (*history.candidates, *history.refinements) if each.fitness is not None]
-    figure.add_scatter(
-        x=[kib(each, index, [layer.params for layer in layers]) for each in living],
-        y=[100 * each.top1[index] for each in living],
-        mode="markers",
-        name="candidates (search split)",
-        marker={"color": GREY, "size": 5, "opacity": 0.6} if rows else {"color": ACCENT, "size": 9, "opacity": 0.6},
-        ids=[each.name for each in living],
-        hovertemplate="%{id}: %{y:.1f} %<extra></extra>",
-    )
+    add_candidates(figure, history, index, small=bool(rows))
     symbols = ["circle", "square", "triangle-up", "x", "star", "hexagon", "cross"]
     for place, row in enumerate(quantized):
         figure.add_scatter(
@@ -183,6 +173,21 @@ def accuracy(history: History, index: int) -> go.Figure:
         span = highest - lowest
         figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (highest + 0.2 * span)])
     return styled(figure, "size of the weights (KiB)", "top-1 (%)", height=440)
+
+
+def add_candidates(figure: go.Figure, history: History, index: int, *, small: bool) -> None:
+    """Draws a dot for every candidate that lived, at its size and its accuracy on the search split."""
+    layers = history.networks[index].layers
+    living = [each for each in (*history.candidates, *history.refinements) if each.fitness is not None]
+    figure.add_scatter(
+        x=[kib(each, index, [layer.params for layer in layers]) for each in living],
+        y=[100 * each.top1[index] for each in living],
+        mode="markers",
+        name="candidates (search split)",
+        marker={"color": GREY, "size": 5, "opacity": 0.6} if small else {"color": ACCENT, "size": 9, "opacity": 0.6},
+        ids=[each.name for each in living],
+        hovertemplate="%{id}: %{y:.1f} %<extra></extra>",
+    )
 
 
 def kib(candidate: Candidate, index: int, params: Sequence[int]) -> float:

@@ -29,7 +29,10 @@ class Row(_Record):
 
     label: str
     kind: Literal["full precision", "proxy", "baseline"]
+    """`proxy` is whatever the table is about, be it uniform bits or an allocation file"""
     network: str
+    budget: str = ""
+    """within which bits were allocated; "" in full precision, and in results of before it was kept"""
     note: str = ""
     bits: float
     """average weight bits"""
@@ -84,6 +87,9 @@ class History(_Record):
     best: str | None
     """of the search; None while no candidate lives"""
     table: list[Row] = []
+    curve: list[Row] = []
+    """the best proxy, uniform bits and measured layer error at other budgets, on the test split; results of before \
+this was measured have none"""
 
     @property
     def everyone(self) -> list[Candidate]:

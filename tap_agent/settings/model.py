@@ -97,7 +97,7 @@ class Settings(_Model):
 
     networks: tuple[NetworkSettings, ...] = Field(default_factory=lambda: (NetworkSettings(),), min_length=1)
     """The benchmark set: a proxy is worth what it achieves on all of them."""
-    budget: Annotated[str, Flag(BITS, "run apply", label="Budget", common=True)] = "3bit"
+    budget: Annotated[str, Flag(BITS, "run", label="Budget", common=True)] = "3bit"
     """3bit (on average), 87% (smaller), 0.1MB, or 1.2GBOPs."""
     bits: Annotated[tuple[int, ...], Flag(BITS, "run apply", label="Bits", common=True)] = (2, 4, 8)
     """Bits that weights may take, as 2,4,8."""
@@ -109,8 +109,9 @@ class Settings(_Model):
     """Hold the first and last layer at most bits."""
     calibration_images: int = Field(16, ge=1)
     """Images of one draw for calibration."""
-    calibration_draws: Annotated[int, Flag(NETWORK, "run apply", "draws", label="Calibration draws")] = Field(5, ge=1)
-    """Draws of calibration images in the final table. The search uses the first alone."""
+    calibration_draws: Annotated[int, Flag(NETWORK, "run", "draws", label="Calibration draws")] = Field(5, ge=1)
+    """Draws of calibration images in the final table. The search uses the first alone, and so does `apply` unless its \
+own --draws asks for more."""
     generations: Annotated[int, Flag(SEARCH, "run", label="Generations", common=True)] = Field(5, ge=0)
     """After the initial one."""
     population: Annotated[int, Flag(SEARCH, "run", label="Population", common=True)] = Field(8, ge=1)

@@ -7,6 +7,7 @@ allocation is measured.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -103,10 +104,7 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
-        try:
-            check_feasible(self.layers, task.choices, task.budget)
-        except BudgetMistake as mistake:
-            raise BudgetMistake(f"{name}: {mistake}") from mistake
+        self._check(task.budget)
         self._ledger = ledger
         self._notes = notes
         outputs = self._outputs().shape[1]
@@ -117,6 +115,25 @@ class Bench:
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds.batch, self._bounds.packed))
+
+    def _check(self, budget: Budget) -> None:
+        try:
+            check_feasible(self.layers, self.task.choices, budget)
+        except BudgetMistake as mistake:
+            raise BudgetMistake(f"{self.name}: {mistake}") from mistake
+
+    def at(self, budget: Budget) -> Bench:
+        """The same network to be fitted to another budget; raises `BudgetMistake` when that cannot be met.
+
+        Nothing is opened, calibrated or computed again: what this one has computed is shared, and what either of them
+        measures from then on is in the ledger.
+        """
+        self._check(budget)
+        self.digest  # noqa: B018 it takes a pass, and every look into the ledger needs it
+        other = copy.copy(self)
+        other.task = replace(self.task, budget=budget)
+        vars(other).pop("described_task", None)
+        return other
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -220,11 +237,25 @@ class Bench:
             correct = self._correct(self._job(allocation, split, draw, rows), "all", beside)
         return Accuracy(int(correct.sum()), len(correct))
 
-    def measure_all(self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int]) -> np.ndarray:
-        """Top-1 (draws, allocations) on a split, as many side by side as there are workers."""
+    def measure_all(
+        self,
+        allocations: Sequence[Allocation],
+        split: SplitName,
+        draws: Sequence[int],
+        advance: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Top-1 (draws, allocations) on a split, as many side by side as there are workers.
+
+        `advance` is called after each of them, by several threads.
+        """
         pairs = list(itertools.product(draws, allocations))
-        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0], len(pairs)).top1, pairs)
-        return np.array(found).reshape(len(draws), len(allocations))
+
+        def measured(pair: tuple[int, Allocation]) -> float:
+            top1 = self.measure(pair[1], split, pair[0], len(pairs)).top1
+            advance()
+            return top1
+
+        return np.array(self._side_by_side(measured, pairs)).reshape(len(draws), len(allocations))
 
     def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
         """As many at a time as there are workers; those that jobs leave idle share the images of a job."""
