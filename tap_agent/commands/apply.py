@@ -80,6 +80,9 @@ def apply(
             out.print(note, markup=False)
         applied = session.apply(subject, asked, resources, draws, bar)
     _show(applied, len(benches[0].layers))
+    if not any(asked):
+        sizes = ", ".join(row.budget for row in applied.rows if row.kind == "proxy")
+        out.print(f"the baselines have the size that {what} takes: {sizes}", markup=False)
     for sentence in applied.refused:
         err.print(f"left out: {sentence}", markup=False)
     if path:
@@ -88,7 +91,7 @@ def apply(
     if plot:
         from tap_agent.report import html
 
-        write(plot.resolve(), html.render_rows(what, applied.rows))
+        write(plot.resolve(), html.render_rows(f"apply {what}", applied.rows))
         out.print(f"figure: {plot}")
 
 

@@ -80,6 +80,7 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
         "rows": [(row, top1_text(row.test), draws_text(row)) for row in rows],
         "several": len(networks) > 1,
         "budgets": len({(row.network, row.budget) for row in rows if row.budget}) > len(networks),
+        "searched": any(row.search for row in rows),
         "draws": max(len(row.draws) for row in rows),
     }
 

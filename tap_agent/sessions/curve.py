@@ -12,7 +12,7 @@ from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import score
 
 REACH = 2
-"""bits from the run's own size to the furthest budget; what is further off tells nothing about the choice there"""
+"""bits a weight from the run's own size to the furthest budget: far enough to see where accuracy falls off"""
 _BESIDE = ("uniform", "measured layer error")
 
 
@@ -35,8 +35,8 @@ def curve_entries(resources: Resources, best: Candidate) -> list[Entry]:
 
 
 def near(bench: Bench, bits: float) -> list[Budget]:
-    """Whole bits a weight up to `REACH` from `bits` that the choices allow, but for the network's own budget."""
+    """Whole bits a weight up to `REACH` from `bits`, rounded, that the choices allow, but for the network's own budget."""
     choices, own = bench.task.choices.weights, bench.task.budget
-    whole = [each for each in range(min(choices), max(choices) + 1) if abs(each - bits) <= REACH]
+    whole = [each for each in range(min(choices), max(choices) + 1) if abs(each - round(bits)) <= REACH]
     found = [Budget.parse(f"{each}bit") for each in whole]
     return [each for each in found if own.unit == "BOPs" or each.limit(bench.layers) != own.limit(bench.layers)]
