@@ -35,7 +35,7 @@ def curve_entries(resources: Resources, best: Candidate) -> list[Entry]:
 
 
 def near(bench: Bench, bits: float) -> list[Budget]:
-    """Whole bits a weight up to `REACH` from `bits`, rounded, that the choices allow, but for the network's own budget."""
+    """Whole bits up to `REACH` from `bits`, rounded, that the choices allow, but for the network's own budget."""
     choices, own = bench.task.choices.weights, bench.task.budget
     whole = [each for each in range(min(choices), max(choices) + 1) if abs(each - round(bits)) <= REACH]
     found = [Budget.parse(f"{each}bit") for each in whole]
