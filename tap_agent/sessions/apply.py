@@ -56,13 +56,13 @@ class Applied:
 
 @dataclass(frozen=True)
 class _Point:
-    """The rows of one network at one budget, that of what was given first."""
+    """What was given, on one network and within one budget."""
 
     bench: Bench
-    entries: list[Entry]
+    budget: Budget
+    label: str
+    allocation: Allocation
     scored: Scored | None = None
-    alone: str = ""
-    """why no baseline is beside it"""
 
 
 def opening(settings: Settings, draws: int) -> Settings:
@@ -107,14 +107,12 @@ def apply(
     out when there are others. Raises `ProxyMistake` when the proxy fails, and `BudgetMistake` when nothing is left.
     """
     points: list[_Point] = []
-    refused: list[BudgetMistake] = []
+    sentences: list[str] = []
     several = any(len(each) > 1 for each in asked)
     for bench, each in zip(resources.benches, asked, strict=True):
         if isinstance(subject, ProxySubject):
             watch.begin(f"describing the layers of {bench.name}")
             bench.features  # noqa: B018 which every budget shares
-        watch.begin(f"measuring the layer errors of {bench.name}")
-        bench.layer_errors  # noqa: B018
         for budget in each or (None,):
             watch.begin(f"allocating bits of {bench.name}{f' at {budget.text}' if budget else ''}")
             try:
@@ -122,11 +120,21 @@ def apply(
             except BudgetMistake as mistake:
                 if not several:
                     raise
-                refused.append(mistake)
+                sentences.append(str(mistake))
     if not points:
-        raise refused[0]
-    rows = _measured(points, draws, watch)
-    sentences = [*map(str, refused), *(point.alone for point in points if point.alone)]
+        raise BudgetMistake(sentences[0])
+    entries: list[Entry] = []
+    for point in points:
+        watch.begin(f"measuring the layer errors of {point.bench.name}")
+        point.bench.layer_errors  # noqa: B018 likewise
+        own, others = _own(subject, point), []
+        try:
+            there = beside(point.bench.at(point.budget), resources.settings.seed)
+            others = [entry for entry in there if entry.label != own.label]
+        except BudgetMistake as mistake:  # bits that are given need not be among the choices
+            sentences.append(f"the baselines beside {subject.origin}: {mistake}")
+        entries += [own, *others]
+    rows = _measured(entries, draws, watch)
     if several:
         return Applied(rows, sentences, [], None, "")
     scored = [(point.bench, point.scored) for point in points if point.scored]
@@ -141,33 +149,29 @@ def apply(
 
 
 def _point(subject: Subject, bench: Bench, budget: Budget | None, resources: Resources) -> _Point:
-    """What `subject` makes of a network at a budget, or at its own size, beside the baselines."""
-    scored, alone = None, ""
+    """What `subject` makes of a network within a budget; bits that are given have one of their own."""
     match subject:
         case ProxySubject():
             assert budget
-            bench = bench.at(budget)
-            found = score(subject.code, [bench], resources.sandbox)
+            found = score(subject.code, [bench.at(budget)], resources.sandbox)
             if isinstance(found, Rejection):
                 raise ProxyMistake(f"{subject.origin} fails ({found.failure}): {found.message}")
-            label, allocation, scored = subject.origin, found.allocations[0], found
+            return _Point(bench, budget, subject.origin, found.allocations[0], found)
         case UniformSubject(bits=None):
             assert budget
-            bench = bench.at(budget)
-            allocation = subject.allocation(bench)
-            label = _uniform(allocation)
+            allocation = subject.allocation(bench.at(budget))
+            return _Point(bench, budget, _uniform(allocation), allocation)
         case _:
             allocation = subject.allocation(bench)
             label = _uniform(allocation) if isinstance(subject, UniformSubject) else subject.origin
-            budget = _checked(subject, allocation, bench, budget)
-            try:
-                bench = bench.at(budget)
-            except BudgetMistake as mistake:
-                alone = f"the baselines beside {subject.origin}: {mistake}"
-    uncommon = isinstance(subject, UniformSubject) and allocation.weights[0] not in bench.task.choices.weights
+            return _Point(bench, _checked(subject, allocation, bench, budget), label, allocation)
+
+
+def _own(subject: Subject, point: _Point) -> Entry:
+    choices = point.bench.task.choices.weights
+    uncommon = isinstance(subject, UniformSubject) and point.allocation.weights[0] not in choices
     note = "these bits are not among the choices" if uncommon else ""
-    others = [] if alone else [each for each in beside(bench, resources.settings.seed) if each.label != label]
-    return _Point(bench, [Entry(bench, budget.text, label, "proxy", note, (allocation,)), *others], scored, alone)
+    return Entry(point.bench, point.budget.text, point.label, "proxy", note, (point.allocation,))
 
 
 def _uniform(allocation: Allocation) -> str:
@@ -190,10 +194,9 @@ def _checked(subject: Subject, allocation: Allocation, bench: Bench, budget: Bud
     return Budget(f"{float(bits):.4g}bit", "bit", bits)
 
 
-def _measured(points: Sequence[_Point], draws: int, watch: Watch) -> list[Row]:
-    """Full precision once a network, then its points."""
-    benches = {point.bench.name: point.bench for point in points}
-    entries = [entry for point in points for entry in point.entries]
+def _measured(entries: Sequence[Entry], draws: int, watch: Watch) -> list[Row]:
+    """Full precision once a network, then its entries."""
+    benches = {entry.bench.name: entry.bench for entry in entries}
     watch.begin("measuring on the test split", len(benches) + draws * sum(len(entry.allocations) for entry in entries))
     rows = []
     for name, bench in benches.items():
