@@ -81,7 +81,7 @@ def apply(
             out.print(note, markup=False)
         applied = session.apply(subject, asked, resources, draws, bar)
     _show(applied, len(benches[0].layers))
-    if not any(asked):
+    if not any(asked) and any(row.kind == "baseline" for row in applied.rows):
         sizes = ", ".join(row.budget for row in applied.rows if row.kind == "proxy")
         out.print(f"the baselines have the size that {what} takes: {sizes}", markup=False)
     for sentence in applied.refused:
