@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from graphs import population
 from graphs.state import Candidate
 from tap_agent.page.chat import Chat
-from tap_agent.report import figures, html, layer_figures
+from tap_agent.report import curves, figures, html, layer_figures
 from tap_agent.report.figures import Section
 from tap_agent.report.text import summary
 from tap_agent.runs.folder import RunFolder
@@ -70,7 +70,7 @@ def show(
 def search(history: History) -> dict[str, Any]:
     """The figures of the search, once a generation has been judged."""
     fitness, probabilities, deaths = figures.searching(history)
-    sized = [figures.sizes(history, index) for index in range(len(history.networks))]
+    sized = [curves.sizes(history, index) for index in range(len(history.networks))]
     died = [deaths] if any(generation.failures for generation in history.generations) else []
     return {"sections": [fitness, probabilities, *sized, *died] if history.generations else []}
 
@@ -123,6 +123,8 @@ def doing(event: dict[str, Any]) -> str:
             return f"generation {event['index']} is judged"
         case "measuring the table":
             return "measuring the table on the test split"
+        case "measuring the curve":
+            return "measuring accuracy against size on the test split"
         case _:
             return ""
 

@@ -143,16 +143,7 @@ def accuracy(history: History, index: int) -> go.Figure:
     network = history.networks[index]
     rows = [row for row in history.table if row.network == network.name]
     quantized = [row for row in rows if row.kind != "full precision"]
-    living = [each for each in (*history.candidates, *history.refinements) if each.fitness is not None]
-    figure.add_scatter(
-        x=[kib(each, index, network) for each in living],
-        y=[100 * each.top1[index] for each in living],
-        mode="markers",
-        name="candidates (search split)",
-        marker={"color": GREY, "size": 5, "opacity": 0.6} if rows else {"color": ACCENT, "size": 9, "opacity": 0.6},
-        ids=[each.name for each in living],
-        hovertemplate="%{id}: %{y:.1f} %<extra></extra>",
-    )
+    add_candidates(figure, history, index, small=bool(rows))
     symbols = ["circle", "square", "triangle-up", "x", "star", "hexagon", "cross"]
     for place, row in enumerate(quantized):
         figure.add_scatter(
@@ -186,6 +177,20 @@ def accuracy(history: History, index: int) -> go.Figure:
         figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (highest + 0.2 * span)])
     sized = "size of the packed network" if network.sized_whole else "size of the weights"
     return styled(figure, f"{sized} (KiB)", "top-1 (%)", height=440)
+
+
+def add_candidates(figure: go.Figure, history: History, index: int, *, small: bool) -> None:
+    """Draws a dot for every candidate that lived, at its size and its accuracy on the search split."""
+    living = [each for each in (*history.candidates, *history.refinements) if each.fitness is not None]
+    figure.add_scatter(
+        x=[kib(each, index, history.networks[index]) for each in living],
+        y=[100 * each.top1[index] for each in living],
+        mode="markers",
+        name="candidates (search split)",
+        marker={"color": GREY, "size": 5, "opacity": 0.6} if small else {"color": ACCENT, "size": 9, "opacity": 0.6},
+        ids=[each.name for each in living],
+        hovertemplate="%{id}: %{y:.1f} %<extra></extra>",
+    )
 
 
 def kib(candidate: Candidate, index: int, network: NetworkRecord) -> float:

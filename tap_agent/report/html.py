@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
-from tap_agent.report import figures, layer_figures
+from tap_agent.report import curves, figures, layer_figures
 from tap_agent.report.text import (
     budget_text,
     draws_text,
@@ -22,7 +23,7 @@ from tap_agent.report.text import (
     summary,
     top1_text,
 )
-from tap_agent.runs.result import History, NetworkRecord, Result
+from tap_agent.runs.result import History, NetworkRecord, Result, Row
 
 
 @cache
@@ -43,7 +44,7 @@ def render(result: Result) -> str:
     best = result.candidate(result.best)
     sections = figures.searching(result)
     for index in range(len(result.networks)):
-        sections += [figures.sizes(result, index), layer_figures.bits(result, best, index)]
+        sections += [curves.sizes(result, index), layer_figures.bits(result, best, index)]
     sections.append(
         figures.Section(
             "family", "Family tree of the best proxy", "Point at a proxy to read its thought.", figures.family(result)
@@ -62,14 +63,37 @@ def render(result: Result) -> str:
 def shown(result: Result) -> dict[str, Any]:
     """The numbers and the table, as templates show them."""
     return {
-        "left": any(row.in_float for row in result.table),
-        "in_float": in_float_text,
-        "rows": [(row, top1_text(row.test), draws_text(row)) for row in result.table],
-        "several": len(result.networks) > 1,
+        **_table(result.table),
         "reads": reads_text(result),
         "whole": all(network.sized_whole for network in result.networks),
         "draws": max(len(row.draws) for row in result.table),
         "headline": [_headline(result, network) for network in result.networks],
+    }
+
+
+def render_rows(title: str, rows: Sequence[Row]) -> str:
+    """A page with accuracy against size, a figure a network, and the table of the rows."""
+    networks = dict.fromkeys(row.network for row in rows)
+    drawn = {name: curves.curve([row for row in rows if row.network == name]) for name in networks}
+    return template("curve").render(
+        title=title,
+        caption=curves.CAPTION,
+        sections=[(name, _html(figure)) for name, figure in drawn.items()],
+        plotly=get_plotlyjs(),
+        **_table(rows),
+    )
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    networks = {row.network for row in rows}
+    return {
+        "left": any(row.in_float for row in rows),
+        "in_float": in_float_text,
+        "rows": [(row, top1_text(row.test), draws_text(row)) for row in rows],
+        "several": len(networks) > 1,
+        "budgets": len({(row.network, row.budget) for row in rows if row.budget}) > len(networks),
+        "searched": any(row.search for row in rows),
+        "draws": max(len(row.draws) for row in rows),
     }
 
 

@@ -29,7 +29,10 @@ class Row(_Record):
 
     label: str
     kind: Literal["full precision", "proxy", "baseline"]
+    """`proxy` is whatever the table is about, be it uniform bits or an allocation file"""
     network: str
+    budget: str = ""
+    """within which bits were allocated; "" in full precision, and in results of before it was kept"""
     note: str = ""
     bits: float
     """average weight bits"""
@@ -43,6 +46,8 @@ class Row(_Record):
     allocation: Bits | None = None
     search: MeasuredTop1 | None
     test: MeasuredTop1
+    unfinished: MeasuredTop1 | None = None
+    """test top-1 as the search rounds it, where `test` is of the network rounded once more for its allocation"""
     draws: list[float]
     """test top-1 under each calibration draw, with the same bits; the first is `test`"""
     spread: float
@@ -93,6 +98,9 @@ class History(_Record):
     best: str | None
     """of the search; None while no candidate lives"""
     table: list[Row] = []
+    curve: list[Row] = []
+    """the best proxy, uniform bits and measured layer error at other budgets, on the test split; results of before \
+this was measured have none"""
 
     @property
     def everyone(self) -> list[Candidate]:

@@ -1,77 +1,215 @@
-"""Applying a proxy that was found before: no search, one pass from scores to accuracy (the paper's TAP-C)."""
+"""Bits for a network that is at hand, without a search: allocated where needed, and measured (the paper's TAP-C)."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
+from typing import Any, Protocol
 
-from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import Row
-from tap_agent.sessions.final_table import final_table
+from tap_agent.sessions.final_table import Entry, beside, full_precision, measured
 from tap_agent.sessions.outcome import best_record
 from tap_agent.sessions.resources import Resources
-from tap_eval.mistake import Mistake
+from tap_agent.sessions.subject import FileSubject, ProxyMistake, ProxySubject, Subject, UniformSubject
+from tap_agent.settings.model import Settings
+from tap_eval.allocation.budget import Budget, check_within, spent
+from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import BudgetMistake
 from tap_eval.proxies.proxy import Rejection
-from tools.evaluation import score
+from tap_eval.quantization.quantizer import Allocation
+from tools.evaluation import Scored, score
 from tools.toolbox import layer_table
 
-
-class ProxyMistake(Mistake):
-    """A proxy that cannot be read, or that does not run."""
-
-    kind = "proxy"
+_ANY = "8bit"
+"""a budget that every network meets, to open it with"""
 
 
-@dataclass(frozen=True)
-class Found:
-    """A proxy, where it came from, and the config of its run if that is known."""
+class Watch(Protocol):
+    """Is told what goes on, and how much of it there is; then, by several threads, of each that is done."""
 
-    origin: str
-    thought: str
-    code: str
-    config: Path | None
+    def begin(self, doing: str, of: int | None = None) -> None:
+        """Something begins that has `of` steps, as far as that is known."""
+        ...
+
+    def advance(self) -> None:
+        """A step is done."""
+        ...
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of it: the final table, the allocation, seconds of each step, and the text of an allocation file."""
+    """What came of it: rows of every network and budget, and what could not be shown."""
 
     rows: list[Row]
+    refused: list[str]
+    """sentences: of budgets that cannot be met, and of baselines that cannot be had at the size of what was given"""
     layers: list[str]
-    """scores and bits of the layers, Markdown, one table a network"""
-    scoring_seconds: float
-    allocation_seconds: float
+    """scores and bits of the layers, Markdown, one table a network; of a proxy at one budget"""
+    seconds: tuple[float, float] | None
+    """of scoring and of allocating, likewise"""
     record: str
+    """the text of an allocation file; "" where there are several budgets"""
 
 
-def read_proxy(path: Path) -> Found:
-    """The proxy in a file, or the best of a run; raises `ProxyMistake`, and `RunMistake` of a run without a result."""
-    if path.is_dir():
-        folder = RunFolder(path)
-        result = folder.finished()
-        best = result.candidate(result.best)
-        return Found(f"{folder.name}/{best.name}", best.thought, best.code, path / "config.yaml")
-    try:
-        code = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProxyMistake(f"{path} is no proxy and no run: give a .py file or a run's folder.") from error
-    run = path.parent.parent / "config.yaml"
-    return Found(str(path), "", code, run if path.parent.name == "proxies" and run.is_file() else None)
+@dataclass(frozen=True)
+class _Point:
+    """What was given, on one network and within one budget."""
+
+    bench: Bench
+    budget: Budget
+    label: str
+    allocation: Allocation
+    scored: Scored | None = None
 
 
-def apply(found: Found, resources: Resources, tell: Callable[[str], None]) -> Applied:
-    """Scores, allocates, quantizes and measures on the test split; raises `ProxyMistake` when the proxy fails."""
-    scored = score(found.code, resources.benches, resources.sandbox)
-    if isinstance(scored, Rejection):
-        raise ProxyMistake(f"{found.origin} fails ({scored.failure}): {scored.message}")
-    rows: list[Row] = []
-    for bench, allocation in zip(resources.benches, scored.allocations, strict=True):
-        tell(bench.name)
-        rows += final_table(bench, found.origin, allocation, resources.settings.seed, lambda: None, search=False)
-    provenance = {"proxy": found.origin, "at": time.strftime("%Y-%m-%d"), "seed": resources.settings.seed}
-    record = best_record(found.thought, found.code, rows, resources.benches, provenance)
-    tables = [layer_table(bench, scored, place) for place, bench in enumerate(resources.benches)]
-    return Applied(rows, tables, scored.scoring_seconds, scored.allocation_seconds, json.dumps(record, indent=1))
+def opening(settings: Settings, draws: int) -> Settings:
+    """The settings to open networks with that are then fitted to several budgets, and measured under `draws` draws.
+
+    The images are those of a run with these settings, unless there are more draws than it has.
+    """
+    networks = tuple(network.model_copy(update={"budget": None}) for network in settings.networks)
+    draws = max(settings.calibration_draws, draws)
+    return settings.model_copy(update={"networks": networks, "budget": _ANY, "calibration_draws": draws})
+
+
+def budgets(settings: Settings, text: str | None, subject: Subject) -> list[list[Budget]]:
+    """The budgets of each network: those in `text`, divided by commas, or else those of the settings.
+
+    There are none for bits that are given, which have a size of their own. Raises `BudgetMistake` where one is none.
+    """
+    if text is not None:
+        asked = [Budget.parse(part) for part in dict.fromkeys(part.strip() for part in text.split(","))]
+        return [asked for _ in settings.networks]
+    if isinstance(subject, FileSubject) or (isinstance(subject, UniformSubject) and subject.bits):
+        return [[] for _ in settings.networks]
+    return [[Budget.parse(network.budget or settings.budget)] for network in settings.networks]
+
+
+def check_single(asked: Sequence[Sequence[Budget]]) -> None:
+    """Raises `BudgetMistake` where an allocation file would have to hold several allocations of a network."""
+    for each in asked:
+        if len(each) > 1:
+            raise BudgetMistake(
+                f"--out keeps the allocation of one budget, and {', '.join(budget.text for budget in each)} are "
+                f"{len(each)}: give one of them with it, or keep the curve with --plot FILE."
+            )
+
+
+def apply(
+    subject: Subject, asked: Sequence[Sequence[Budget]], resources: Resources, draws: int, watch: Watch
+) -> Applied:
+    """Scores, allocates, quantizes and measures on the test split, at the budgets `asked` of each network.
+
+    Where none is asked, baselines get the size that the bits of `subject` take. A budget that cannot be met is left
+    out when there are others. Raises `ProxyMistake` when the proxy fails, and `BudgetMistake` when nothing is left.
+    """
+    points: list[_Point] = []
+    sentences: list[str] = []
+    several = any(len(each) > 1 for each in asked)
+    for bench, each in zip(resources.benches, asked, strict=True):
+        if isinstance(subject, ProxySubject):
+            watch.begin(f"describing the layers of {bench.name}")
+            bench.features  # noqa: B018 which every budget shares
+        for budget in each or (None,):
+            watch.begin(f"allocating bits of {bench.name}{f' at {budget.text}' if budget else ''}")
+            try:
+                points.append(_point(subject, bench, budget, resources))
+            except BudgetMistake as mistake:
+                if not several:
+                    raise
+                sentences.append(str(mistake))
+    if not points:
+        raise BudgetMistake(sentences[0])
+    entries: list[Entry] = []
+    for point in points:
+        watch.begin(f"measuring the layer errors of {point.bench.name}")
+        point.bench.layer_errors  # noqa: B018 likewise
+        own, others = _own(subject, point), []
+        try:
+            there = beside(point.bench.at(point.budget), resources.settings.seed)
+            others = [entry for entry in there if entry.label != own.label]
+        except BudgetMistake as mistake:  # bits that are given need not be among the choices
+            sentences.append(f"the baselines beside {subject.origin}: {mistake}")
+        entries += [own, *others]
+    rows = _measured(entries, draws, watch)
+    if several:
+        return Applied(rows, sentences, [], None, "")
+    scored = [(point.bench, point.scored) for point in points if point.scored]
+    seconds = sum(each.scoring_seconds for _, each in scored), sum(each.allocation_seconds for _, each in scored)
+    return Applied(
+        rows,
+        sentences,
+        [layer_table(bench, each, 0) for bench, each in scored],
+        seconds if scored else None,
+        json.dumps(_record(subject, rows, resources), indent=1),
+    )
+
+
+def _point(subject: Subject, bench: Bench, budget: Budget | None, resources: Resources) -> _Point:
+    """What `subject` makes of a network within a budget; bits that are given have one of their own."""
+    match subject:
+        case ProxySubject():
+            assert budget
+            found = score(subject.code, [bench.at(budget)], resources.sandbox)
+            if isinstance(found, Rejection):
+                raise ProxyMistake(f"{subject.origin} fails ({found.failure}): {found.message}")
+            return _Point(bench, budget, subject.origin, found.allocations[0], found)
+        case UniformSubject(bits=None):
+            assert budget
+            allocation = subject.allocation(bench.at(budget))
+            return _Point(bench, budget, _uniform(allocation), allocation)
+        case _:
+            allocation = subject.allocation(bench)
+            label = _uniform(allocation) if isinstance(subject, UniformSubject) else subject.origin
+            return _Point(bench, _checked(subject, allocation, bench, budget), label, allocation)
+
+
+def _own(subject: Subject, point: _Point) -> Entry:
+    choices = point.bench.task.choices.weights
+    uncommon = isinstance(subject, UniformSubject) and point.allocation.weights[0] not in choices
+    note = "these bits are not among the choices" if uncommon else ""
+    return Entry(point.bench, point.budget.text, point.label, "proxy", note, (point.allocation,))
+
+
+def _uniform(allocation: Allocation) -> str:
+    """As the baseline of that name is labelled."""
+    return f"uniform W{allocation.weights[0]}A{allocation.activations[0]}"
+
+
+def _checked(subject: Subject, allocation: Allocation, bench: Bench, budget: Budget | None) -> Budget:
+    """The budget, which `allocation` must be within, or without one the size of its weights."""
+    if budget:
+        try:
+            check_within(allocation, bench.layers, budget)
+        except BudgetMistake as mistake:
+            raise BudgetMistake(
+                f"{bench.name}: {subject.origin} does not fit: {str(mistake).removesuffix('.')}; raise it, or leave "
+                "out --budget to compare at the size that it takes."
+            ) from mistake
+        return budget
+    bits = Fraction(spent(allocation, bench.layers, Budget.parse(_ANY)), sum(layer.params for layer in bench.layers))
+    return Budget(f"{float(bits):.4g}bit", "bit", bits)
+
+
+def _measured(entries: Sequence[Entry], draws: int, watch: Watch) -> list[Row]:
+    """Full precision once a network, then its entries."""
+    benches = {entry.bench.name: entry.bench for entry in entries}
+    watch.begin("measuring on the test split", len(benches) + draws * sum(len(entry.allocations) for entry in entries))
+    rows = []
+    for name, bench in benches.items():
+        rows.append(full_precision(bench, search=False))
+        watch.advance()
+        own = (entry for entry in entries if entry.bench.name == name)
+        rows += [measured(entry, draws, search=False, advance=watch.advance) for entry in own]
+    return rows
+
+
+def _record(subject: Subject, rows: Sequence[Row], resources: Resources) -> dict[str, Any]:
+    """What an allocation file holds."""
+    what = "proxy" if isinstance(subject, ProxySubject) else "allocation"
+    provenance = {what: subject.origin, "at": time.strftime("%Y-%m-%d"), "seed": resources.settings.seed}
+    thought, code = (subject.thought, subject.code) if isinstance(subject, ProxySubject) else ("", "")
+    return best_record(thought, code, rows, resources.benches, provenance)

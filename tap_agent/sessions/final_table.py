@@ -1,10 +1,11 @@
-"""The final table of one network: the proxy's allocation beside full precision and the baselines."""
+"""The final table of one network: an allocation beside full precision and the baselines."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from graphs.state import Bits
@@ -19,48 +20,76 @@ from tap_eval.quantization.quantizer import Allocation
 Advance = Callable[[], None]
 
 
-def final_table(
-    bench: Bench, label: str, allocation: Allocation, seed: int, advance: Advance, search: bool = True
-) -> list[Row]:
-    """Full precision, the proxy's allocation and the baselines, on the test split and every calibration draw.
+@dataclass(frozen=True)
+class Entry:
+    """A row that is to be measured: an allocation of the network of `bench`, or the mean of several."""
 
-    `advance` is called after each row. Without `search` no accuracy is measured on the search split.
+    bench: Bench
+    budget: str
+    label: str
+    kind: Literal["proxy", "baseline"]
+    note: str
+    allocations: tuple[Allocation, ...]
+
+
+def final_table(bench: Bench, label: str, allocation: Allocation, seed: int, advance: Advance) -> list[Row]:
+    """Full precision, the proxy's allocation and the baselines, on the search and test split and every draw.
+
+    `advance` is called after each row.
     """
-
-    def row(label: str, kind: Literal["proxy", "baseline"], note: str, allocations: Sequence[Allocation]) -> Row:
-        every = range(len(bench.splits.calibrations))
-        draws = bench.measure_all(allocations, "test", every).mean(1).tolist()
-
-        def measured(on: SplitName) -> MeasuredTop1:
-            return _mean([bench.measure(bits, on) for bits in allocations])
-
-        of_weights = statistics.mean(weight_size(bench.layers, bits) for bits in allocations)
-        sizes = [bench.size(bits) for bits in allocations]
-        found = Row(
-            label=label,
-            kind=kind,
-            network=bench.name,
-            note=note,
-            bits=of_weights / sum(layer.params for layer in bench.layers),
-            size_bytes=math.ceil(statistics.mean(size.total for size in sizes)),
-            parts=sizes[0].parts() if len(sizes) == 1 else {},
-            in_float=bench.prepared.share_left,
-            bops=round(statistics.mean(bops(bench.layers, bits) for bits in allocations)),
-            allocation=Bits.of(allocations[0]) if len(allocations) == 1 else None,
-            search=measured("search") if search else None,
-            test=measured("test"),
-            draws=draws,
-            spread=statistics.stdev(draws) if len(draws) > 1 else 0.0,
-        )
-        advance()
-        return found
-
-    rows = [_full_precision(bench, search), row(label, "proxy", "", [allocation])]
+    draws = len(bench.splits.calibrations)
+    rows = [full_precision(bench)]
     advance()
-    return rows + [row(each.label, "baseline", each.note, each.allocations) for each in baselines(bench, seed)]
+    own = Entry(bench, bench.task.budget.text, label, "proxy", "", (allocation,))
+    for entry in (own, *beside(bench, seed)):
+        rows.append(measured(entry, draws))
+        advance()
+    return rows
 
 
-def _full_precision(bench: Bench, search: bool) -> Row:
+def beside(bench: Bench, seed: int) -> list[Entry]:
+    """The baselines, within the budget of `bench`."""
+    budget = bench.task.budget.text
+    return [
+        Entry(bench, budget, each.label, "baseline", each.note, each.allocations) for each in baselines(bench, seed)
+    ]
+
+
+def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance = lambda: None) -> Row:
+    """Measures an entry on the test split under the first `draws` draws, and on the search split if `search`.
+
+    `advance` is called for each allocation and draw, by several threads.
+    """
+    bench, finish = entry.bench, entry.bench.task.finish
+    tops = bench.measure_all(entry.allocations, "test", range(draws), finish, advance).mean(1).tolist()
+
+    def mean(on: SplitName, finished: bool) -> MeasuredTop1:
+        return _mean([bench.measure(bits, on, finished=finished) for bits in entry.allocations])
+
+    of_weights = statistics.mean(weight_size(bench.layers, bits) for bits in entry.allocations)
+    sizes = [bench.size(bits) for bits in entry.allocations]
+    return Row(
+        label=entry.label,
+        kind=entry.kind,
+        network=bench.name,
+        budget=entry.budget,
+        note=entry.note,
+        bits=of_weights / sum(layer.params for layer in bench.layers),
+        size_bytes=math.ceil(statistics.mean(size.total for size in sizes)),
+        parts=sizes[0].parts() if len(sizes) == 1 else {},
+        in_float=bench.prepared.share_left,
+        bops=round(statistics.mean(bops(bench.layers, bits) for bits in entry.allocations)),
+        allocation=Bits.of(entry.allocations[0]) if len(entry.allocations) == 1 else None,
+        search=mean("search", False) if search else None,
+        test=mean("test", finish),
+        unfinished=mean("test", False) if finish else None,
+        draws=tops,
+        spread=statistics.stdev(tops) if len(tops) > 1 else 0.0,
+    )
+
+
+def full_precision(bench: Bench, *, search: bool = True) -> Row:
+    """The network as it is, on the test split, and on the search split if `search`."""
     size = bench.size(None)
     test = _mean([bench.measure(None, "test")])
     return Row(

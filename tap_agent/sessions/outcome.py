@@ -12,7 +12,8 @@ from graphs.state import Candidate, Generation, SearchState
 from tap_agent.report import html
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import LayerRecord, NetworkRecord, Result, Row
-from tap_agent.sessions.final_table import Advance, final_table
+from tap_agent.sessions.curve import curve_entries
+from tap_agent.sessions.final_table import Advance, final_table, measured
 from tap_agent.sessions.resources import Resources
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
@@ -33,7 +34,7 @@ def conclude_run(
     account: Account,
     stopped: str | None,
 ) -> Result:
-    """Measures the final table and writes the result, the best allocation, the report and the replay."""
+    """Measures the final table and a curve, and writes the result, the best allocation, the report and the replay."""
     if state["best"] is None:
         raise NoProxyMistake(
             f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each: "
@@ -49,10 +50,17 @@ def conclude_run(
         resources.settings.seed,
         lambda: emit({"event": "table row"}),
     )
+    entries = curve_entries(resources, result.candidate(result.best))
+    emit({"event": "measuring the curve", "points": len(entries)})
+    curve = []
+    for entry in entries:
+        curve.append(measured(entry, draws=1, search=False))
+        emit({"event": "curve point"})
     emit({"event": "stopped" if stopped else "finished", "best": result.best, "why": stopped})
     before = folder.result()
     result = result.model_copy(
         update={
+            "curve": curve,
             "seconds": folder.seconds(),
             "measured": folder.measured(),
             "spent": account.spent(),

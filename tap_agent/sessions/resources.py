@@ -61,7 +61,13 @@ class Resources(AbstractContextManager["Resources"]):
         """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
         settings = self.settings
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
-        task = Task(choices, Budget.parse(network.budget or settings.budget), settings.inputs, settings.rounding)
+        task = Task(
+            choices,
+            Budget.parse(network.budget or settings.budget),
+            settings.inputs,
+            settings.rounding,
+            settings.finish,
+        )
         loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
         notes = loaded.notes
         if loaded.transform and not network.transform:

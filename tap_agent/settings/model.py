@@ -97,7 +97,7 @@ class Settings(_Model):
 
     networks: tuple[NetworkSettings, ...] = Field(default_factory=lambda: (NetworkSettings(),), min_length=1)
     """The benchmark set: a proxy is worth what it achieves on all of them."""
-    budget: Annotated[str, Flag(BITS, "run apply", label="Budget", common=True)] = "3bit"
+    budget: Annotated[str, Flag(BITS, "run", label="Budget", common=True)] = "3bit"
     """Of weights alone 3bit (on average) or 87% (smaller), of the whole network 0.1MB, or 1.2GBOPs."""
     bits: Annotated[tuple[int, ...], Flag(BITS, "run apply", label="Bits", common=True)] = (2, 4, 8)
     """Bits that weights may take, as 2,4,8."""
@@ -113,8 +113,9 @@ class Settings(_Model):
     """Round each network of the final table once more, layer after layer, for the inputs that layers then get."""
     calibration_images: Annotated[int, Flag(NETWORK, "run apply")] = Field(16, ge=1)
     """Images of one draw for calibration."""
-    calibration_draws: Annotated[int, Flag(NETWORK, "run apply", "draws", label="Calibration draws")] = Field(5, ge=1)
-    """Draws of calibration images in the final table. The search uses the first alone."""
+    calibration_draws: Annotated[int, Flag(NETWORK, "run", "draws", label="Calibration draws")] = Field(5, ge=1)
+    """Draws of calibration images in the final table. The search uses the first alone, and so does `apply` unless its \
+own --draws asks for more."""
     generations: Annotated[int, Flag(SEARCH, "run", label="Generations", common=True)] = Field(5, ge=0)
     """After the initial one."""
     population: Annotated[int, Flag(SEARCH, "run", label="Population", common=True)] = Field(8, ge=1)

@@ -41,14 +41,20 @@ def show_result(folder: RunFolder, result: Result) -> None:
 
 
 def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
-    """The final table, one line a row; with bit operations where a budget is one of those."""
+    """The final table, one line a row; with bit operations where a budget is one of those.
+
+    Where rows were allocated at several budgets, each names its own, and the order is that of the budgets.
+    """
     operations = any(budget.lower().endswith("bops") for budget in budgets)
     table = Table(
         title="Top-1 accuracy", title_justify="left", caption=cell(sizes_text(rows)) or None, caption_justify="left"
     )
     networks = len({row.network for row in rows}) > 1
+    several = len({(row.network, row.budget) for row in rows if row.budget}) > len({row.network for row in rows})
     if networks:
         table.add_column("network")
+    if several:
+        table.add_column("budget", justify="right")
     draws = max(len(row.draws) for row in rows)
     searched = any(row.search for row in rows)
     left = any(row.in_float for row in rows)
@@ -59,7 +65,9 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
         table.add_column(name, justify="left" if name == "allocation from" else "right")
     if draws > 1:
         table.add_column(f"test, {draws} calibration draws", justify="right")
-    for row in rows:
+    for before, row in zip([None, *rows[:-1]], rows, strict=True):
+        if several and before and (before.network, before.budget) != (row.network, row.budget):
+            table.add_section()
         note = f"\n[dim]{cell(row.note)}[/dim]" if row.note else ""
         cells = [f"{cell(row.label)}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
         if left:
@@ -69,7 +77,8 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
         cells += [top1_text(row.test), *([draws_text(row)] if draws > 1 else [])]
-        table.add_row(*([cell(row.network)] if networks else []), *cells, style="bold" if row.kind == "proxy" else "")
+        first = [*([cell(row.network)] if networks else []), *([cell(row.budget)] if several else [])]
+        table.add_row(*first, *cells, style="bold" if row.kind == "proxy" else "")
     return table
 
 

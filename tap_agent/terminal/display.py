@@ -139,7 +139,10 @@ class LiveTable(AbstractContextManager["LiveTable"]):
                 self._rows = {}
                 self._progress.remove_task(self._task)
                 self._task = self._progress.add_task("measuring the table on the test split", total=None)
-            case "table row":
+            case "measuring the curve":
+                self._progress.remove_task(self._task)
+                self._task = self._progress.add_task("measuring accuracy against size", total=event["points"])
+            case "table row" | "curve point":
                 self._progress.advance(self._task)
             case _:
                 pass

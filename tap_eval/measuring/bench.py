@@ -7,6 +7,7 @@ allocation is measured.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -63,6 +64,8 @@ class Task:
     budget: Budget
     inputs: Inputs = "statistics"
     rounding: Rounding = "gptq"
+    finish: bool = True
+    """whether networks of the final table are rounded once more, each for its allocation"""
 
 
 class Bench:
@@ -99,11 +102,7 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
-        self.task = replace(task, budget=task.budget.beside(FLOAT * self.prepared.left))
-        try:
-            check_feasible(self.layers, task.choices, self.task.budget)
-        except BudgetMistake as mistake:
-            raise BudgetMistake(f"{name}: {mistake}") from mistake
+        self.task = self._fitted(task, task.budget)
         self._ledger = ledger
         self._notes = notes
         outputs = self._outputs().shape[1]
@@ -116,6 +115,27 @@ class Bench:
         kept = Kept(ledger.path.parent / "weights")
         recipe = Recipe(task.rounding, task.choices.weights, self.digest, kept)
         self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds, recipe, advance))
+
+    def _fitted(self, task: Task, budget: Budget) -> Task:
+        """`task` with another budget, beside what stays in float32; raises `BudgetMistake` when it cannot be met."""
+        budget = budget.beside(FLOAT * self.prepared.left)
+        try:
+            check_feasible(self.layers, task.choices, budget)
+        except BudgetMistake as mistake:
+            raise BudgetMistake(f"{self.name}: {mistake}") from mistake
+        return replace(task, budget=budget)
+
+    def at(self, budget: Budget) -> Bench:
+        """The same network to be fitted to another budget; raises `BudgetMistake` when that cannot be met.
+
+        Nothing is opened, calibrated or computed again: what this one has computed is shared, and what either of them
+        measures from then on is in the ledger.
+        """
+        self.digest  # noqa: B018 it takes a pass, and every look into the ledger needs it
+        other = copy.copy(self)
+        other.task = self._fitted(self.task, budget)
+        vars(other).pop("described_task", None)
+        return other
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -234,12 +254,25 @@ class Bench:
         return Accuracy(int(correct.sum()), len(correct))
 
     def measure_all(
-        self, allocations: Sequence[Allocation], split: SplitName, draws: Sequence[int], finished: bool = False
+        self,
+        allocations: Sequence[Allocation],
+        split: SplitName,
+        draws: Sequence[int],
+        finished: bool = False,
+        advance: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Top-1 (draws, allocations) on a split, as many side by side as there are workers."""
+        """Top-1 (draws, allocations) on a split, as many side by side as there are workers.
+
+        `advance` is called after each of them, by several threads.
+        """
         pairs = list(itertools.product(draws, allocations))
-        found = self._side_by_side(lambda pair: self.measure(pair[1], split, pair[0], len(pairs), finished).top1, pairs)
-        return np.array(found).reshape(len(draws), len(allocations))
+
+        def measured(pair: tuple[int, Allocation]) -> float:
+            top1 = self.measure(pair[1], split, pair[0], len(pairs), finished).top1
+            advance()
+            return top1
+
+        return np.array(self._side_by_side(measured, pairs)).reshape(len(draws), len(allocations))
 
     def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
         """As many at a time as there are workers; those that jobs leave idle share the images of a job."""

@@ -135,3 +135,22 @@ def test_images_of_another_task_and_impossible_budgets_are_refused(splits: Split
         Bench("odd", network, splits, Task(Choices(), Budget.parse("3bit")), ledger)
     with pytest.raises(BudgetMistake, match="below what the smallest bits need"):
         Bench("odd", network, splits, Task(Choices((4, 8)), Budget.parse("3bit")), ledger)
+
+
+def test_one_bench_serves_several_budgets_and_computes_nothing_twice(
+    network: DigitsCNN, splits: Splits, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    bench = Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), ledger)
+    errors, features = bench.layer_errors, bench.features
+    assert bench.described_task["budget"] == "3bit"
+    accuracy, measured = bench.measure(Allocation((4,) * 10, (8,) * 10)), ledger.measured
+    other = bench.at(Budget.parse("4.5bit"))
+    assert (other.task.budget.text, bench.task.budget.text) == ("4.5bit", "3bit")
+    assert other.described_task["budget"] == "4.5bit"
+    assert other.layer_errors is errors
+    assert other.features is features
+    assert other.measure(Allocation((4,) * 10, (8,) * 10)) == accuracy
+    assert ledger.measured == measured
+    with pytest.raises(BudgetMistake, match=r"^digits: a budget of 1bit is below what the smallest bits need, 2bit"):
+        bench.at(Budget.parse("1bit"))
