@@ -73,6 +73,7 @@ def apply(
     if path:
         session.check_single(asked)
     with Resources(session.opening(settings, draws), cache_folder()) as resources, Bar() as bar:
+        resources.watch = bar.watch
         bar.begin("opening network and images")
         benches = resources.benches
         if isinstance(subject, ProxySubject):

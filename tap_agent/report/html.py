@@ -93,6 +93,7 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
         "several": len(networks) > 1,
         "budgets": len({(row.network, row.budget) for row in rows if row.budget}) > len(networks),
         "searched": any(row.search for row in rows),
+        "plain": any(row.unfinished for row in rows),
         "draws": max(len(row.draws) for row in rows),
     }
 

@@ -183,7 +183,7 @@ def _checked(subject: Subject, allocation: Allocation, bench: Bench, budget: Bud
     """The budget, which `allocation` must be within, or without one the size of its weights."""
     if budget:
         try:
-            check_within(allocation, bench.layers, budget)
+            check_within(allocation, bench.layers, bench.beside(budget))
         except BudgetMistake as mistake:
             raise BudgetMistake(
                 f"{bench.name}: {subject.origin} does not fit: {str(mistake).removesuffix('.')}; raise it, or leave "

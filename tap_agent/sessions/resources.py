@@ -24,6 +24,7 @@ from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer, Measures
+from tap_eval.measuring.weights import Advance
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
@@ -36,6 +37,8 @@ class Resources(AbstractContextManager["Resources"]):
         self.settings = settings
         self.cache = cache
         self._held = ExitStack()
+        self.watch: Advance = lambda what, done, of: None
+        """is told of what takes long"""
         self.stopping = threading.Event()
         """set once no call of a language model is to begin"""
         self._opening = threading.RLock()
@@ -89,7 +92,7 @@ class Resources(AbstractContextManager["Resources"]):
         )
         return Bench(
             name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
-            notes=notes,
+            notes=notes, advance=lambda what, done, of: self.watch(what, done, of),
         )  # fmt: skip
 
     @cached_property

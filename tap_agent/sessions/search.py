@@ -75,6 +75,7 @@ class SearchSession(AbstractContextManager["SearchSession"]):
         self._folder = folder
         self._resources = resources
         self._listen = listen
+        resources.watch = lambda what, done, of: listen({"event": "working", "what": what, "done": done, "of": of})
         self._held = ExitStack()
         self._opening = threading.Lock()
         self._opened: Account | None = None

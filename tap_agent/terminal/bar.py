@@ -18,6 +18,17 @@ from rich.progress import (
 from tap_agent.terminal.console import out
 
 
+def tell(progress: Progress, what: str, done: int, of: int) -> None:
+    """Shows on a line of its own that `done` of so many steps of `what` are done, until all are."""
+    text = escape(what)
+    found = next((task.id for task in progress.tasks if task.description == text), None)
+    if found is None:
+        found = progress.add_task(text, total=of)
+    progress.update(found, completed=done, total=of)
+    if done >= of:
+        progress.remove_task(found)
+
+
 class Bar(AbstractContextManager["Bar"]):
     """Shows one thing after another; gone when it is left. Where the output is no terminal, nothing is shown."""
 
@@ -42,6 +53,10 @@ class Bar(AbstractContextManager["Bar"]):
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def watch(self, what: str, done: int, of: int) -> None:
+        """Of something beside it, `done` of so many steps are done; it is gone with the last."""
+        tell(self._progress, what, done, of)
 
     def begin(self, doing: str, of: int | None = None) -> None:
         """Something begins, that has `of` steps; None where it has none, or they are not known."""

@@ -63,6 +63,9 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     ]  # fmt: skip
     for name in ("allocation from", "bits", "KiB", *middle, "test (95 % interval)"):
         table.add_column(name, justify="left" if name == "allocation from" else "right")
+    plain = any(row.unfinished for row in rows)
+    if plain:
+        table.add_column("unfinished", justify="right")
     if draws > 1:
         table.add_column(f"test, {draws} calibration draws", justify="right")
     for before, row in zip([None, *rows[:-1]], rows, strict=True):
@@ -76,7 +79,11 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
             cells.append(f"{row.bops / 1e9:.3g}")
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
-        cells += [top1_text(row.test), *([draws_text(row)] if draws > 1 else [])]
+        cells.append(top1_text(row.test))
+        if plain:
+            cells.append(f"{100 * row.unfinished.top1:.1f}" if row.unfinished else "")
+        if draws > 1:
+            cells.append(draws_text(row))
         first = [*([cell(row.network)] if networks else []), *([cell(row.budget)] if several else [])]
         table.add_row(*first, *cells, style="bold" if row.kind == "proxy" else "")
     return table

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from graphs.state import TEMPLATES
 from tap_agent.settings.model import Settings
+from tap_agent.terminal.bar import tell
 from tap_agent.terminal.console import out
 
 Event = Mapping[str, Any]
@@ -66,7 +67,7 @@ class Lines(AbstractContextManager["Lines"]):
         if event["event"] == "resumed":
             for generation in self._ended:
                 typer.echo(event_line(generation))
-        line = event_line(event)
+        line = event_line(event) if event["event"] != "working" else ""
         if line.partition(" ")[2]:
             typer.echo(line)
 
@@ -142,6 +143,8 @@ class LiveTable(AbstractContextManager["LiveTable"]):
             case "measuring the curve":
                 self._progress.remove_task(self._task)
                 self._task = self._progress.add_task("measuring accuracy against size", total=event["points"])
+            case "working":
+                tell(self._progress, event["what"], event["done"], event["of"])
             case "table row" | "curve point":
                 self._progress.advance(self._task)
             case _:

@@ -116,9 +116,13 @@ class Bench:
         recipe = Recipe(task.rounding, task.choices.weights, self.digest, kept)
         self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds, recipe, advance))
 
+    def beside(self, budget: Budget) -> Budget:
+        """`budget` as it is of this network, whose rest in float32 counts within bytes."""
+        return budget.beside(FLOAT * self.prepared.left)
+
     def _fitted(self, task: Task, budget: Budget) -> Task:
         """`task` with another budget, beside what stays in float32; raises `BudgetMistake` when it cannot be met."""
-        budget = budget.beside(FLOAT * self.prepared.left)
+        budget = self.beside(budget)
         try:
             check_feasible(self.layers, task.choices, budget)
         except BudgetMistake as mistake:
