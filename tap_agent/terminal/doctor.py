@@ -48,12 +48,7 @@ def _try(name: str, part: Callable[[], str]) -> Finding:
 
 def _device() -> str:
     gpu = "a GPU is there, which measuring does not use yet" if torch.cuda.is_available() else "no GPU, none needed"
-    if exact():
-        path = "in 8-bit integers"
-    elif exact(7):
-        path = "in integers where no weight has 8 bits, else on the simulated path (no VNNI)"
-    else:
-        path = "on the simulated path, since this CPU's byte products overflow"
+    path = "in 8-bit integers" if exact() else "on the simulated path, since bytes cannot be multiplied exactly here"
     return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}, measures {path}; {gpu}"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -49,7 +50,10 @@ class Step:
 
     def run(self, known: Environment) -> None:
         """Computes the value, and drops what is not needed any more."""
-        args, kwargs = fx.node.map_arg((self.args, self.kwargs), known.__getitem__)
+        if self._nested:
+            args, kwargs = fx.node.map_arg((self.args, self.kwargs), known.__getitem__)
+        else:
+            args, kwargs = tuple([known[arg] if isinstance(arg, Value) else arg for arg in self.args]), self.kwargs
         self.put(self.function(*args, **kwargs), known)
 
     def put(self, result: Any, known: Environment) -> None:
@@ -57,6 +61,11 @@ class Step:
         known[self.value] = result
         for value in self.frees:
             del known[value]
+
+    @cached_property
+    def _nested(self) -> bool:
+        """Whether there are values within an argument, or by keyword."""
+        return set(self.needs) != {arg for arg in self.args if isinstance(arg, Value)}
 
     @property
     def needs(self) -> list[Value]:

@@ -1,24 +1,22 @@
 """The fast path on CPUs: quantized layers multiplied in 8-bit integers by oneDNN.
 
-A network's program is rewritten for it. Activations travel between layers as bytes where
-nothing else reads them, ReLU and ReLU6 are done by the layer before them, and whatever else
-the network computes stays in float32. It computes what the simulated path computes, up to the
-order of additions in float32. The operators are those that PyTorch's own quantization for x86
-uses, on plain tensors.
+A network's program is rewritten for it, as `rewriting` says. It computes what the simulated
+path computes, up to the order of additions in float32. The operators are those that PyTorch's
+own quantization for x86 uses, on plain tensors.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from tap_eval.images.images import Images
-from tap_eval.preparing.program import Program, Step, Value, free
+from tap_eval.preparing.program import Program
 from tap_eval.quantization.quantizer import (
     Affine,
     Allocation,
@@ -27,42 +25,49 @@ from tap_eval.quantization.quantizer import (
     QuantizedNetwork,
     QuantizedWeight,
 )
+from tap_eval.quantization.rewriting import in_bytes, with_padding_in_layers
 
 _ONEDNN = torch.ops.onednn
-_ATEN = torch.ops.aten
-_EIGHT = 8
-_MAGIC = 1.5 * 2**23
-"""a float32 of this size has its whole number in the low bits, rounded half to even"""
+_HALF = 64
+"""two products of a byte and such a weight fit into 16 bits when they are added"""
 
 
 @cache
-def exact(bits: int = _EIGHT) -> bool:
-    """Whether this CPU multiplies bytes by weights of `bits` without saturating.
+def exact(bits: int = 8) -> bool:
+    """Whether this CPU multiplies bytes by weights of `bits`, as layers have them: those too large for it in halves."""
+    return _multiplies(min(2 ** (bits - 1) - 1, _HALF))
 
-    Those without VNNI add pairs of products in 16 bits, which hold two of 255 * 63, of 7 bits, and not of 8.
-    """
+
+@cache
+def _saturates() -> bool:
+    """Whether this CPU, as those without VNNI do, adds pairs of products in 16 bits: large weights overflow."""
+    return not _multiplies(2 * _HALF - 1)
+
+
+def _multiplies(weight: int) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
-    top = 2 ** (bits - 1) - 1
-    x, weight = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), top, dtype=torch.int8)
+    x, weights = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), weight, dtype=torch.int8)
     scale, zero = torch.ones(8), torch.zeros(8, dtype=torch.int32)
     try:
-        packed = _ONEDNN.qlinear_prepack(weight, None)
+        packed = _ONEDNN.qlinear_prepack(weights, None)
         y = _ONEDNN.qlinear_pointwise(x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
     except (RuntimeError, AttributeError):  # a build of PyTorch without these operators
         return False
-    return bool((y == 64 * 255 * top).all())
+    return bool((y == 64 * 255 * weight).all())
 
 
-def bytes_of(x: Tensor, affine: Affine) -> Tensor:
-    """`x` float32 as integers of `affine`, uint8, with channels last."""
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    real = x.mul(1 / affine.scale)
-    if affine.zero_point:
-        real.add_(affine.zero_point)
-    whole = real.add_(_MAGIC).clamp_(_MAGIC, _MAGIC + 2**affine.bits - 1)
-    return whole.view(torch.int32).to(torch.uint8)  # the low byte; from float it takes five times as long
+def _twice(x: Tensor) -> Tensor:
+    """(N, C, H, W) or (..., C) uint8 with every channel twice, one beside the other."""
+    last = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+    pairs = last.to(torch.int16).mul_(257).view(torch.uint8)  # the same byte in both halves of 16 bits
+    return pairs.permute(0, 3, 1, 2) if x.dim() == 4 else pairs
+
+
+def _halves(weight: Tensor) -> Tensor:
+    """(O, I, ...) int8 to (O, 2 I, ...): two weights of at most `_HALF` beside each other, which add up to one."""
+    half = weight >> 1
+    return torch.stack([half, weight - half], 2).flatten(1, 2)
 
 
 class Unfit(Exception):
@@ -77,6 +82,8 @@ class Packed:
     scale: Tensor
     zero: Tensor
     bias: Tensor
+    halved: bool
+    """whether every channel of the input meets two halves of its weight"""
 
     @property
     def size(self) -> int:
@@ -87,30 +94,41 @@ class Packed:
 class IntegerLayer:
     """One layer, called with the bytes of its input."""
 
-    def __init__(self, layer: QuantizedLayer, affine: Affine, input_shape: torch.Size | None) -> None:
-        """`input_shape` is None for a layer whose output the logits do not need."""
+    def __init__(
+        self, layer: QuantizedLayer, affine: Affine, input_shape: torch.Size | None, padding: Sequence[int] = ()
+    ) -> None:
+        """`input_shape` is None for a layer whose output the logits do not need; `padding` replaces the layer's."""
         self.quantized = layer
         self.affine = affine
         self.input_shape = input_shape
+        self.padding = padding or getattr(layer.layer, "padding", ())
         self.packed: Packed | None = None
 
     def pack(self, quantized: QuantizedWeight) -> Packed:
         """A weight, packed."""
         layer = self.quantized.layer
         zero = torch.zeros(len(quantized.scale), dtype=torch.int32)
+        integers, shape = quantized.integers, self.input_shape
+        one_by_one = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels  # no products are added
+        halved = bool(_saturates() and not one_by_one and (integers.abs() > _HALF).any())
+        if halved:
+            integers = _halves(integers)
         if isinstance(layer, nn.Linear):
-            weight = _ONEDNN.qlinear_prepack(quantized.integers, None)
+            weight = _ONEDNN.qlinear_prepack(integers, None)
         else:
+            if halved and shape is not None:
+                shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
             weight = _ONEDNN.qconv_prepack(
-                quantized.integers, quantized.scale, self.affine.scale, self.affine.zero_point,
-                layer.stride, layer.padding, layer.dilation, layer.groups, self.input_shape,
+                integers, quantized.scale, self.affine.scale, self.affine.zero_point,
+                layer.stride, self.padding, layer.dilation, layer.groups, shape,
             )  # fmt: skip
-        return Packed(weight, quantized.scale, zero, quantized.bias)
+        return Packed(weight, quantized.scale, zero, quantized.bias, halved)
 
     def __call__(self, x: Tensor, then: Affine | None, activation: str, limits: Sequence[float]) -> Tensor:
         """(N, ...) uint8 to float32, or to the bytes of `then`, after `activation`."""
         packed, layer = self.packed, self.quantized.layer
         assert packed is not None
+        x = _twice(x) if packed.halved else x
         kind, scale, zero = (torch.uint8, then.scale, then.zero_point) if then else (torch.float32, 1.0, 0)
         if isinstance(layer, nn.Linear):
             return _ONEDNN.qlinear_pointwise(
@@ -119,7 +137,7 @@ class IntegerLayer:
             )  # fmt: skip
         return _ONEDNN.qconv2d_pointwise(
             x, self.affine.scale, self.affine.zero_point, packed.weight, packed.scale, packed.zero, packed.bias,
-            layer.stride, layer.padding, layer.dilation, layer.groups, scale, zero, kind, activation, limits, "",
+            layer.stride, self.padding, layer.dilation, layer.groups, scale, zero, kind, activation, limits, "",
         )  # fmt: skip
 
 
@@ -152,18 +170,19 @@ class IntegerNetwork:
         self, network: QuantizedNetwork, program: Program, activations: Sequence[int], kept: KeptWeights
     ) -> None:
         """`kept` holds packed weights, of this network and of others."""
+        program, paddings = with_padding_in_layers(program, [layer.layer for layer in network.layers])
         shapes = program.input_shapes()
         self.layers = [
-            IntegerLayer(layer, layer.covering(bits), shapes.get(index))
+            IntegerLayer(layer, layer.covering(bits), shapes.get(index), paddings.get(index, ()))
             for index, (layer, bits) in enumerate(zip(network.layers, activations, strict=True))
         ]
-        self.program, self.in_bytes = _rewritten(program, self.layers)
+        self.program, self.in_bytes = in_bytes(program, self.layers, [layer.affine for layer in self.layers])
         self._kept = kept
 
     def choose(self, allocation: Allocation) -> None:
         """Gives every layer its bits; raises `Unfit` for bits that this CPU does not multiply exactly."""
         if not exact(allocation.most):
-            raise Unfit(f"this CPU adds products of {allocation.most} bits and bytes in 16 bits, which overflow")
+            raise Unfit(f"products of bytes and {allocation.most} bits overflow on this CPU, or PyTorch has none")
         for layer, bits in zip(self.layers, allocation.weights, strict=True):
             if layer.input_shape is not None:
                 layer.packed = self._kept.recall(layer, bits)
@@ -181,72 +200,3 @@ class IntegerNetwork:
         return torch.cat(
             [self.program.run(self.program.begin(self.program.padded(part)))[: len(part)] for part in parts]
         )
-
-
-Bytes = dict[Value, tuple[Value, Affine]]
-"""Of values that are bytes, the value that they stand for, and as which integers; it may bear the same name."""
-
-
-def _rewritten(program: Program, layers: Sequence[IntegerLayer]) -> tuple[Program, Bytes]:
-    """The program with its layers in integers, as the module's first lines say, and what in it is bytes."""
-    readers: dict[Value, list[Step]] = {}
-    for step in program.steps:
-        for value in step.needs:
-            readers.setdefault(value, []).append(step)
-    names = fx.Graph()
-    as_bytes: dict[tuple[Value, Affine], Value] = {}
-    absorbed: set[Value] = set()
-    steps: list[Step] = []
-    for step in program.steps:
-        if step.value in absorbed:
-            continue
-        if step.layer is None:
-            steps.append(step)
-            continue
-        layer, x = layers[step.layer], step.args[0]
-        if (x, layer.affine) not in as_bytes:
-            as_bytes[x, layer.affine] = names.placeholder(f"bytes_{len(as_bytes)}")
-            steps.append(Step(as_bytes[x, layer.affine], partial(bytes_of, affine=layer.affine), (x,), {}))
-        value, activation = step.value, "none"
-        limits: tuple[float, ...] = ()
-        after = readers.get(value, [])
-        if len(after) == 1 and (found := _activation(after[0])):
-            activation, limits = found
-            value = after[0].value
-            absorbed.add(value)
-            after = readers.get(value, [])
-        padding = after[0] if len(after) == 1 and _pads_with_zeros(after[0]) else None
-        then = _only_reader(readers.get(padding.value, []) if padding else after, layers)
-        if then:
-            as_bytes[value, then] = value
-        function = partial(layer, then=then, activation=activation, limits=limits)
-        steps.append(replace(step, value=value, function=function, args=(as_bytes[x, layer.affine],)))
-        if then and padding:  # bytes are padded with what stands for zero
-            absorbed.add(padding.value)
-            as_bytes[padding.value, then] = padding.value
-            args = (*padding.args[:2], float(then.zero_point))
-            steps.append(Step(padding.value, padding.function, args, {}))
-    stands_for = {value: key for key, value in as_bytes.items()}
-    return replace(program, steps=free(steps, program.logits)), stands_for
-
-
-def _activation(step: Step) -> tuple[str, tuple[float, ...]] | None:
-    """What oneDNN calls the activation that a step computes."""
-    if step.function is _ATEN.relu.default:
-        return "relu", ()
-    if step.function is _ATEN.hardtanh.default:
-        given = step.args[1:]  # without those that are the defaults
-        return "hardtanh", tuple(float(limit) for limit in (*given, *(-1.0, 1.0)[len(given) :]))
-    return None
-
-
-def _pads_with_zeros(step: Step) -> bool:
-    return step.function is _ATEN.constant_pad_nd.default and not any(step.args[2:])
-
-
-def _only_reader(readers: Sequence[Step], layers: Sequence[IntegerLayer]) -> Affine | None:
-    """The one form, of 8 bits, in which a value is read, if layers alone read it."""
-    if not readers or any(step.layer is None for step in readers):
-        return None
-    affines = {layers[step.layer].affine for step in readers if step.layer is not None}
-    return affines.pop() if len(affines) == 1 and next(iter(affines)).bits == _EIGHT else None

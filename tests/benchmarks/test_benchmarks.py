@@ -18,6 +18,7 @@ COMMANDS = {
         ["passes.py", "digits", "--images", "digits", *SMALL, "--allocations", "1", "--sweep", "20"],
         "integers",
     ),
+    "peers": (["peers.py", "digits", "--images", "digits", *SMALL, "--batches", "20"], "ONNX Runtime, W8A8 (QDQ)"),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),
@@ -28,7 +29,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.skipif(not integer.exact(), reason="the benchmarks need integers, which this CPU multiplies inexactly")
+@pytest.mark.skipif(not integer.exact(), reason="the benchmarks need integers, which this build cannot multiply")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_benchmark_runs(name: str, tmp_path: Path, cache: Path) -> None:
     arguments, expected = COMMANDS[name]

@@ -42,6 +42,25 @@ class Steps(nn.Module):
         return self.last(F.gelu(x - 1).mean((2, 3)))
 
 
+class Residual(nn.Module):
+    """Zeros padded evenly and unevenly, sums that layers and later sums read, and ReLU6 that bytes do by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 5, groups=8)
+        self.down, self.wide = nn.Conv2d(8, 8, 3, 2, groups=8), nn.Conv2d(8, 16, 1)
+        self.narrow, self.again, self.last = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        for layer in (self.stem, self.deep, self.down, self.wide, self.narrow, self.again):
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(4 * self.stem(F.pad(x, (0, 1, 0, 1))))
+        x = self.down(F.pad(F.relu6(self.deep(F.pad(x, (2, 2, 2, 2)))), (0, 1, 0, 1)))
+        x = x + self.narrow(F.relu6(self.wide(x)))
+        x = F.relu(self.again(x) + x)
+        return self.last(x.mean((2, 3)))
+
+
 class Both(NamedTuple):
     """The two paths of a network, with the same bits."""
 
@@ -146,6 +165,65 @@ FAULTS: dict[str, tuple[Callable[[Both], None], str]] = {
         "bytes_0 after the pixels",
     ),
 }
+
+
+FUSED: dict[str, tuple[Callable[[Both], None], str]] = {
+    "pixels padded on the other side": (
+        stepped("constant_pad_nd", lambda step: replace(step, args=(step.args[0], [1, 0, 1, 0], step.args[2]))),
+        "constant_pad_nd after the pixels",
+    ),
+    "less padding in a layer": (lambda case: setattr(case.fast.layers[1], "padding", (1, 2)), "deep"),
+    "bytes padded with another": (
+        stepped("constant_pad_nd_2", argued([0, 1, 0, 1], 1.0)),
+        "constant_pad_nd_2 after deep",
+    ),
+    "bytes that end elsewhere": (
+        stepped("hardtanh_2", lambda step: replace(step, function=partial(step.function, then=Affine(0.02, 0, 8)))),
+        "wide",
+    ),
+    "a sum in place of another": (
+        stepped("add", lambda step: replace(step, function=torch.ops.aten.sub_.Tensor)),
+        "add after narrow",
+    ),
+    "an activation left out in place": (
+        stepped("relu", lambda step: replace(step, function=torch.ops.aten.neg_.default)),
+        "relu after again",
+    ),
+}
+
+
+def test_paddings_activations_and_sums_cost_no_step_of_their_own() -> None:
+    torch.manual_seed(0)
+    case = both(Residual())
+    assert case.place is None
+    before = {str(step.value): step for step in case.program.steps}
+    after = {str(step.value): step for step in case.fast.program.steps}
+    assert "constant_pad_nd_1" in before.keys() - after.keys()
+    assert after["hardtanh_2"].function.keywords["activation"] == "none"  # type: ignore[attr-defined]
+    assert {name for name, step in after.items() if str(step.function).endswith("_.Tensor")} == {"add", "add_1"}
+    few = case.pixels[:3]  # a batch that is not full
+    got, expected = case.fast.logits(few), case.simulated.logits(few, 3)
+    assert torch.allclose(got, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    assert torch.equal(got, case.fast.logits(few)), "what is written in place is read again"
+
+
+def test_a_sum_of_another_type_is_not_written_in_place() -> None:
+    class Wide(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.last((x + torch.ones(1, 1, 7, 7, dtype=torch.float64)).float().mean((2, 3)))
+
+    torch.manual_seed(0)
+    assert both(Wide()).place is None
+
+
+@pytest.mark.parametrize("fault", FUSED)
+def test_a_fault_in_what_is_fused_is_named(fault: str) -> None:
+    torch.manual_seed(0)
+    case = both(Residual())
+    inject, place = FUSED[fault]
+    inject(case)
+    assert case.place == place
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -27,7 +27,7 @@ from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
 
-NEEDS_VNNI = pytest.mark.skipif(not integer.exact(), reason="without VNNI this CPU scales sums in another order")
+NEEDS_VNNI = pytest.mark.skipif(integer._saturates(), reason="without VNNI this CPU scales sums in another order")
 MOST = 8 if integer.exact() else 7
 """bits of weights that this CPU multiplies exactly by bytes"""
 
@@ -198,3 +198,23 @@ def test_both_paths_agree_however_a_product_is_written(case: str) -> None:
         fast.choose(allocation)
         simulated.choose(allocation)
         assert multiplied_otherwise(fast, program, simulated, pixels[4:8]) is None
+
+
+@pytest.mark.parametrize("saturates", [True, False], ids=["without VNNI", "as it is here"])
+def test_weights_of_eight_bits_are_multiplied_without_overflow(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if saturates:
+        monkeypatch.setattr(integer, "_saturates", lambda: True)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 8, 3, 2, 1, groups=2)]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(392, 5))
+    for layer in (*layers, network[-1]):
+        nn.init.constant_(layer.weight, 0.01)  # all weights are as large as they can be
+    pixels = torch.rand(4, 1, 16, 16).clamp(0.9)
+    prepared = prepare(network.eval(), pixels)
+    simulated, program = QuantizedNetwork(prepared, calibrate(prepared, pixels)), record(prepared, pixels)
+    fast = IntegerNetwork(simulated, program, (8,) * 4, KeptWeights(2**30))
+    fast.choose(uniform(prepared.layers, 8))
+    simulated.choose(uniform(prepared.layers, 8))
+    assert multiplied_otherwise(fast, program, simulated, pixels) is None

@@ -1,0 +1,172 @@
+"""The integer path beside ONNX Runtime's own W8A8 and eager float32, one after the other in one process.
+
+    pip install onnx onnxruntime
+    python benchmarks/peers.py cifar_resnet20 --weights data/resnet20-cifar10.pt
+        --images parquet:data/cifar10-val.parquet --count 512 --batches 32,128
+    PYTHONPATH=. python benchmarks/peers.py benchmarks.lite0:network
+        --images parquet:data/imagenet-sample-val.parquet --count 48 --batches 1,8
+
+ONNX Runtime gets the network as PyTorch exports it, made ready by its own pre-processing and
+quantized by its own `quantize_static` with the same 16 calibration images: weights int8, a
+scale a channel, activations uint8, every operator that it knows, additions and pooling too.
+One thread each unless `--threads` says otherwise; with one, seconds are those of the process,
+so that other work on the machine counts less. Ratios are medians over rounds of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from tap_agent.paths import cache_folder
+from tap_eval.allocation.choices import uniform
+from tap_eval.images.sources import open_source
+from tap_eval.networks.load import load_network
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.program import record
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
+from tap_eval.quantization.quantizer import QuantizedNetwork
+
+CALIBRATION = 16
+PEERS = {"QDQ": QuantFormat.QDQ, "QOperator": QuantFormat.QOperator}
+
+Run = Callable[[], Tensor]
+"""Gives the logits of all images."""
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--batches", default="1,8", help="of ONNX Runtime, each tried")
+    parser.add_argument("--integer-batches", help="of the integer path, each tried; by default what a run would take")
+    parser.add_argument("--bits", default="4,8", help="of the integer path's weights, each tried")
+    parser.add_argument("--eager-batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+
+    network = load_network(chosen.network, chosen.weights, cache_folder()).network.eval()
+    source = open_source(chosen.images)
+    found = source.decode(range(chosen.count + CALIBRATION), None).pixels
+    pixels, calibration = found[: chosen.count], found[chosen.count :]
+
+    def eager() -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([network(part) for part in pixels.split(chosen.eager_batch)])
+
+    runs: dict[str, Run] = {"eager float32": eager}
+    runs |= _integers(network, pixels, calibration, chosen.integer_batches, _numbers(chosen.bits))
+    with tempfile.TemporaryDirectory() as folder:
+        runs |= _peers(network, pixels, calibration, Path(folder), _numbers(chosen.batches), chosen.threads)
+        clock = time.process_time if chosen.threads == 1 else time.perf_counter
+        logits, seconds = _alternating(runs, chosen.rounds, clock)
+    best = min((name for name in runs if "W8A8" in name), key=lambda name: statistics.median(seconds[name]))
+    expected = logits["eager float32"].argmax(1)
+    print(f"{chosen.network}, {len(pixels):,} images, {chosen.threads} threads, torch {torch.__version__}, ", end="")
+    print(f"onnxruntime {onnxruntime.__version__}; the best of its W8A8: {best}\n")
+    print("| | images a second | times ONNX Runtime's W8A8 | times eager | class of eager |\n|---|---|---|---|---|")
+    for name in runs:
+        ratios = [f"{_ratio(seconds[other], seconds[name]):.2f}" for other in (best, "eager float32")]
+        same = float((logits[name].argmax(1) == expected).double().mean())
+        speed = len(pixels) / statistics.median(seconds[name])
+        print(f"| {name} | {speed:,.1f} | {' | '.join(ratios)} | {100 * same:.1f} % |")
+
+
+def _integers(
+    network: nn.Module, pixels: Tensor, calibration: Tensor, batches: str | None, bits: list[int]
+) -> dict[str, Run]:
+    prepared = prepare(network, pixels[:2])
+    simulated = QuantizedNetwork(prepared, calibrate(prepared, calibration))
+    runs: dict[str, Run] = {}
+    for batch in _numbers(batches) if batches else [prepared.batch]:
+        program = record(prepared, pixels[:1].expand(batch, *pixels.shape[1:]).contiguous())
+        for each in bits:
+            fast = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), KeptWeights(2**31))
+            fast.choose(uniform(prepared.layers, each))
+            runs[f"integer path, W{each}A8, batches of {batch}"] = lambda fast=fast: fast.logits(pixels)
+    return runs
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Hands the calibration images over one by one."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self._images: Iterator[Tensor] = iter(pixels.split(1))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self._images, None)
+        return None if image is None else {"pixels": image.numpy()}
+
+
+def _peers(
+    network: nn.Module, pixels: Tensor, calibration: Tensor, folder: Path, batches: list[int], threads: int
+) -> dict[str, Run]:
+    plain, ready = folder / "plain.onnx", folder / "ready.onnx"
+    torch.onnx.export(
+        network, (pixels[:2],), plain, input_names=["pixels"], output_names=["logits"], opset_version=17,
+        dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
+        dynamo=False,  # the exporter that needs no further package
+    )  # fmt: skip
+    quant_pre_process(str(plain), str(ready))
+    files = {"float32": ready}
+    for name, layout in PEERS.items():
+        files[f"W8A8 ({name})"] = folder / f"{name}.onnx"
+        quantize_static(
+            str(ready), str(files[f"W8A8 ({name})"]), _Reader(calibration), quant_format=layout, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+    runs: dict[str, Run] = {}
+    for name, file in files.items():
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        for batch in batches:
+
+            def run(session: onnxruntime.InferenceSession = session, batch: int = batch) -> Tensor:
+                parts = [session.run(None, {"pixels": part.numpy()})[0] for part in pixels.split(batch)]
+                return torch.from_numpy(np.concatenate(parts))
+
+            runs[f"ONNX Runtime, {name}, batches of {batch}"] = run
+    return runs
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _ratio(others: list[float], mine: list[float]) -> float:
+    return statistics.median(other / own for other, own in zip(others, mine, strict=True))
+
+
+def _alternating(
+    runs: Mapping[str, Run], rounds: int, clock: Callable[[], float]
+) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+    """What each gives, and its seconds in each round, after one to warm up."""
+    logits, seconds = {name: run() for name, run in runs.items()}, {name: list[float]() for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = clock()
+            run()
+            seconds[name].append(clock() - started)
+    return logits, seconds
+
+
+if __name__ == "__main__":
+    main()
