@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.quantization.calibration import Moments, Observation, block_of, groups_of, second_moments
+from tap_eval.quantization.calibration import Observation, block_of, groups_of, second_moments
 from tap_eval.quantization.quantizer import VERSION
-from tap_eval.quantization.rounding import Rounded, Rounding, gptq, nearest
+from tap_eval.quantization.rounding import Moments, Rounded, Rounding, gptq, nearest
 
 _HELD_OUT = 4
 """one calibration image in so many judges whether GPTQ is better than the nearest"""
@@ -175,8 +175,7 @@ def _rounded(
     """A layer at each of `bits`, and whether it is the nearest since GPTQ was worse."""
     if fit is None:  # for the nearest, or of a layer that no image reaches
         return [(nearest(weight, each), False) for each in bits]
-    share = held.count / (fit.count + held.count) if held else 0.0
-    found = gptq(weight, fit.matrix, None if held is None else held.matrix, share, bits)
+    found = gptq(weight, fit, held, bits)
     return [(rounded or nearest(weight, each), rounded is None) for rounded, each in zip(found, bits, strict=True)]
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
+from tap_eval.quantization.rounding import Moments
 
 _PATCHES = 2**26
 """bytes of a layer's unfolded input that are held at once, about"""
@@ -77,23 +78,6 @@ def calibrate(prepared: Prepared, pixels: Tensor) -> list[Observation]:
     if silent := [layer.name for layer in prepared.layers if layer.index not in seen]:
         raise RuntimeError(f"{', '.join(silent)} ran when the network was prepared, and not in this process")
     return [seen[index] for index in range(len(prepared.layers))]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of a layer's unfolded input about its mean, (G, K, B, B), the mean over `count` positions.
-
-    Each of G groups has its inputs in K blocks of B, the last filled up with zeros; what
-    different blocks have in common is not kept.
-    """
-
-    matrix: Tensor
-    count: int
-
-    def __add__(self, other: Moments) -> Moments:
-        """Those of both."""
-        count = self.count + other.count
-        return Moments((self.matrix * self.count + other.matrix * other.count).div_(count), count)
 
 
 def block_of(layer: Quantizable, memory: int) -> int:
@@ -200,14 +184,19 @@ class Sums:
     def moments(self) -> Moments:
         """Of the input about its mean."""
         mine = self._cut((self._total / self.count).float())
-        return Moments(self._shaped(self._products / self.count - mine @ mine.transpose(1, 2)), self.count)
+        return self._moments(self._products / self.count - mine @ mine.transpose(1, 2), self._total)
 
     def crosses(self) -> Moments:
         """Of the difference to what it is compared with, by rows, and the input, by columns; each about its mean."""
         assert self._crosses is not None
         mine = self._cut((self._total / self.count).float())
         off = self._cut(((self._other_total - self._total) / self.count).float())
-        return Moments(self._shaped(self._crosses / self.count - off @ mine.transpose(1, 2)), self.count)
+        return self._moments(self._crosses / self.count - off @ mine.transpose(1, 2), self._other_total - self._total)
 
-    def _shaped(self, matrix: Tensor) -> Tensor:
-        return matrix.view(-1, self._blocks, self._block, self._block)
+    def _moments(self, matrix: Tensor, total: Tensor) -> Moments:
+        mean = self._cut(self._middle + (total / self.count).float())
+        return Moments(
+            matrix.view(-1, self._blocks, self._block, self._block),
+            mean.view(-1, self._blocks, self._block),
+            self.count,
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
-from tap_eval.quantization.calibration import Moments, Sums, block_of
+from tap_eval.quantization.calibration import Sums, block_of
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -25,8 +25,10 @@ from tap_eval.quantization.quantizer import (
     QuantizedWeight,
     output_mean,
 )
-from tap_eval.quantization.rounding import DAMPINGS, Rounded, by_gptq, damped, error, grouped
+from tap_eval.quantization.rounding import Moments, Rounded, by_gptq, damped, error, grouped, nearest
 
+_DAMPINGS = (0.02, 0.1, 0.5, 2.0)
+"""of the mean diagonal, for the ridge and for rounding; the best on images left out is taken"""
 _HELD_OUT = 4
 """one image in so many judges whether a finished layer is better than it was"""
 
@@ -46,9 +48,9 @@ def finish(
     """The weights of every layer for `allocation`, from calibration images (N, C, H, W).
 
     `program` is the network's, None where its steps cannot be recorded: it is then run from the
-    start for each layer. `memory` bounds the moments of a layer, in bytes. A layer that is no
-    better on images that were left out, or that none of the images reaches, stays as `network`
-    rounds it. `network` is left with the finished weights; `advance` is called after each layer.
+    start for each layer. `memory` bounds the moments of a layer, in bytes. A layer that is worse
+    than the nearest on images that were left out, or that none of the images reaches, stays as
+    `network` rounds it. `network` is left with the finished weights; `advance` is called after each layer.
     """
     network.choose(allocation)
     found = [layer.quantized(bits) for layer, bits in zip(network.layers, allocation.weights, strict=True)]
@@ -71,12 +73,14 @@ def _finished(
     held, block = count // _HELD_OUT, block_of(layer.layer, memory // 4)
     kept = _summed(layer, inputs, held, count, block)
     if not held:
-        return _with_bias(layer, _rounded(layer, bits, kept.moments(), kept.crosses(), DAMPINGS[1]), [kept])
+        return _with_bias(layer, _rounded(layer, bits, kept.moments(), kept.crosses(), _DAMPINGS[1]), [kept])
     left_out = _summed(layer, inputs, 0, held, block)
     moments, crosses = kept.moments(), kept.crosses()
-    tried = {damping: _error(layer, _rounded(layer, bits, moments, crosses, damping), left_out) for damping in DAMPINGS}
-    damping = min(DAMPINGS, key=lambda each: tried[each])
-    if tried[damping] > _error(layer, before, left_out):
+    tried = {
+        damping: _error(layer, _rounded(layer, bits, moments, crosses, damping), left_out) for damping in _DAMPINGS
+    }
+    damping = min(_DAMPINGS, key=lambda each: tried[each])
+    if tried[damping] > _error(layer, nearest(layer.layer.weight, bits), left_out):
         return _with_bias(layer, before, [kept, left_out])
     moments, crosses = moments + left_out.moments(), crosses + left_out.crosses()
     return _with_bias(layer, _rounded(layer, bits, moments, crosses, damping), [kept, left_out])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Rounding = Literal["gptq", "nearest"]
-DAMPINGS = (0.02, 0.1, 0.5, 2.0)
+DAMPINGS = (0.05, 0.2, 1.0, 4.0)
 """of the mean diagonal, added to the moments before they are inverted: the more, the fewer images they are from"""
 _AT_ONCE = 2**16
 """weights that are rounded to the nearest together: as many as stay in a core's cache"""
@@ -26,6 +26,32 @@ _ALTERNATIONS = 3
 """of rounding with the scale that is best for what was rounded"""
 _COARSE, _FINE = torch.linspace(0.3, 1.1, 9).tolist(), torch.linspace(-0.075, 0.075, 7).tolist()
 """scales that are tried, in parts of that which reaches the greatest weight, and around the best of them"""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's unfolded input about its mean, (G, K, B, B), the mean over `count` positions.
+
+    Each of G groups has its inputs in K blocks of B, the last filled up with zeros; what
+    different blocks have in common is not kept. `mean` is (G, K, B).
+    """
+
+    matrix: Tensor
+    mean: Tensor
+    count: int
+
+    def __add__(self, other: Moments) -> Moments:
+        """Those of both, about the mean of each."""
+        count = self.count + other.count
+        matrix, mean = (
+            (mine * self.count + theirs * other.count).div_(count)
+            for mine, theirs in ((self.matrix, other.matrix), (self.mean, other.mean))
+        )
+        return Moments(matrix, mean, count)
+
+    def around_zero(self) -> Tensor:
+        """Second moments about zero, (G, K, B, B)."""
+        return self.matrix + self.mean.unsqueeze(3) * self.mean.unsqueeze(2)
 
 
 @dataclass(frozen=True)
@@ -40,23 +66,27 @@ class Rounded:
         return self.integers * self.scale.view(-1, *[1] * (self.integers.dim() - 1))
 
 
-def nearest(weight: Tensor, bits: int) -> Rounded:
-    """Rounded to the nearest level, with the scale of least squared error; `weight` is (O, ...)."""
-    top = 2.0 ** (bits - 1) - 1
-    parts = [_nearest(part.flatten(1), top) for part in weight.split(max(_AT_ONCE // weight[0].numel(), 1))]
+def nearest(weight: Tensor, bits: int | Sequence[int]) -> Rounded:
+    """Rounded to the nearest level, with the scale of least squared error.
+
+    `weight` is (O, ...), and `bits` one number, or one an output channel.
+    """
+    tops = (2.0 ** (torch.tensor(bits, device=weight.device) - 1) - 1).expand(len(weight))
+    rows = max(_AT_ONCE // weight[0].numel(), 1)
+    parts = [_nearest(part.flatten(1), top) for part, top in zip(weight.split(rows), tops.split(rows), strict=True)]
     integers, scale = (torch.cat(each) for each in zip(*parts, strict=True))
     return Rounded(integers.view_as(weight), scale)
 
 
-def _nearest(flat: Tensor, top: float) -> tuple[Tensor, Tensor]:
-    rows, tops = flat[None, None], torch.full((1, len(flat)), top, device=flat.device)
-    scale = _scales(rows, lambda whole: whole, tops)
+def _nearest(flat: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
+    top = tops.unsqueeze(1)
+    scale = _scales(flat[None, None], lambda whole: whole, tops[None]).T
     for _ in range(_ALTERNATIONS):
-        whole = (flat / scale.T).round_().clamp_(-top, top)
-        square = whole.square().sum(1)
-        scale = torch.where(square > 0, (whole * flat).sum(1) / square.clamp_min(1), scale)
-    whole = (flat / scale.T).round_().clamp_(-top, top)
-    return whole.to(torch.int8), scale[0].float()
+        whole = torch.clamp((flat / scale).round_(), -top, top)
+        square = whole.square().sum(1, keepdim=True)
+        scale = torch.where(square > 0, (whole * flat).sum(1, keepdim=True) / square.clamp_min(1), scale)
+    whole = torch.clamp((flat / scale).round_(), -top, top)
+    return whole.to(torch.int8), scale.squeeze(1).float()
 
 
 def error(weight: Tensor, rounded: Rounded, moments: Tensor) -> float:
@@ -65,18 +95,17 @@ def error(weight: Tensor, rounded: Rounded, moments: Tensor) -> float:
     return float(((off @ moments) * off).sum(dtype=torch.float64))
 
 
-def gptq(weight: Tensor, fit: Tensor, held: Tensor | None, share: float, bits: Sequence[int]) -> list[Rounded | None]:
+def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]) -> list[Rounded | None]:
     """Rounded column by column, each time making up for it in the columns behind (GPTQ, Frantar et al. 2023).
 
-    `weight` is (O, ...); `fit` (G, K, B, B) are the moments of the inputs of its G groups, each
-    cut into K blocks of B inputs that are taken for uncorrelated, the last filled up with
-    zeros; `held` are those of images left out, a `share` of all. With them the damping is
-    chosen, and where GPTQ is worse than the nearest there, there is None in its place. All
-    images count in the end. One result for each of `bits`.
+    `weight` is (O, ...); the moments are of its inputs, `held` of images that are left out. With
+    them the damping is chosen, the least with which GPTQ is as good as the nearest there; where
+    none is, there is None in its place. All images count in the end. One result for each of `bits`.
     """
-    whole = fit if held is None else fit * (1 - share) + held * share
-    rows = grouped(weight, fit)
-    scales = [_scales(rows, lambda part: part @ whole, _tops(rows, each)) for each in bits]
+    whole = fit if held is None else fit + held
+    rows = grouped(weight, whole.matrix)
+    around = whole.around_zero()
+    scales = [_scales(rows, lambda part: part @ around, _tops(rows, each)) for each in bits]
 
     def at(moments: Tensor, damping: float, places: Sequence[int]) -> list[Rounded]:
         inverse = Inverse.of(moments, damping)
@@ -85,17 +114,22 @@ def gptq(weight: Tensor, fit: Tensor, held: Tensor | None, share: float, bits: S
         parts = integers.split(rows.shape[2], 2)
         return [_ungrouped(part, scales[place], weight) for part, place in zip(parts, places, strict=True)]
 
-    every = range(len(bits))
     if held is None:
-        return list(at(fit, DAMPINGS[1], every))
-    lowest = min(every, key=lambda place: bits[place])
-    tried = {damping: error(weight, at(fit, damping, [lowest])[0], held) for damping in DAMPINGS}
-    damping = min(DAMPINGS, key=lambda each: tried[each])
-    lost = [
-        error(weight, trial, held) > error(weight, nearest(weight, each), held)
-        for trial, each in zip(at(fit, damping, every), bits, strict=True)
-    ]
-    return [None if fell else found for found, fell in zip(at(whole, damping, every), lost, strict=True)]
+        return list(at(around, DAMPINGS[0], range(len(bits))))
+    found: list[Rounded | None] = [None] * len(bits)
+    least = [error(weight, nearest(weight, each), held.matrix) for each in bits]
+    left = list(range(len(bits)))
+    for damping in DAMPINGS:
+        tried = at(fit.around_zero(), damping, left)
+        good = [
+            place for place, each in zip(left, tried, strict=True) if error(weight, each, held.matrix) <= least[place]
+        ]
+        for place, each in zip(good, at(around, damping, good) if good else (), strict=True):
+            found[place] = each
+        left = [place for place in left if place not in good]
+        if not left:
+            break
+    return found
 
 
 def _tops(rows: Tensor, bits: int) -> Tensor:
