@@ -38,7 +38,7 @@ from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
-from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.rounding import Rounding
 
 _WATCHED, _WATCHED_LARGE = 32, 16
@@ -114,7 +114,8 @@ class Bench:
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         kept = Kept(ledger.path.parent / "weights")
         recipe = Recipe(task.rounding, task.choices.weights, self.digest, kept)
-        self._measures = spread(Measurer(self.prepared, splits, highest, self._bounds, recipe, advance))
+        self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance)
+        self._measures = spread(self._local)
 
     def beside(self, budget: Budget) -> Budget:
         """`budget` as it is of this network, whose rest in float32 counts within bytes."""
@@ -256,6 +257,10 @@ class Bench:
             rows = np.arange(len(getattr(self.splits, split)))
             correct = self._correct(self._job(allocation, split, draw, rows, finished), "all", beside)
         return Accuracy(int(correct.sum()), len(correct))
+
+    def quantized(self, allocation: Allocation, draw: int = 0, finished: bool = True) -> QuantizedNetwork:
+        """The network that is measured with the bits of `allocation`: its integers, scales, biases and inputs."""
+        return self._local.quantized(draw, allocation, finished)
 
     def measure_all(
         self,

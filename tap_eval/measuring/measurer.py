@@ -22,7 +22,7 @@ from tap_eval.quantization.agreement import NOISE, multiplied_otherwise, recorde
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
-from tap_eval.quantization.quantizer import VERSION, Allocation, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
 
 SplitName = Literal["search", "test"]
@@ -150,9 +150,23 @@ class Measurer:
                 self.prepared, images.pixels, seen, recipe.rounding, recipe.choices, content, recipe.kept,
                 self._bounds.moments, self._advance,
             )  # fmt: skip
-            integers = [partial(rounded, layer.index) for layer in self.prepared.layers]
-            self._networks[draw], self._rounded[draw] = QuantizedNetwork(self.prepared, seen, integers), rounded
+            self._rounded[draw] = rounded
+            self._networks[draw] = QuantizedNetwork(self.prepared, seen, self._integers_of(draw))
         return self._networks[draw]
+
+    def _integers_of(self, draw: int) -> list[Integers]:
+        return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]
+
+    def quantized(self, draw: int, allocation: Allocation, finished: bool) -> QuantizedNetwork:
+        """One of its own with the bits of `allocation`, on draw `draw`."""
+        with self._lock:
+            seen = [layer.seen for layer in self.network(draw).layers]
+            network = QuantizedNetwork(self.prepared, seen, self._integers_of(draw))
+            if finished:
+                network.take(self.finished(draw, allocation), allocation.activations)
+            else:
+                network.choose(allocation)
+        return network
 
     def finished(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
         """The weights of every layer, rounded once more for `allocation` on draw `draw`; kept like the others."""

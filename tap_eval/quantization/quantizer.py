@@ -94,6 +94,9 @@ class QuantizedLayer(nn.Module):
         self.seen = seen
         self._integers = integers
         self.affine: Affine | None = None
+        """the integers of its input, None in full precision"""
+        self.weight: QuantizedWeight | None = None
+        """None in full precision"""
         self._weights: dict[int, QuantizedWeight] = {}
         self._now: tuple[Tensor, Tensor | None] = (layer.weight, layer.bias)
         self._scale: Tensor | None = None
@@ -106,6 +109,7 @@ class QuantizedLayer(nn.Module):
         """The same, with the weight given."""
         self.affine = (activation_bits and self.covering(activation_bits)) or None
         self._scale = None
+        self.weight = quantized
         weight, bias = self.layer.weight, self.layer.bias
         if quantized is not None:
             weight, bias = quantized.real(), quantized.bias
