@@ -296,6 +296,8 @@ class Bench:
 
     def _shared(self, job: Job, beside: int) -> np.ndarray:
         """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
+        if job.finished and job.allocation:  # once, and not by every worker
+            self._local.finished(job.draw, job.allocation)
         size = self._bounds.batch
         batches = [job.rows[start : start + size] for start in range(0, len(job.rows), size)]
         pieces = np.array_split(np.arange(len(batches)), min(max(self._measures.workers // beside, 1), len(batches)))

@@ -28,6 +28,7 @@ from tap_eval.quantization.rounding import Rounding
 SplitName = Literal["search", "test"]
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
+_LEAST_INTEGER_BATCH = 8
 _AT_ONCE = 5000
 """images whose logits are held together"""
 _PARTS = ("integers", "scale", "bias")
@@ -173,19 +174,22 @@ class Measurer:
         recipe, calibration = self._recipe, self._splits.calibrations[draw]
         bits = [allocation.weights, allocation.activations]
         name = key("finished", VERSION, recipe.rounding, recipe.content, calibration.digest, self._bounds.moments, bits)
-        if self._finished_last[0] != name:
-            tensors = recipe.kept.recall(name)
-            if tensors is None:
-                found = self._finish(draw, allocation)
-                named = {
-                    f"{place}.{part}": value for place, each in enumerate(found) for part, value in vars(each).items()
-                }
-                recipe.kept.keep(name, named)
-            else:
-                parts = [[tensors[f"{layer.index}.{part}"] for part in _PARTS] for layer in self.prepared.layers]
-                found = [QuantizedWeight(*each) for each in parts]
-            self._finished_last = name, found
-        return self._finished_last[1]
+        with self._lock:
+            if self._finished_last[0] != name:
+                tensors = recipe.kept.recall(name)
+                if tensors is None:
+                    found = self._finish(draw, allocation)
+                    named = {
+                        f"{place}.{part}": value
+                        for place, each in enumerate(found)
+                        for part, value in vars(each).items()
+                    }
+                    recipe.kept.keep(name, named)
+                else:
+                    parts = [[tensors[f"{layer.index}.{part}"] for part in _PARTS] for layer in self.prepared.layers]
+                    found = [QuantizedWeight(*each) for each in parts]
+                self._finished_last = name, found
+            return self._finished_last[1]
 
     def _finish(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
         pixels, network, count = self._splits.calibrations[draw].pixels, self.network(draw), len(self.prepared.layers)
@@ -203,6 +207,11 @@ class Measurer:
     @property
     def _program(self) -> Program:
         return self._recorded(self.prepared.batch)
+
+    @property
+    def _integer_program(self) -> Program:
+        """Integers want more images a batch than floats: each product takes long to begin."""
+        return self._recorded(max(self.prepared.batch, _LEAST_INTEGER_BATCH))
 
     def _recorded(self, batch: int) -> Program:
         """The steps of the network for so many images; raises `Unfit` when they cannot be recorded."""
@@ -250,8 +259,8 @@ class Measurer:
                 network, fast = self.network(0), self._integer_network(0, self._highest)
                 network.choose(self._highest)
                 fast.choose(self._highest)
-                images = self._program.padded(pixels[: self._program.batch])
-                place = multiplied_otherwise(fast, self._program, network, images)
+                program = self._integer_program
+                place = multiplied_otherwise(fast, program, network, program.padded(pixels[: program.batch]))
             except Unfit as reason:
                 return str(reason)
             except RuntimeError as error:  # an operator that this build or this CPU does not have
@@ -330,7 +339,7 @@ class Measurer:
         """The integer network for the activation bits of `allocation`."""
         place = (draw, allocation.activations)
         network = self._integer_networks.pop(place, None) or IntegerNetwork(
-            self.network(draw), self._program, allocation.activations, self._kept
+            self.network(draw), self._integer_program, allocation.activations, self._kept
         )
         self._integer_networks[place] = network
         if len(self._integer_networks) > _NETWORKS_KEPT:
