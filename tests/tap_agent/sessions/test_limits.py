@@ -18,6 +18,7 @@ import yaml
 from tap_agent.exit import Exit
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import Result
+from tap_agent.settings.model import Settings
 from tests.agents.scripted import ChatServer, refusal
 from tests.graphs.test_search import script
 from tests.tap_agent.program import REPLAY, REPLAYED, SMALL, tap
@@ -147,6 +148,16 @@ def test_several_models_share_the_proposals_and_each_says_which_were_its_own(wor
     proposed = [event for event in RunFolder(work / "mixed").events() if event["event"] == "proposed"]
     assert {event["name"]: event["llm"] for event in proposed} == models
     assert json.loads((work / "mixed" / "best.json").read_text())["provenance"]["llm"] == models[result.best]
+
+
+def test_the_file_answers_whatever_a_search_asks_on_any_machine() -> None:
+    proposals: dict[str, int] = {}
+    calls: dict[str, list[int]] = {}
+    for line in map(json.loads, REPLAYED.read_text().splitlines()):
+        proposals[line["name"]] = proposals.get(line["name"], 0) + ("code" in line)
+        calls.setdefault(line["name"], []).append(line["call"])
+    assert proposals == {f"p{place:03}": Settings().rounds for place in range(12)}
+    assert all(ordinals == list(range(1, len(ordinals) + 1)) for ordinals in calls.values())
 
 
 def test_a_search_is_repeated_from_a_file_without_any_model(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,176 @@
+"""GPTQ is the paper's, and never worse than the nearest on images that were left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tap_eval.preparing.products import Quantizable
+from tap_eval.quantization.calibration import Sums, groups_of
+from tap_eval.quantization.rounding import DAMPINGS, Inverse, Moments, Rounded, error, gptq, grouped, nearest
+
+LAYERS = {
+    "linear": lambda: nn.Linear(150, 12),
+    "conv": lambda: nn.Conv2d(8, 12, 3),
+    "grouped": lambda: nn.Conv2d(12, 6, 3, groups=3),
+    "depthwise": lambda: nn.Conv2d(12, 12, 3, groups=12),
+}
+
+
+def layer_of(kind: str) -> Quantizable:
+    torch.manual_seed(0)
+    return LAYERS[kind]()
+
+
+def inputs_of(layer: Quantizable, count: int, seed: int) -> Tensor:
+    """Inputs with a mean, whose channels and neighbours have much in common."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(layer, nn.Linear):
+        mixed = torch.randn(layer.in_features, layer.in_features, generator=torch.Generator().manual_seed(99))
+        return (torch.randn(count, layer.in_features, generator=generator) @ mixed / 12).relu()
+    x = torch.randn(count, layer.in_channels, 9, 9, generator=generator)
+    return (nn.functional.avg_pool2d(x, 3, 1, 1) + 0.5 * x.mean(1, keepdim=True) + 0.1).relu()
+
+
+def moments_of(layer: Quantizable, x: Tensor, block: int | None = None) -> Moments:
+    weight = layer.weight
+    inputs = weight[0].numel()
+    middle = torch.zeros(groups_of(layer) * weight.shape[1], *weight.shape[2:])
+    sums = Sums(layer, middle, block or inputs, compared=False)
+    sums.take(x)
+    return sums.moments()
+
+
+def by_the_paper(layer: Quantizable, moments: Tensor, scale: Tensor, bits: int, damping: float) -> Tensor:
+    """Integers (O, I): one column after the other, each then eliminated from the inverse, in float64."""
+    groups, (_, _, size, _) = groups_of(layer), moments.shape
+    top, found = 2 ** (bits - 1) - 1, []
+    for rows, steps, each in zip(
+        layer.weight.double().view(groups, -1, size),
+        scale.double().view(groups, -1),
+        moments[:, 0].double(),
+        strict=True,
+    ):
+        order = each.diagonal().argsort(descending=True).tolist()
+        inverse = torch.linalg.inv(each + damping * each.diagonal().mean() * torch.eye(size))
+        rows, whole = rows.clone(), torch.zeros_like(rows)
+        for place, column in enumerate(order):
+            whole[:, column] = (rows[:, column] / steps).round().clamp(-top, top)
+            off = (rows[:, column] - whole[:, column] * steps) / inverse[column, column]
+            behind = order[place + 1 :]
+            rows[:, behind] -= off[:, None] * inverse[column, behind]
+            inverse -= inverse[:, [column]] @ inverse[[column]] / inverse[column, column]
+        found.append(whole)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gptq_is_that_of_the_paper(kind: str) -> None:
+    layer = layer_of(kind)
+    moments = moments_of(layer, inputs_of(layer, 400, 1))
+    for bits in (2, 3, 4, 8):
+        (rounded,) = gptq(layer.weight, moments, None, [bits])
+        assert rounded is not None
+        expected = by_the_paper(layer, moments.around_zero(), rounded.scale, bits, DAMPINGS[0])
+        assert rounded.integers.shape == layer.weight.shape
+        assert torch.equal(rounded.integers.flatten(1).double(), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gptq_is_less_off_than_the_nearest_on_images_that_it_has_not_seen(kind: str) -> None:
+    layer = layer_of(kind)
+    fit, held, unseen = (
+        moments_of(layer, inputs_of(layer, count, seed)) for count, seed in ((300, 1), (100, 2), (400, 3))
+    )
+    for bits, rounded in zip((2, 3, 4), gptq(layer.weight, fit, held, (2, 3, 4)), strict=True):
+        assert rounded is not None
+        plain = nearest(layer.weight, bits)
+        assert error(layer.weight, rounded, unseen.matrix) < error(layer.weight, plain, unseen.matrix)
+
+
+@torch.no_grad()
+def test_bits_that_are_rounded_together_are_those_of_each_alone() -> None:
+    layer = layer_of("grouped")
+    fit, held = (moments_of(layer, inputs_of(layer, 40, seed)) for seed in (1, 2))
+    for bits, together in zip((2, 3, 4, 8), gptq(layer.weight, fit, held, (2, 3, 4, 8)), strict=True):
+        (alone,) = gptq(layer.weight, fit, held, [bits])
+        assert together is not None
+        assert alone is not None
+        assert torch.equal(together.integers, alone.integers)
+        assert torch.equal(together.scale, alone.scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "bits"), [("linear", 2), ("grouped", 3), ("conv", 4)])
+def test_no_share_of_the_peak_is_a_much_better_scale_than_that_chosen(kind: str, bits: int) -> None:
+    layer = layer_of(kind)
+    moments = moments_of(layer, inputs_of(layer, 400, 1))
+    around, rows, top = moments.around_zero(), grouped(layer.weight, moments.matrix), 2 ** (bits - 1) - 1
+    (rounded,) = gptq(layer.weight, moments, None, [bits])
+    assert rounded is not None
+    inverse, tops = Inverse.of(around, DAMPINGS[0]), torch.full((len(rows), rows.shape[2]), float(top))
+
+    def by(share: float) -> float:
+        scale = share * rows.abs().amax((1, 3)) / top
+        integers = inverse.integers(rows, scale, tops).view_as(layer.weight)
+        return error(layer.weight, Rounded(integers, scale.flatten()), around)
+
+    least = min(by(share) for share in torch.linspace(0.3, 1.1, 9).tolist())
+    assert error(layer.weight, rounded, around) < 1.2 * least
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["linear", "conv", "grouped", "depthwise"])
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_too_few_images_to_know_a_layer_make_it_no_worse_on_those_left_out(kind: str, count: int) -> None:
+    layer = layer_of(kind)
+    fit, held = (
+        moments_of(layer, inputs_of(layer, each, seed)) for each, seed in ((count, 1), (max(count // 4, 2), 2))
+    )
+    for bits, rounded in zip((2, 3, 4, 8), gptq(layer.weight, fit, held, (2, 3, 4, 8)), strict=True):
+        least = error(layer.weight, nearest(layer.weight, bits), held.matrix)
+        assert rounded is None or error(layer.weight, rounded, held.matrix) <= least
+
+
+@torch.no_grad()
+def test_images_that_say_the_contrary_of_those_left_out_give_nothing() -> None:
+    layer, generator = layer_of("linear"), torch.Generator().manual_seed(0)
+    half, noise = (torch.randn(400, 75, generator=generator) for _ in range(2))
+    fit, held = (moments_of(layer, torch.cat([half, sign * half + 0.1 * noise], 1)) for sign in (1, -1))
+    assert gptq(layer.weight, fit, held, (2, 3, 4, 8)) == [None] * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["conv", "grouped"])
+def test_inputs_in_blocks_are_rounded_better_than_to_the_nearest_too(kind: str) -> None:
+    layer = layer_of(kind)
+    inputs = layer.weight[0].numel()
+    block = inputs // 4 + 1
+    assert inputs % block
+    fit, held = (moments_of(layer, inputs_of(layer, count, seed), block) for count, seed in ((400, 1), (100, 2)))
+    assert fit.matrix.shape == (groups_of(layer), 4, block, block)
+    unseen = moments_of(layer, inputs_of(layer, 100, 3)).matrix
+    for bits, rounded in zip((2, 3, 4, 8), gptq(layer.weight, fit, held, (2, 3, 4, 8)), strict=True):
+        assert rounded is not None
+        assert rounded.integers.shape == layer.weight.shape
+        assert rounded.integers.abs().max() <= 2 ** (bits - 1) - 1
+        assert error(layer.weight, rounded, unseen) < error(layer.weight, nearest(layer.weight, bits), unseen)
+
+
+@torch.no_grad()
+def test_inputs_and_channels_that_are_always_zero_do_no_harm() -> None:
+    layer = layer_of("linear")
+    layer.weight[3] = 0
+    x = inputs_of(layer, 100, 1)
+    x[:, :20] = 0
+    for rounded in gptq(layer.weight, moments_of(layer, x), None, (2, 8)):
+        assert rounded is not None
+        assert not rounded.integers[3].any()
+        assert bool(rounded.scale.isfinite().all())
+    (silent,) = gptq(layer.weight, moments_of(layer, torch.zeros(9, 150)), None, [4])
+    assert silent is not None
+    assert bool(silent.scale.isfinite().all())
+    assert float((silent.real() - layer.weight).abs().max()) < 0.1
