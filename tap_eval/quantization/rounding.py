@@ -20,6 +20,7 @@ DAMPINGS = (0.05, 0.2, 1.0, 4.0)
 """of the mean diagonal, added to the moments before they are inverted: the more, the fewer images they are from"""
 _AT_ONCE = 2**16
 """weights that are rounded to the nearest together: as many as stay in a core's cache"""
+_TRACE = 1e-6
 _COLUMNS = 64
 """that are rounded one after the other before what they are off goes to all columns behind them"""
 _ALTERNATIONS = 3
@@ -197,9 +198,11 @@ class Inverse:
 
 
 def damped(moments: Tensor, damping: float) -> Tensor:
-    """With `damping` times the mean diagonal on the diagonal, in place."""
-    diagonal = moments.diagonal(dim1=2, dim2=3)
-    diagonal += (damping * diagonal.mean(2, keepdim=True)).clamp_min(1e-12)
+    """With `damping` times the mean diagonal on the diagonal, in place; a group whose inputs are all zero gets a trace
+    of what the largest has."""
+    diagonal = moments.diagonal(dim1=2, dim2=3).clamp_(min=0)  # what float32 has lost may make it less
+    mean = diagonal.mean(2, keepdim=True)
+    diagonal += (damping * mean).clamp_min(max(_TRACE * float(mean.max()), 1e-12))
     return moments
 
 

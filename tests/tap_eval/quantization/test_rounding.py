@@ -174,3 +174,15 @@ def test_inputs_and_channels_that_are_always_zero_do_no_harm() -> None:
     assert silent is not None
     assert bool(silent.scale.isfinite().all())
     assert float((silent.real() - layer.weight).abs().max()) < 0.1
+
+
+def test_channels_that_calibration_images_never_wake_are_rounded_too() -> None:
+    layer = layer_of("depthwise")
+    x = inputs_of(layer, 4, 1)
+    x[:, 3] = 0
+    x[:, 5] = 1e-7 * x[:, 5] + 3  # of which float32 loses all but the mean
+    moments = moments_of(layer, x)
+    for rounded in gptq(layer.weight, moments, moments_of(layer, x[:2]), (2, 4)):
+        assert rounded is not None
+        assert bool(rounded.scale.isfinite().all())
+    assert bool(Inverse.of(moments.matrix, DAMPINGS[0]).factor.isfinite().all())
