@@ -277,7 +277,7 @@ def parameters(network: nn.Module, prepared: Prepared) -> dict[str, Any]:
     weights = sum(
         tensor.numel()
         for name, tensor in held.items()
-        if name not in rest and name.rpartition(".")[0] not in folded and tensor.numel() > len(tensor)
+        if name not in rest and name.rpartition(".")[0] not in folded and (tensor.numel() > len(tensor) or tensor.dim() == 2)
     )
     reasons: Counter[str] = Counter()
     for each in prepared.rest:
