@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.quantization.calibration import Observation, block_of, groups_of, second_moments
+from tap_eval.quantization.calibration import Observation, block_of, second_moments, together
 from tap_eval.quantization.quantizer import VERSION
 from tap_eval.quantization.rounding import Moments, Rounded, Rounding, gptq, nearest
 
@@ -117,7 +117,8 @@ class RoundedWeights:
                     missing.setdefault(layer.index, []).append(each)
         done = 0
         with one_thread_each() as threads:
-            for group in self._groups(list(missing)):
+            blocks = {index: self._block(index) for index in missing}
+            for group in together(self._prepared.modules, blocks, self._memory):
                 fit, held = self._moments(group)
                 jobs = [
                     threads.submit(
@@ -139,22 +140,6 @@ class RoundedWeights:
 
     def _name(self, index: int, bits: int) -> str:
         return key("rounded", VERSION, self._rounding, self._content, self._block(index), index, bits)
-
-    def _groups(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Layers whose second moments fit together."""
-        group: list[int] = []
-        taken = 0
-        for index in indices:
-            module = self._prepared.modules[index]
-            inputs, block = module.weight[0].numel(), self._block(index)
-            size = 8 * groups_of(module) * -(-inputs // block) * block**2
-            if group and taken + size > self._memory:
-                yield group
-                group, taken = [], 0
-            group.append(index)
-            taken += size
-        if group:
-            yield group
 
     def _block(self, index: int) -> int:
         return block_of(self._prepared.modules[index], self._memory // 2)

@@ -21,9 +21,10 @@ from tap_eval.images.images import Images
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
+from tap_eval.proxies.spectrum import spectra
 from tap_eval.proxies.statistics import Statistics, statistics
 
-VERSION = 1
+VERSION = 2
 """Part of the key of kept features: raise it when a change here changes them."""
 _BYTES = 40
 """for each value of a layer's input and output: itself, and what is computed of it"""
@@ -62,11 +63,17 @@ _OF_WEIGHTS = {
     "l2": "root of the sum of squares",
     **{name: _OF_VALUES[name] for name in ("std", "absmax", "kurtosis", "entropy")},
 }
-_OF_ACTIVATIONS = {**_OF_VALUES, "sparsity": "share of exact zeros"}
+_OF_INPUTS = {**_OF_VALUES, "sparsity": "share of exact zeros"}
+_OF_OUTPUTS = {**_OF_INPUTS, "power": "mean of the squares"}
+_OF_MOMENTS = {
+    "input_trace": "trace of H, the second moment about zero of what an output channel's weights are multiplied with",
+    "input_rank": "effective rank of H, its squared trace over the sum of its squared entries",
+}
 STATISTICS = {
     **{f"weight_{name}": f"weights: {text}" for name, text in _OF_WEIGHTS.items()},
-    **{f"input_{name}": f"the layer's input: {text}" for name, text in _OF_ACTIVATIONS.items()},
-    **{f"activation_{name}": f"the layer's output: {text}" for name, text in _OF_ACTIVATIONS.items()},
+    **{f"input_{name}": f"the layer's input: {text}" for name, text in _OF_INPUTS.items()},
+    **_OF_MOMENTS,
+    **{f"activation_{name}": f"the layer's output: {text}" for name, text in _OF_OUTPUTS.items()},
     "channels": "dict from a weight_ or activation_ name to a list, one value an output channel",
 }
 TASK = {
@@ -115,29 +122,32 @@ class _Seen:
 def describe(prepared: Prepared, calibration: Images, inputs: Inputs, memory: int = 2**29) -> list[Features]:
     """One dict a layer, with exactly the names of `visible(inputs)`.
 
-    The calibration images go through the network in parts, twice, so that about `memory` bytes
-    are in use.
+    The calibration images go through the network in parts, twice for the statistics and at least
+    once for the second moments, so that about `memory` bytes are in use.
     """
     described: list[Features] = [asdict(layer) for layer in prepared.layers]
     if inputs == "metadata":
         return described
     seen = [_Seen(Statistics(1), Statistics(1), Statistics(layer.out_channels)) for layer in prepared.layers]
+    at_once = _images_at_once(prepared, memory)
     for second in (False, True):
-        for part in calibration.split(_images_at_once(prepared, memory)):
+        for part in calibration.split(at_once):
             prepared(
                 part, [partial(_see, seen[index], module, second) for index, module in enumerate(prepared.modules)]
             )
-    for module, found, features in zip(prepared.modules, seen, described, strict=True):
+    moments = spectra(prepared, calibration, at_once, memory)
+    for module, found, spectrum, features in zip(prepared.modules, seen, moments, described, strict=True):
         weight = module.weight.flatten(1)
         channels = _prefixed("weight", statistics(weight), _OF_WEIGHTS) | _prefixed(
-            "activation", found.channels.values(), _OF_ACTIVATIONS
+            "activation", found.channels.values(), _OF_OUTPUTS
         )
         whole = (
             _prefixed("weight", statistics(weight.reshape(1, -1)), _OF_WEIGHTS)
-            | _prefixed("input", found.input.values(), _OF_ACTIVATIONS)
-            | _prefixed("activation", found.output.values(), _OF_ACTIVATIONS)
+            | _prefixed("input", found.input.values(), _OF_INPUTS)
+            | _prefixed("activation", found.output.values(), _OF_OUTPUTS)
         )
         features.update({name: values[0] for name, values in whole.items()})
+        features.update(zip(_OF_MOMENTS, spectrum, strict=True))
         features["channels"] = channels
     return described
 

@@ -60,6 +60,7 @@ class Statistics:
             "kurtosis": self._fourth / self._count / variance.square().clamp_min(1e-24),
             "entropy": -torch.special.xlogy(share, share).sum(1),
             "sparsity": self._zeros / self._count,
+            "power": self._square / self._count,
         }
 
 

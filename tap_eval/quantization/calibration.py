@@ -87,6 +87,24 @@ def block_of(layer: Quantizable, memory: int) -> int:
     return -(-inputs // blocks)
 
 
+def together(layers: Sequence[Quantizable], blocks: Mapping[int, int], memory: int) -> Iterator[list[int]]:
+    """Those of `layers` whose second moments fit into `memory` bytes together, of a fit and of what is left out.
+
+    `blocks` are the inputs a block, of each index that is wanted.
+    """
+    group: list[int] = []
+    taken = 0
+    for index, block in blocks.items():
+        size = 8 * groups_of(layers[index]) * -(-layers[index].weight[0].numel() // block) * block**2
+        if group and taken + size > memory:
+            yield group
+            group, taken = [], 0
+        group.append(index)
+        taken += size
+    if group:
+        yield group
+
+
 def groups_of(layer: Quantizable) -> int:
     """Groups of channels that have inputs of their own."""
     return layer.groups if isinstance(layer, nn.Conv2d) else 1

@@ -154,3 +154,24 @@ def test_one_bench_serves_several_budgets_and_computes_nothing_twice(
     assert ledger.measured == measured
     with pytest.raises(BudgetMistake, match=r"^digits: a budget of 1bit is below what the smallest bits need, 2bit"):
         bench.at(Budget.parse("1bit"))
+
+
+def test_each_way_of_rounding_is_measured_apart(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:
+    ledger, bits = Ledger(tmp_path / "ledger.sqlite"), Allocation((2,) * 10, (8,) * 10)
+    found = {}
+    for rounding in ("nearest", "gptq"):
+        task = Task(Choices(), Budget.parse("3bit"), rounding=rounding)  # type: ignore[arg-type]
+        bench = Bench("digits", network, splits, task, ledger)
+        for finished in (False, True):
+            before = ledger.measured
+            found[rounding, finished] = bench.measure(bits, "test", finished=finished).top1
+            assert bench.measure(bits, "test", finished=finished).top1 == found[rounding, finished]
+            assert ledger.measured == before + 1
+        full, before = bench.measure(None, "test"), ledger.measured
+        assert bench.measure(None, "test", finished=True) == full
+        assert ledger.measured == before
+        assert bench.layer_errors
+        assert ledger.measured == before + 1
+    assert found["nearest", False] < found["gptq", False] < found["gptq", True]
+    again = Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(tmp_path / "ledger.sqlite"))
+    assert again.measure_all([bits], "test", [0], finished=True).tolist() == [[found["gptq", True]]]

@@ -44,6 +44,7 @@ def test_statistics_of_parts_are_those_of_the_whole() -> None:
             "kurtosis": scipy.stats.kurtosis(row.astype(np.float64), fisher=False),
             "entropy": scipy.stats.entropy(counts),
             "sparsity": (row == 0).mean(),
+            "power": np.square(row, dtype=np.float64).mean(),
         }
         assert {name: float(value[index]) for name, value in values.items()} == pytest.approx(expected, rel=1e-3)
     assert [float(values[name][2]) for name in ("std", "entropy", "kurtosis")] == [0, 0, 0]
@@ -89,7 +90,7 @@ def test_a_bound_on_memory_changes_nothing_else() -> None:
     seen: list[int] = []
     prepared.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     whole = describe(prepared, IMAGES, "statistics")
-    assert seen == [7, 7]
+    assert seen == [7, 7, 7]
     seen.clear()
     parts = describe(prepared, IMAGES, "statistics", memory=150_000)
     assert max(seen) < 7
@@ -113,3 +114,45 @@ def test_statistics_are_those_of_weights_and_activations(bench: Bench) -> None:
     assert isinstance(channels, dict)
     assert channels["weight_l1"] == pytest.approx(weight.abs().sum((1, 2, 3)).tolist(), rel=1e-5)
     assert 0 <= features["activation_entropy"] <= math.log(256)  # type: ignore[operator]
+
+
+class Grouped(Blocks):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3, groups=4))
+
+
+def unfolded(x: Tensor, groups: int, **options: int) -> Tensor:
+    """(G, positions, inputs) float64."""
+    patches = nn.functional.unfold(x.double(), 3, **options)
+    return patches.view(len(x), groups, -1, patches.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+@torch.no_grad()
+def test_moments_are_those_that_rounding_goes_by() -> None:
+    torch.manual_seed(0)
+    network = Grouped()
+    prepared = prepare(network, IMAGES.pixels[:2])
+    first, second = network.blocks[0], network.blocks[2]
+    middle = first(IMAGES.pixels).relu()
+    inputs = [
+        unfolded(IMAGES.pixels, 1, stride=2, padding=1),
+        unfolded(middle, 4),
+        second(middle).mean((2, 3)).double()[None],
+    ]
+    outputs = [layer(x).transpose(0, 1).flatten(1) for layer, x in ((first, IMAGES.pixels), (second, middle))]
+    described = describe(prepared, IMAGES, "statistics")
+    for features, rows in zip(described, inputs, strict=True):
+        moments = rows.transpose(1, 2) @ rows / rows.shape[1]
+        eigenvalues = torch.linalg.eigvalsh(moments)
+        ranks = eigenvalues.sum(1) ** 2 / eigenvalues.square().sum(1)
+        assert features["input_trace"] == pytest.approx(float(eigenvalues.sum(1).mean()), rel=1e-4)
+        assert features["input_rank"] == pytest.approx(float(ranks.mean()), rel=1e-4)
+        assert 1 <= features["input_rank"] <= rows.shape[2]  # type: ignore[operator]
+    for features, y in zip(described, outputs, strict=False):
+        power = y.square().mean(1)
+        assert features["activation_power"] == pytest.approx(float(power.mean()), rel=1e-4)
+        assert features["channels"]["activation_power"] == pytest.approx(power.tolist(), rel=1e-4)  # type: ignore[index,call-overload]
+    small = describe(prepared, IMAGES, "statistics", memory=3000)
+    traces, cut = ([features["input_trace"] for features in each] for each in (described, small))
+    assert cut == pytest.approx(traces, rel=1e-4)
+    assert small[0]["input_rank"] > described[0]["input_rank"]  # type: ignore[operator]

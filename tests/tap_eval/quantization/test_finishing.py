@@ -1,0 +1,141 @@
+"""A finished network is nearer to full precision, however its layers are reached."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tap_eval.measuring.accuracy import mean_kl
+from tap_eval.measuring.bench import Bench
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.program import record
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.finishing import finish
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight
+
+MEMORY = 2**26
+
+
+def opened(network: nn.Module, x: Tensor) -> QuantizedNetwork:
+    prepared = prepare(network.eval(), x[:2])
+    return QuantizedNetwork(prepared, calibrate(prepared, x))
+
+
+def everywhere(network: QuantizedNetwork, weights: int, activations: int = 8) -> Allocation:
+    count = len(network.layers)
+    return Allocation((weights,) * count, (activations,) * count)
+
+
+def assert_same(first: list[QuantizedWeight], second: list[QuantizedWeight]) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.integers, other.integers)
+        assert torch.allclose(one.scale, other.scale, rtol=1e-4)
+        assert torch.allclose(one.bias, other.bias, rtol=1e-3, atol=1e-4)
+
+
+class Branches(nn.Module):
+    """Layers side by side and one after the other, grouped and depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.wide, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).relu()
+        return self.last((self.wide(y).relu() + self.deep(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("batch", [12, 6, 5])
+def test_a_network_whose_steps_are_recorded_is_finished_as_one_whose_steps_are_not(batch: int) -> None:
+    network, x = Branches(), torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    quantized = opened(network, x)
+    allocation = everywhere(quantized, 3)
+    advanced: list[None] = []
+    apart = finish(quantized, None, x, allocation, MEMORY, lambda: advanced.append(None))
+    assert len(advanced) == 4
+    program = record(quantized.prepared, x[:1].expand(batch, -1, -1, -1).contiguous())
+    assert_same(finish(quantized, program, x, allocation, MEMORY), apart)
+
+
+def test_the_mean_output_of_a_layer_is_that_of_full_precision() -> None:
+    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = Branches()
+    quantized = opened(network, x)
+    for bits in (2, 8):
+        finish(quantized, None, x, everywhere(quantized, bits, activations=4), MEMORY)
+        assert torch.allclose(quantized.logits(x, 16).mean(0), network(x).mean(0), atol=1e-4)
+
+
+def test_the_weights_that_are_given_are_those_that_the_network_is_left_with() -> None:
+    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    quantized = opened(Branches(), x)
+    allocation = Allocation((2, (2, 8) * 4, 4, (3, 4, 3, 8, 2)), (8,) * 4)
+    found = finish(quantized, None, x, allocation, MEMORY)
+    left = quantized.logits(x, 16)
+    for weight, bits in zip(found, allocation.weights, strict=True):
+        tops = 2 ** (torch.tensor(bits).expand(len(weight.integers)) - 1) - 1
+        assert bool((weight.integers.flatten(1).abs().amax(1) <= tops).all())
+    assert int(found[1].integers[1::2].abs().max()) > 1
+    quantized.choose(None)
+    quantized.take(found, allocation.activations)
+    assert torch.equal(quantized.logits(x, 16), left)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_finished_network_is_nearer_to_full_precision(bench: Bench, bits: int) -> None:
+    images, pixels = bench.splits.search.pixels, bench.splits.calibrations[0].pixels
+    quantized = QuantizedNetwork(bench.prepared, calibrate(bench.prepared, pixels))
+    allocation = everywhere(quantized, bits)
+    expected = quantized.logits(images, 100)
+    quantized.choose(allocation)
+    before = mean_kl(expected, quantized.logits(images, 100))
+    finish(quantized, None, pixels, allocation, MEMORY)
+    assert mean_kl(expected, quantized.logits(images, 100)) < 0.5 * before
+
+
+def test_moments_in_blocks_finish_a_network_too(bench: Bench) -> None:
+    images, pixels = bench.splits.search.pixels, bench.splits.calibrations[0].pixels
+    quantized = QuantizedNetwork(bench.prepared, calibrate(bench.prepared, pixels))
+    allocation = everywhere(quantized, 2)
+    expected = quantized.logits(images, 100)
+    quantized.choose(allocation)
+    before = mean_kl(expected, quantized.logits(images, 100))
+    finish(quantized, None, pixels, allocation, 2**14)
+    assert mean_kl(expected, quantized.logits(images, 100)) < before
+
+
+class Twice(nn.Module):
+    """Calls a layer twice, and another for images alone that are darker than black."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.rare, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.conv(x).relu()).mean((2, 3))
+        return self.last(self.rare(y) if x.min() < -1 else y)
+
+
+def test_a_layer_that_is_called_twice_is_finished_once_and_one_that_is_not_reached_stays() -> None:
+    x, dark = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((2, 3, 8, 8), -2.0)
+    prepared = prepare(Twice().eval(), x[:2], [x, dark])
+    assert [layer.name for layer in prepared.layers] == ["conv", "last", "rare"]
+    quantized = QuantizedNetwork(prepared, calibrate(prepared, x))
+    allocation = everywhere(quantized, 2)
+    before = [layer.quantized(2) for layer in quantized.layers]
+    advanced: list[None] = []
+    found = finish(quantized, None, x, allocation, MEMORY, lambda: advanced.append(None))
+    assert len(advanced) == 2
+    assert found[2] is before[2]
+    assert quantized.logits(x, 16).isfinite().all()
+
+
+def test_one_image_is_enough(bench: Bench) -> None:
+    pixels = bench.splits.calibrations[0].pixels[:1]
+    quantized = QuantizedNetwork(bench.prepared, calibrate(bench.prepared, pixels))
+    finish(quantized, None, pixels, everywhere(quantized, 4), MEMORY)
+    assert bool(quantized.logits(bench.splits.search.pixels, 100).isfinite().all())
