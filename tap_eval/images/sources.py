@@ -65,7 +65,7 @@ def split(
     if not own and len(apart) < count:
         raise ImagesMistake(
             f"{drawn_from.name} has {len(apart):,} images to calibrate on and {count:,} are needed: give more, or "
-            f"set calibration_images to {len(apart)}."
+            f"--calibration-images {len(apart)}."
         )
     total = len(source.labels)
     start = source.pool.stop if source.pool else 0
@@ -100,7 +100,7 @@ def _sizes(name: str, total: int, reserve: int, spare: int, search: int | None, 
         return first, last
     has = f"{name} has {total:,} images, {max(spare, 0):,} of them free for search and test"
     if spare < 2:
-        fewer = f", or set calibration_images to {total - 2} or fewer" if total > 2 else ""
+        fewer = f", or --calibration-images {total - 2} or fewer" if total > 2 else ""
         own = f", others to calibrate on with --calibration{fewer}" if reserve else ""
         raise ImagesMistake(f"{has}, where each needs one: give more images{own}.")
     wish = test or spare // 2

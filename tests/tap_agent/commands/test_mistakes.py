@@ -45,6 +45,14 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--out", "garbage.pt/run"], Exit.RUN, "garbage.pt/run cannot be written"),
     (["--transform", "rezise=3"], Exit.CONFIG, "perhaps resize"),
     (["--transform", "resize=x"], Exit.CONFIG, "transform.resize = 'x'"),
+    (["--calibration-images", "698"], Exit.IMAGES, "697 images to calibrate on and 698 are needed: give more, or --"),
+    (["--calibration-images", "0"], Exit.CONFIG, "calibration_images = 0"),
+    (
+        ["--config", "rounding.yaml"],
+        Exit.CONFIG,
+        "rounding = 'up' in rounding.yaml: input should be 'gptq' or 'nearest'",
+    ),
+    (["--rounding", "up"], Exit.USAGE, "'up' is not one of 'gptq', 'nearest'"),
     (["--controller", "none"], Exit.USAGE, "ratio"),
     (["--generation", "3"], Exit.USAGE, "--generations"),
 ]
@@ -58,6 +66,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     (work / "garbage.pt").write_bytes(b"garbage")
     torch.save({"weight": torch.ones(2)}, work / "other.pt")
     (work / "typo.yaml").write_text("genrations: 3\n")
+    (work / "rounding.yaml").write_text("rounding: up\n")
     (work / "list.yaml").write_text("- 1\n")
     (work / "broken.yaml").write_text("a: [1\n")
     (work / "two.yaml").write_text("networks: [{network: digits}, {network: digits}]\n")

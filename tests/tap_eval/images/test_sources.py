@@ -264,10 +264,10 @@ def test_sizes_that_are_advised_are_accepted() -> None:
             "search": draw.choice([None, draw.randint(1, 70)]),
             "test": draw.choice([None, draw.randint(1, 70)]),
         }
-        if count := re.search(r"calibration_images to (\d+)", refusal(source, calibration, asked)):
+        if count := re.search(r"--calibration-images (\d+)", refusal(source, calibration, asked)):
             asked["count"] = int(count[1])
             advised["count"] += 1
-        assert "calibration_images" not in refusal(source, calibration, asked)
+        assert "--calibration-images" not in refusal(source, calibration, asked)
         if sizes := re.search(r"--search (\d+) --test (\d+)", refusal(source, calibration, asked)):
             asked |= {"search": int(sizes[1]), "test": int(sizes[2])}
             advised["search"] += 1
