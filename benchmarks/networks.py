@@ -140,7 +140,7 @@ def examined(name: str, pixels: int) -> dict[str, Any]:
     """What is found of one network; `faults` are sentences."""
     started = time.perf_counter()
     network = built(name, pixels)
-    splits = Splits(name, (), (_images(_CALIBRATED, pixels, 1),), _images(_JUDGED, pixels, 2), _images(1, pixels, 3))
+    splits = Splits(name, (), (noise(_CALIBRATED, pixels, 1),), noise(_JUDGED, pixels, 2), noise(1, pixels, 3))
     calibration, search = splits.calibrations[0].pixels, splits.search.pixels
     settle(network, calibration)
     network(calibration)
@@ -202,7 +202,7 @@ def settle(network: nn.Module, pixels: Tensor) -> None:
         norm.eval()
 
 
-def _images(count: int, pixels: int, seed: int) -> Images:
+def noise(count: int, pixels: int, seed: int) -> Images:
     """Noise of many sizes, each image with a mixture, a colour and a contrast of its own."""
     source = torch.Generator().manual_seed(seed)
     total = torch.zeros(count, 3, pixels, pixels)
@@ -277,7 +277,9 @@ def parameters(network: nn.Module, prepared: Prepared) -> dict[str, Any]:
     weights = sum(
         tensor.numel()
         for name, tensor in held.items()
-        if name not in rest and name.rpartition(".")[0] not in folded and (tensor.numel() > len(tensor) or tensor.dim() == 2)
+        if name not in rest
+        and name.rpartition(".")[0] not in folded
+        and (tensor.numel() > len(tensor) or tensor.dim() == 2)
     )
     reasons: Counter[str] = Counter()
     for each in prepared.rest:

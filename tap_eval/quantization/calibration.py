@@ -118,6 +118,11 @@ def patches(layer: Quantizable, x: Tensor) -> Iterator[Tensor]:
             yield rows.T[None]
         return
     padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=_padding(layer))
+    if layer.kernel_size == (1, 1):
+        down, right = layer.stride
+        for image in padded[:, :, ::down, ::right].split(1):
+            yield image.reshape(layer.groups, inputs, -1)
+        return
     for image in padded.split(1):
         found = F.unfold(image, layer.kernel_size, layer.dilation, 0, layer.stride)
         yield found.view(layer.groups, inputs, -1)

@@ -25,7 +25,7 @@ from tap_eval.quantization.quantizer import (
     QuantizedWeight,
     output_mean,
 )
-from tap_eval.quantization.rounding import Moments, Rounded, by_gptq, damped, error, grouped, nearest
+from tap_eval.quantization.rounding import Factor, Moments, Rounded, by_gptq, error, grouped, nearest
 
 _DAMPINGS = (0.02, 0.1, 0.5, 2.0)
 """of the mean diagonal, for the ridge and for rounding; the best on images left out is taken"""
@@ -72,18 +72,18 @@ def _finished(
     count = sum(len(x) for x, _ in inputs)
     held, block = count // _HELD_OUT, block_of(layer.layer, memory // 4)
     kept = _summed(layer, inputs, held, count, block)
-    if not held:
-        return _with_bias(layer, _rounded(layer, bits, kept.moments(), kept.crosses(), _DAMPINGS[1]), [kept])
-    left_out = _summed(layer, inputs, 0, held, block)
     moments, crosses = kept.moments(), kept.crosses()
-    tried = {
-        damping: _error(layer, _rounded(layer, bits, moments, crosses, damping), left_out) for damping in _DAMPINGS
-    }
+    lost = _lost(layer, crosses)
+    if not held:
+        return _with_bias(layer, _rounded(layer, bits, moments, lost, _DAMPINGS[1]), [kept])
+    left_out = _summed(layer, inputs, 0, held, block)
+    judged = _judge(layer, left_out)
+    tried = {damping: judged(_rounded(layer, bits, moments, lost, damping)) for damping in _DAMPINGS}
     damping = min(_DAMPINGS, key=lambda each: tried[each])
-    if tried[damping] > _error(layer, nearest(layer.layer.weight, bits), left_out):
+    if tried[damping] > judged(nearest(layer.layer.weight, bits)):
         return _with_bias(layer, before, [kept, left_out])
-    moments, crosses = moments + left_out.moments(), crosses + left_out.crosses()
-    return _with_bias(layer, _rounded(layer, bits, moments, crosses, damping), [kept, left_out])
+    moments, lost = moments + left_out.moments(), _lost(layer, crosses + left_out.crosses())
+    return _with_bias(layer, _rounded(layer, bits, moments, lost, damping), [kept, left_out])
 
 
 def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int, block: int) -> Sums:
@@ -98,26 +98,32 @@ def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int
     return sums
 
 
-def _rounded(layer: QuantizedLayer, bits: LayerBits, moments: Moments, crosses: Moments, damping: float) -> Rounded:
-    """Rounded by `moments` H, moved by `W C (H + r I)^-1` before."""
+def _rounded(layer: QuantizedLayer, bits: LayerBits, moments: Moments, lost: Tensor, damping: float) -> Rounded:
+    """Rounded by `moments` H, moved by `W C (H + r I)^-1` before; `lost` is `W C`."""
     weight = layer.layer.weight
-    rows = grouped(weight, moments.matrix).double()
-    wide = damped(moments.matrix.double(), damping)
-    right = (rows @ crosses.matrix.double()).transpose(2, 3)
-    rows += torch.cholesky_solve(right, torch.linalg.cholesky(wide)).transpose(2, 3)
+    factor = Factor.of(moments.matrix, damping)
+    rows = grouped(weight, moments.matrix) + factor.divided(lost)
     each = torch.tensor(bits, device=weight.device).expand(len(weight)).reshape(len(rows), -1)
-    return by_gptq(rows.float(), moments.matrix, 2.0 ** (each - 1) - 1, damping, weight)
+    return by_gptq(rows, moments.matrix, 2.0 ** (each - 1) - 1, factor, weight)
 
 
-def _error(layer: QuantizedLayer, rounded: Rounded, sums: Sums) -> float:
-    """Mean squared difference from the full-precision output, up to what does not depend on `rounded`.
+def _lost(layer: QuantizedLayer, crosses: Moments) -> Tensor:
+    """`W C`, (G, K, O / G, B): what the difference of both inputs is worth in the output, as the input knows it."""
+    return grouped(layer.layer.weight, crosses.matrix) @ crosses.matrix
+
+
+def _judge(layer: QuantizedLayer, sums: Sums) -> Callable[[Rounded], float]:
+    """Mean squared difference from the full-precision output, up to what does not depend on what is rounded.
 
     With `x` the input, `x + d` that in full precision and `e = Q - W` it is that of `e x - W d`.
     """
-    crosses = sums.crosses().matrix
-    off = grouped(rounded.real() - layer.layer.weight, crosses)
-    mixed = (off * (grouped(layer.layer.weight, crosses) @ crosses)).sum(dtype=torch.float64)
-    return error(layer.layer.weight, rounded, sums.moments().matrix) - 2 * float(mixed)
+    weight, moments, lost = layer.layer.weight, sums.moments().matrix, _lost(layer, sums.crosses())
+
+    def judged(rounded: Rounded) -> float:
+        mixed = (grouped(rounded.real() - weight, moments) * lost).sum(dtype=torch.float64)
+        return error(weight, rounded, moments) - 2 * float(mixed)
+
+    return judged
 
 
 def _with_bias(layer: QuantizedLayer, rounded: Rounded, sums: Sequence[Sums]) -> QuantizedWeight:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 Rounding = Literal["gptq", "nearest"]
 DAMPINGS = (0.05, 0.2, 1.0, 4.0)
-"""of the mean diagonal, added to the moments before they are inverted: the more, the fewer images they are from"""
+"""of the mean diagonal, added to the moments before they are factorized: the more, the fewer images they are from"""
 _AT_ONCE = 2**16
 """weights that are rounded to the nearest together: as many as stay in a core's cache"""
 _TRACE = 1e-6
 _COLUMNS = 64
-"""that are rounded one after the other before what they are off goes to all columns behind them"""
+"""that are rounded one after the other before what they are off is brought to the columns behind them"""
 _ALTERNATIONS = 3
 """of rounding with the scale that is best for what was rounded"""
 _COARSE, _FINE = torch.linspace(0.3, 1.1, 9).tolist(), torch.linspace(-0.075, 0.075, 7).tolist()
@@ -109,9 +109,9 @@ def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]
     scales = [_scales(rows, lambda part: part @ around, _tops(rows, each)) for each in bits]
 
     def at(moments: Tensor, damping: float, places: Sequence[int]) -> list[Rounded]:
-        inverse = Inverse.of(moments, damping)
+        factor = Factor.of(moments, damping)
         scale, tops = torch.cat([scales[place] for place in places], 1), [_tops(rows, bits[place]) for place in places]
-        integers = inverse.integers(rows.repeat(1, 1, len(places), 1), scale, torch.cat(tops, 1))
+        integers = factor.integers(rows.repeat(1, 1, len(places), 1), scale, torch.cat(tops, 1))
         parts = integers.split(rows.shape[2], 2)
         return [_ungrouped(part, scales[place], weight) for part, place in zip(parts, places, strict=True)]
 
@@ -152,48 +152,56 @@ def _ungrouped(rows: Tensor, scale: Tensor, weight: Tensor) -> Rounded:
     return Rounded(integers.to(torch.int8), scale.flatten().float())
 
 
-def by_gptq(rows: Tensor, moments: Tensor, tops: Tensor, damping: float, weight: Tensor) -> Rounded:
+def by_gptq(rows: Tensor, moments: Tensor, tops: Tensor, factor: Factor, weight: Tensor) -> Rounded:
     """By GPTQ, for rows (G, K, R, B) in the place of `weight`, with `tops` (G, R) the greatest integers."""
     scale = _scales(rows, lambda part: part @ moments, tops)
-    return _ungrouped(Inverse.of(moments, damping).integers(rows, scale, tops), scale, weight)
+    return _ungrouped(factor.integers(rows, scale, tops), scale, weight)
 
 
 @dataclass(frozen=True)
-class Inverse:
-    """The upper Cholesky factor (G, K, B, B) of the inverse of damped moments, inputs by falling diagonal."""
+class Factor:
+    """The lower Cholesky factor (G, K, B, B) of damped moments, inputs by rising diagonal.
 
-    factor: Tensor
+    Turned round it is an upper triangular R with H = R R', and what a row is off by `e` costs the
+    sum over k of `(e_k R_kk + sum over i < k of e_i R_ik)^2`: each column can make up for those before it,
+    and H is never inverted. It is GPTQ (Chen et al. 2025, GPTQ as Babai's nearest plane).
+    """
+
+    lower: Tensor
     order: Tensor
     """(G, K, B)"""
 
     @staticmethod
-    def of(moments: Tensor, damping: float) -> Inverse:
-        """With H turned round, H = R R' for an upper triangular R, and R^-1 is the factor."""
-        order = moments.diagonal(dim1=2, dim2=3).argsort(2, descending=True)
-        turned = order.flip(2)
-        wide = moments.double()
-        wide = wide.gather(2, turned.unsqueeze(3).expand_as(wide)).gather(3, turned.unsqueeze(2).expand_as(wide))
-        upper = torch.linalg.cholesky(damped(wide, damping)).flip(2, 3)
-        identity = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device).expand_as(wide)
-        return Inverse(torch.linalg.solve_triangular(upper, identity, upper=True).to(moments.dtype), order)
+    def of(moments: Tensor, damping: float) -> Factor:
+        """Of moments (G, K, B, B), `damping` times the mean diagonal added."""
+        order = moments.diagonal(dim1=2, dim2=3).argsort(2, descending=True).flip(2)
+        ordered = moments.gather(2, order.unsqueeze(3).expand_as(moments))
+        ordered = ordered.gather(3, order.unsqueeze(2).expand_as(moments))
+        return Factor(torch.linalg.cholesky(damped(ordered, damping)), order)
+
+    def divided(self, rows: Tensor) -> Tensor:
+        """Rows (G, K, R, B) times the inverse of the moments."""
+        order = self.order.unsqueeze(2).expand_as(rows)
+        found = torch.cholesky_solve(rows.gather(3, order).transpose(2, 3), self.lower)
+        return torch.empty_like(rows).scatter_(3, order, found.transpose(2, 3))
 
     def integers(self, rows: Tensor, scale: Tensor, tops: Tensor) -> Tensor:
         """Of rows (G, K, R, B) with scales and greatest integers (G, R)."""
-        order = self.order.unsqueeze(2).expand_as(rows)
+        order = self.order.flip(2).unsqueeze(2).expand_as(rows)
         columns = rows.gather(3, order).transpose(2, 3).contiguous()
-        found = torch.empty_like(columns)
+        upper = self.lower.flip(2, 3)
+        upper /= upper.diagonal(dim1=2, dim2=3).unsqueeze(2).clone()
+        found, off = torch.empty_like(columns), torch.empty_like(columns)
         size, each, limit = columns.shape[2], scale.unsqueeze(1), tops.unsqueeze(1)
         for start in range(0, size, _COLUMNS):
             stop = min(start + _COLUMNS, size)
-            off = torch.empty_like(columns[:, :, start:stop])
+            wanted = columns[:, :, start:stop] - upper[:, :, :start, start:stop].transpose(2, 3) @ off[:, :, :start]
             for place in range(start, stop):
-                column = columns[:, :, place]
-                whole = (column / each).round_().clamp_(-limit, limit)
+                whole = (wanted[:, :, place - start] / each).round_().clamp_(-limit, limit)
                 found[:, :, place] = whole
-                error = (column - whole * each) / self.factor[:, :, place, place, None]
-                off[:, :, place - start] = error
-                columns[:, :, place + 1 : stop] -= self.factor[:, :, place, place + 1 : stop, None] * error.unsqueeze(2)
-            columns[:, :, stop:] -= self.factor[:, :, start:stop, stop:].transpose(2, 3) @ off
+                error = whole * each - columns[:, :, place]
+                off[:, :, place] = error
+                wanted[:, :, place - start + 1 :] -= upper[:, :, place, place + 1 : stop, None] * error.unsqueeze(2)
         return torch.empty_like(rows).scatter_(3, order, found.transpose(2, 3))
 
 
