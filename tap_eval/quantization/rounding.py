@@ -177,7 +177,11 @@ class Factor:
         order = moments.diagonal(dim1=2, dim2=3).argsort(2, descending=True).flip(2)
         ordered = moments.gather(2, order.unsqueeze(3).expand_as(moments))
         ordered = ordered.gather(3, order.unsqueeze(2).expand_as(moments))
-        return Factor(torch.linalg.cholesky(damped(ordered, damping)), order)
+        ordered = damped(ordered, damping)
+        lower, failed = torch.linalg.cholesky_ex(ordered)
+        if bool(failed.any()):  # float32 is not enough
+            lower = torch.linalg.cholesky(ordered.double()).to(ordered.dtype)
+        return Factor(lower, order)
 
     def divided(self, rows: Tensor) -> Tensor:
         """Rows (G, K, R, B) times the inverse of the moments."""

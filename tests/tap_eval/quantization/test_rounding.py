@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Sums, groups_of
-from tap_eval.quantization.rounding import DAMPINGS, Inverse, Moments, Rounded, error, gptq, grouped, nearest
+from tap_eval.quantization.rounding import DAMPINGS, Factor, Moments, Rounded, error, gptq, grouped, nearest
 
 LAYERS = {
     "linear": lambda: nn.Linear(150, 12),
@@ -111,7 +111,7 @@ def test_no_share_of_the_peak_is_a_much_better_scale_than_that_chosen(kind: str,
     around, rows, top = moments.around_zero(), grouped(layer.weight, moments.matrix), 2 ** (bits - 1) - 1
     (rounded,) = gptq(layer.weight, moments, None, [bits])
     assert rounded is not None
-    inverse, tops = Inverse.of(around, DAMPINGS[0]), torch.full((len(rows), rows.shape[2]), float(top))
+    inverse, tops = Factor.of(around, DAMPINGS[0]), torch.full((len(rows), rows.shape[2]), float(top))
 
     def by(share: float) -> float:
         scale = share * rows.abs().amax((1, 3)) / top
@@ -185,4 +185,4 @@ def test_channels_that_calibration_images_never_wake_are_rounded_too() -> None:
     for rounded in gptq(layer.weight, moments, moments_of(layer, x[:2]), (2, 4)):
         assert rounded is not None
         assert bool(rounded.scale.isfinite().all())
-    assert bool(Inverse.of(moments.matrix, DAMPINGS[0]).factor.isfinite().all())
+    assert bool(Factor.of(moments.matrix, DAMPINGS[0]).lower.isfinite().all())
