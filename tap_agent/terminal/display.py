@@ -120,11 +120,11 @@ class LiveTable(AbstractContextManager["LiveTable"]):
         match event["event"]:
             case "preparing":
                 for note in event["notes"]:
-                    self._live.console.print(note, markup=False)
+                    self._live.console.print(note, markup=False, soft_wrap=False)
                 self._describe(f"measuring the layer errors of {event['network']}")
             case "proposed":
                 for note in event.get("notes", ()):
-                    self._live.console.print(note, markup=False)
+                    self._live.console.print(note, markup=False, soft_wrap=False)
                 self._note(event)
                 self._seen.add(event["name"])
                 doing = "measuring" if len(self._rows) == self._population else "proposing"

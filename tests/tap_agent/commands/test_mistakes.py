@@ -50,7 +50,7 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (
         ["--config", "rounding.yaml"],
         Exit.CONFIG,
-        "rounding = 'up' in rounding.yaml: input should be 'gptq' or 'nearest'",
+        "input should be 'gptq' or 'nearest'",
     ),
     (["--rounding", "up"], Exit.USAGE, "'up' is not one of 'gptq', 'nearest'"),
     (["--controller", "none"], Exit.USAGE, "ratio"),
