@@ -25,7 +25,7 @@ _COLUMNS = 64
 """that are rounded one after the other before what they are off is brought to the columns behind them"""
 _ALTERNATIONS = 3
 """of rounding with the scale that is best for what was rounded"""
-_COARSE, _FINE = torch.linspace(0.3, 1.1, 9).tolist(), torch.linspace(-0.075, 0.075, 7).tolist()
+_COARSE, _FINE = torch.linspace(0.3, 1.1, 9).tolist(), (-0.075, -0.05, -0.025, 0.025, 0.05, 0.075)
 """scales that are tried, in parts of that which reaches the greatest weight, and around the best of them"""
 
 
