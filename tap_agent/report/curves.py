@@ -20,7 +20,9 @@ def sizes(history: History, index: int) -> Section:
     own = figures.sizes(history, index)
     if not any(row.network == network.name for row in history.curve):
         return own
-    figure = curve([row for row in (*history.table, *history.curve) if row.network == network.name])
+    figure = curve(
+        [row for row in (*history.table, *history.curve) if row.network == network.name], network.sized_whole
+    )
     figures.add_candidates(figure, history, index, small=True)
     caption = (
         f"{CAPTION} Lines: bits allocated anew at each budget, by the same proxy, evenly and by measured layer error. "
@@ -30,8 +32,11 @@ def sizes(history: History, index: int) -> Section:
     return Section(own.name, own.title, caption, figure)
 
 
-def curve(rows: Sequence[Row]) -> go.Figure:
-    """Test accuracy of one network's rows over their size; those of one rule are joined, full precision is a line."""
+def curve(rows: Sequence[Row], whole: bool = True) -> go.Figure:
+    """Test accuracy of one network's rows over their size; those of one rule are joined, full precision is a line.
+
+    Sizes are of the `whole` packed network, or of the weights alone.
+    """
     figure = go.Figure()
     series: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -70,7 +75,7 @@ def curve(rows: Sequence[Row]) -> go.Figure:
         )
     margin = 0.06 * (highest - lowest) + 0.002
     figure.update_yaxes(range=[100 * max(lowest - margin, 0), 100 * (highest + margin)])
-    return styled(figure, "size of the weights (KiB)", "top-1 (%)", height=440)
+    return styled(figure, f"size of the {'packed network' if whole else 'weights'} (KiB)", "top-1 (%)", height=440)
 
 
 def _rule(row: Row) -> str:

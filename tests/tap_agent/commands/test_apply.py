@@ -111,7 +111,7 @@ def test_several_budgets_give_a_curve_and_one_that_cannot_be_met_is_left_out(
     page = (work / "new" / "curve.html").read_text()
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)=["']?http""", outside)
-    for text in ("Accuracy against size: digits", "measured layer error", "2.5bit", "size of the weights (KiB)"):
+    for text in ("Accuracy against size: digits", "measured layer error", "2.5bit", "size of the packed network (KiB)"):
         assert text in page
     assert tap("apply", str(finished), "--budget", "1bit,1.5bit") == Exit.BUDGET
     assert "a budget of 1bit is below" in capsys.readouterr().err
