@@ -109,7 +109,12 @@ def parse(arguments: tuple[str, ...], in_passing: bool = False) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_calls_by_name_exists(page: Path) -> None:
     group: Any = get_command(app)
-    known = {flag for command in group.commands.values() for each in command.params for flag in each.opts}
+    known = {
+        flag
+        for command in group.commands.values()
+        for each in command.params
+        for flag in [*each.opts, *each.secondary_opts]
+    }
     for text in inline(page.read_text()):
         if text.startswith("tap-agent "):
             parse(tuple(text.replace("COMMAND", "run").split()[1:]), in_passing=True)
