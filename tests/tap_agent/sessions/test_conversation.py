@@ -269,7 +269,8 @@ def test_both_of_two_that_accept_keep_what_they_accepted(run: RunFolder, cache: 
     assert result
     with ExitStack() as stack:
         resources = stack.enter_context(Resources(run.settings(), cache))
-        proxies = [result.best, next(each.name for each in result.candidates if each.name != result.best)]
+        living = (each.name for each in result.candidates if each.failure is None and each.name != result.best)
+        proxies = [result.best, next(living)]
         both = [stack.enter_context(Conversation(run, name, resources)) for name in proxies]
         for conversation, code in zip(both, (BY_STD, BY_SIZE), strict=True):
             list(conversation.say(f"use\n{code}"))

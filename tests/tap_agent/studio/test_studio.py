@@ -148,7 +148,7 @@ def test_a_search_through_the_api_is_a_run_like_any_other(studio: Studio, capsys
     assert not studio.run(name).is_held()
     assert tap("report", name) == Exit.OK
     assert tap("list") == Exit.OK
-    assert capsys.readouterr().out.count("finished") == len(studio.runs())
+    assert capsys.readouterr().out.count("│ finished") == len(studio.runs())
     assert [state["next"] for state in studio.history(thread)][-2:] == [["prepare"], ["__start__"]]
     assert studio.go(thread, input=None)["best"] == result.best  # nothing is left to do, and nothing is done
     assert studio.runs() == before | {name}
