@@ -104,7 +104,7 @@ def _show(applied: Applied, layers: int) -> None:
 
     for table in applied.layers:
         out.print(Markdown(table))
-    out.print(results_table(applied.rows, {row.budget for row in applied.rows}))
+    out.print(results_table(applied.rows, {row.budget for row in applied.rows}), soft_wrap=False)
     if applied.seconds:
         scoring, allocation = applied.seconds
         out.print(
