@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from tap_agent.report import figures
-from tap_agent.report.figures import ACCENT, INK, Section, styled
+from tap_agent.report.figures import ACCENT, SYMBOLS, Section, styled
 from tap_agent.runs.result import History, Row
 
 CAPTION = "Top-1 on the test split, with 95 % intervals."
-_SYMBOLS = ["circle", "square", "triangle-up", "x", "star", "hexagon", "cross"]
 
 
 def sizes(history: History, index: int) -> Section:
@@ -58,7 +57,7 @@ def curve(rows: Sequence[Row], whole: bool = True) -> go.Figure:
             mode="lines+markers" if len(points) > 1 else "markers",
             name=rule if len({row.label for row in points}) > 1 else points[0].label,
             line={"color": ACCENT if proxy else None, "width": 2.5 if proxy else 1.5},
-            marker={"size": 11 if proxy else 8, "symbol": "diamond" if proxy else _SYMBOLS[baselines % len(_SYMBOLS)]},
+            marker={"size": 11 if proxy else 8, "symbol": "diamond" if proxy else SYMBOLS[baselines % len(SYMBOLS)]},
             customdata=[[row.label, row.budget, 100 * row.test.low, 100 * row.test.high] for row in points],
             hovertemplate="%{customdata[0]} %{customdata[1]}: %{y:.1f} % (%{customdata[2]:.1f} to %{customdata[3]:.1f})"
             ", %{x:,.1f} KiB<extra></extra>",
@@ -67,12 +66,7 @@ def curve(rows: Sequence[Row], whole: bool = True) -> go.Figure:
     lowest = min(row.test.low for row in rows)
     highest = max(row.test.high for row in rows)
     for full in (row for row in rows if row.kind == "full precision"):
-        figure.add_hline(
-            y=100 * full.test.top1,
-            line={"dash": "dot", "color": INK, "width": 1},
-            annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
-            annotation_position="top left",
-        )
+        figures.add_full_precision(figure, full)
     margin = 0.06 * (highest - lowest) + 0.002
     figure.update_yaxes(range=[100 * max(lowest - margin, 0), 100 * (highest + margin)])
     return styled(figure, f"size of the {'packed network' if whole else 'weights'} (KiB)", "top-1 (%)", height=440)

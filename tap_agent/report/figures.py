@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from graphs.state import TEMPLATES, Candidate
 from tap_agent.report.text import budget_text
-from tap_agent.runs.result import History, NetworkRecord
+from tap_agent.runs.result import History, NetworkRecord, Row
 from tap_eval.allocation.size import packed_size
 from tap_eval.proxies.proxy import Failure
 
@@ -137,6 +137,10 @@ def deaths(history: History) -> go.Figure:
     return styled(figure, "generation", "share of proposals", whole_x=True)
 
 
+SYMBOLS = ["circle", "square", "triangle-up", "x", "star", "hexagon", "cross"]
+"""of baselines"""
+
+
 def accuracy(history: History, index: int) -> go.Figure:
     """Test accuracy of the table's rows over their size, once there are any; candidates as dots."""
     figure = go.Figure()
@@ -144,7 +148,6 @@ def accuracy(history: History, index: int) -> go.Figure:
     rows = [row for row in history.table if row.network == network.name]
     quantized = [row for row in rows if row.kind != "full precision"]
     add_candidates(figure, history, index, small=bool(rows))
-    symbols = ["circle", "square", "triangle-up", "x", "star", "hexagon", "cross"]
     for place, row in enumerate(quantized):
         figure.add_scatter(
             x=[row.size_bytes / 1024],
@@ -159,24 +162,29 @@ def accuracy(history: History, index: int) -> go.Figure:
             name=row.label,
             marker={
                 "size": 13 if row.kind == "proxy" else 10,
-                "symbol": "diamond" if row.kind == "proxy" else symbols[place % len(symbols)],
+                "symbol": "diamond" if row.kind == "proxy" else SYMBOLS[place % len(SYMBOLS)],
                 "color": ACCENT if row.kind == "proxy" else None,
             },
             hovertemplate=f"{row.label}: %{{y:.1f}} %, %{{x:,.1f}} KiB<extra></extra>",
         )
     for full in (row for row in rows if row.kind == "full precision"):
-        figure.add_hline(
-            y=100 * full.test.top1,
-            line={"dash": "dot", "color": INK, "width": 1},
-            annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
-            annotation_position="top left",
-        )
+        add_full_precision(figure, full)
         lowest = min(row.test.low for row in quantized)
         highest = max(full.test.top1, *(row.test.high for row in quantized))
         span = highest - lowest
         figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (highest + 0.2 * span)])
     sized = "size of the packed network" if network.sized_whole else "size of the weights"
     return styled(figure, f"{sized} (KiB)", "top-1 (%)", height=440)
+
+
+def add_full_precision(figure: go.Figure, full: Row) -> None:
+    """Draws a line at its accuracy."""
+    figure.add_hline(
+        y=100 * full.test.top1,
+        line={"dash": "dot", "color": INK, "width": 1},
+        annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
+        annotation_position="top left",
+    )
 
 
 def add_candidates(figure: go.Figure, history: History, index: int, *, small: bool) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from tap_agent.runs.folder import RunFolder
 from tap_agent.settings.model import Settings
-from tap_eval.allocation.budget import spent
+from tap_eval.allocation.budget import most_uniform
 from tap_eval.allocation.choices import uniform
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BitsMistake, BudgetMistake, Mistake
@@ -61,10 +61,8 @@ class UniformSubject:
         activation, task = max(bench.task.choices.activations), bench.task
         if self.bits:
             return uniform(bench.layers, self.bits, activation)
-        for bits in range(MOST, LEAST - 1, -1):
-            same = uniform(bench.layers, bits, activation)
-            if spent(same, bench.layers, task.budget) <= task.budget.limit(bench.layers):
-                return same
+        if found := most_uniform(bench.layers, activation, task.budget):
+            return found
         raise BudgetMistake(f"{bench.name}: {LEAST} bits everywhere are above {task.budget.text}: raise the budget.")
 
 

@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import Literal
 
-from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.allocation.size import fixed_bytes, is_mixed, over_channels, row_bytes
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
@@ -147,6 +147,15 @@ def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> in
     return sum(map(budget.cost, layers, allocation.weights, allocation.activations)) + sum(
         map(budget.mixing_cost, mixed)
     )
+
+
+def most_uniform(layers: Sequence[Layer], activation_bits: int, budget: Budget) -> Allocation | None:
+    """The most equal weight bits, from 8 down to 2, that `budget` allows; None where none are."""
+    for bits in range(8, 1, -1):
+        same = uniform(layers, bits, activation_bits)
+        if spent(same, layers, budget) <= budget.limit(layers):
+            return same
+    return None
 
 
 def check_within(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> None:

@@ -6,8 +6,7 @@ import random
 from dataclasses import dataclass
 
 from tap_eval.allocation.allocator import allocate, minimize
-from tap_eval.allocation.budget import spent
-from tap_eval.allocation.choices import uniform
+from tap_eval.allocation.budget import most_uniform
 from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import Allocation
@@ -46,13 +45,11 @@ def baselines(bench: Bench, seed: int) -> list[Baseline]:
 def _uniform(bench: Bench) -> list[Baseline]:
     """The most equal bits that the budget allows, whether they are among the choices or not."""
     activation = max(bench.task.choices.activations)
-    limit = bench.task.budget.limit(bench.layers)
-    for bits in range(8, 1, -1):
-        same = uniform(bench.layers, bits, activation)
-        if spent(same, bench.layers, bench.task.budget) <= limit:
-            note = "" if bits in bench.task.choices.weights else "these bits are not among the choices"
-            return [Baseline(f"uniform W{bits}A{activation}", note, (same,))]
-    return []
+    same = most_uniform(bench.layers, activation, bench.task.budget)
+    if same is None:
+        return []
+    note = "" if same.most in bench.task.choices.weights else "these bits are not among the choices"
+    return [Baseline(f"uniform W{same.most}A{activation}", note, (same,))]
 
 
 def _weight_error(bench: Bench) -> Allocation:
