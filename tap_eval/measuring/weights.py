@@ -18,8 +18,9 @@ from torch import Tensor
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import Observation, block_of, second_moments, together
+from tap_eval.quantization.gptq import gptq
 from tap_eval.quantization.quantizer import VERSION
-from tap_eval.quantization.rounding import Moments, Rounded, Rounding, gptq, nearest
+from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
 
 _HELD_OUT = 4
 """one calibration image in so many judges whether GPTQ is better than the nearest"""
@@ -108,13 +109,14 @@ class RoundedWeights:
 
     def _fill(self, bits: Sequence[int]) -> None:
         """Rounds every layer at these bits, but for what is kept."""
-        missing: dict[int, list[int]] = {}
+        missing: list[int] = []
         for layer in self._prepared.layers:
             for each in bits:
                 if tensors := self._kept.recall(self._name(layer.index, each)):
                     self._take(layer.index, each, Rounded(tensors["integers"], tensors["scale"]), "nearest" in tensors)
-                else:
-                    missing.setdefault(layer.index, []).append(each)
+                else:  # all bits again: the last digit of a scale hangs on what is rounded together
+                    missing.append(layer.index)
+                    break
         done = 0
         with one_thread_each() as threads:
             blocks = {index: self._block(index) for index in missing}
@@ -122,12 +124,12 @@ class RoundedWeights:
                 fit, held = self._moments(group)
                 jobs = [
                     threads.submit(
-                        _rounded, self._prepared.modules[index].weight, fit.get(index), held.get(index), missing[index]
+                        _rounded, self._prepared.modules[index].weight, fit.get(index), held.get(index), bits
                     )
                     for index in group
                 ]
                 for index, job in zip(group, jobs, strict=True):
-                    for each, (rounded, fell) in zip(missing[index], job.result(), strict=True):
+                    for each, (rounded, fell) in zip(bits, job.result(), strict=True):
                         self._take(index, each, rounded, fell)
                         tensors = {"integers": rounded.integers, "scale": rounded.scale}
                         self._kept.keep(self._name(index, each), tensors | ({"nearest": torch.ones(1)} if fell else {}))

@@ -17,6 +17,7 @@ from torch import Tensor
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.calibration import Sums, block_of
+from tap_eval.quantization.gptq import DAMPINGS, Factor, ungrouped
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -25,10 +26,10 @@ from tap_eval.quantization.quantizer import (
     QuantizedWeight,
     output_mean,
 )
-from tap_eval.quantization.rounding import Factor, Moments, Rounded, by_gptq, error, grouped, nearest
+from tap_eval.quantization.rounding import Moments, Rounded, error, grouped, nearest
 
-_DAMPINGS = (0.02, 0.1, 0.5, 2.0)
-"""of the mean diagonal, for the ridge and for rounding; the best on images left out is taken"""
+_DAMPING = 0.1
+"""of the mean diagonal, for the ridge and for rounding, where no image is left out to choose one of several"""
 _HELD_OUT = 4
 """one image in so many judges whether a finished layer is better than it was"""
 
@@ -75,15 +76,15 @@ def _finished(
     moments, crosses = kept.moments(), kept.crosses()
     lost = _lost(layer, crosses)
     if not held:
-        return _with_bias(layer, _rounded(layer, bits, moments, lost, _DAMPINGS[1]), [kept])
+        return _with_bias(layer, _rounded(layer, bits, before.scale, moments, lost, _DAMPING), [kept])
     left_out = _summed(layer, inputs, 0, held, block)
     judged = _judge(layer, left_out)
-    tried = {damping: judged(_rounded(layer, bits, moments, lost, damping)) for damping in _DAMPINGS}
-    damping = min(_DAMPINGS, key=lambda each: tried[each])
+    tried = {damping: judged(_rounded(layer, bits, before.scale, moments, lost, damping)) for damping in DAMPINGS}
+    damping = min(DAMPINGS, key=lambda each: tried[each])
     if tried[damping] > judged(nearest(layer.layer.weight, bits)):
         return _with_bias(layer, before, [kept, left_out])
     moments, lost = moments + left_out.moments(), _lost(layer, crosses + left_out.crosses())
-    return _with_bias(layer, _rounded(layer, bits, moments, lost, damping), [kept, left_out])
+    return _with_bias(layer, _rounded(layer, bits, before.scale, moments, lost, damping), [kept, left_out])
 
 
 def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int, block: int) -> Sums:
@@ -98,13 +99,15 @@ def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int
     return sums
 
 
-def _rounded(layer: QuantizedLayer, bits: LayerBits, moments: Moments, lost: Tensor, damping: float) -> Rounded:
-    """Rounded by `moments` H, moved by `W C (H + r I)^-1` before; `lost` is `W C`."""
+def _rounded(
+    layer: QuantizedLayer, bits: LayerBits, scale: Tensor, moments: Moments, lost: Tensor, damping: float
+) -> Rounded:
+    """Rounded by `moments` H, moved by `W C (H + r I)^-1` before; `lost` is `W C`, and `scale` (O,) to begin with."""
     weight = layer.layer.weight
     factor = Factor.of(moments.matrix, damping)
     rows = grouped(weight, moments.matrix) + factor.divided(lost)
     each = torch.tensor(bits, device=weight.device).expand(len(weight)).reshape(len(rows), -1)
-    return by_gptq(rows, moments.matrix, 2.0 ** (each - 1) - 1, factor, weight)
+    return ungrouped(*factor.rounded(rows, scale.view(len(rows), -1), 2.0 ** (each - 1) - 1), weight)
 
 
 def _lost(layer: QuantizedLayer, crosses: Moments) -> Tensor:

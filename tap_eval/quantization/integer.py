@@ -108,7 +108,7 @@ class IntegerLayer:
         """A weight, packed."""
         layer = self.quantized.layer
         zero = torch.zeros(len(quantized.scale), dtype=torch.int32)
-        integers, shape = quantized.integers, self.input_shape
+        integers, shape = quantized.integers.contiguous(), self.input_shape  # oneDNN packs what lies in memory
         one_by_one = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels  # no products are added
         halved = bool(_saturates() and not one_by_one and (integers.abs() > _HALF).any())
         if halved:

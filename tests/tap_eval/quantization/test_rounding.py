@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Sums, groups_of
-from tap_eval.quantization.rounding import DAMPINGS, Factor, Moments, Rounded, error, gptq, grouped, nearest
+from tap_eval.quantization.gptq import DAMPINGS, Factor, gptq, ungrouped
+from tap_eval.quantization.rounding import Moments, Rounded, error, grouped, nearest
 
 LAYERS = {
     "linear": lambda: nn.Linear(150, 12),
@@ -66,17 +67,47 @@ def by_the_paper(layer: Quantizable, moments: Tensor, scale: Tensor, bits: int, 
     return torch.cat(found)
 
 
+def gone_over(
+    layer: Quantizable, moments: Tensor, integers: Tensor, scale: Tensor, bits: int, damping: float
+) -> tuple[Tensor, Tensor]:
+    """Integers (O, I) and scales after two passes that try every integer of a column, given all others, in float64."""
+    groups, size, levels = groups_of(layer), moments.shape[3], range(1 - 2 ** (bits - 1), 2 ** (bits - 1))
+    found, steps = integers.double().view(groups, -1, size), scale.double().view(groups, -1)
+    weight, around = layer.weight.double().view(groups, -1, size), moments[:, 0].double()
+    damped = around + damping * around.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1) * torch.eye(size)
+
+    def fitted() -> Tensor:
+        return (found @ around * weight).sum(2) / (found @ around * found).sum(2)
+
+    steps = fitted()
+    for _ in range(2):
+        for column in range(size):
+            tried = []
+            for level in levels:
+                found[:, :, column] = level
+                off = found * steps.unsqueeze(2) - weight
+                tried.append((off @ damped * off).sum(2))
+            found[:, :, column] = torch.stack(tried).argmin(0).double() + levels[0]
+        steps = fitted()
+    return found.view(len(layer.weight), -1), steps.flatten()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gptq_is_that_of_the_paper(kind: str) -> None:
+def test_gptq_is_that_of_the_paper_and_is_gone_over(kind: str) -> None:
     layer = layer_of(kind)
-    moments = moments_of(layer, inputs_of(layer, 400, 1))
-    for bits in (2, 3, 4, 8):
-        (rounded,) = gptq(layer.weight, moments, None, [bits])
-        assert rounded is not None
-        expected = by_the_paper(layer, moments.around_zero(), rounded.scale, bits, DAMPINGS[0])
+    moments = moments_of(layer, inputs_of(layer, 400, 1)).matrix
+    rows, factor = grouped(layer.weight, moments), Factor.of(moments, DAMPINGS[0])
+    for bits in (2, 3, 4):
+        scale, tops = nearest(layer.weight, bits).scale, torch.full(rows.shape[:3:2], 2.0 ** (bits - 1) - 1)
+        integers = factor.integers(rows, scale.view(tops.shape), tops)
+        assert torch.equal(integers.flatten(0, 2).double(), by_the_paper(layer, moments, scale, bits, DAMPINGS[0]))
+        rounded = ungrouped(*factor.rounded(rows, scale.view(tops.shape), tops), layer.weight)
+        whole, steps = gone_over(layer, moments, integers, scale, bits, DAMPINGS[0])
         assert rounded.integers.shape == layer.weight.shape
-        assert torch.equal(rounded.integers.flatten(1).double(), expected)
+        assert rounded.integers.is_contiguous()
+        assert torch.equal(rounded.integers.flatten(1).double(), whole)
+        assert torch.allclose(rounded.scale.double(), steps, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -108,7 +139,7 @@ def test_bits_that_are_rounded_together_are_those_of_each_alone() -> None:
 def test_no_share_of_the_peak_is_a_much_better_scale_than_that_chosen(kind: str, bits: int) -> None:
     layer = layer_of(kind)
     moments = moments_of(layer, inputs_of(layer, 400, 1))
-    around, rows, top = moments.around_zero(), grouped(layer.weight, moments.matrix), 2 ** (bits - 1) - 1
+    around, rows, top = moments.matrix, grouped(layer.weight, moments.matrix), 2 ** (bits - 1) - 1
     (rounded,) = gptq(layer.weight, moments, None, [bits])
     assert rounded is not None
     inverse, tops = Factor.of(around, DAMPINGS[0]), torch.full((len(rows), rows.shape[2]), float(top))

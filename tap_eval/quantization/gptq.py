@@ -1,0 +1,177 @@
+"""GPTQ: integers whose products differ least on calibration images, each column making up for those before it.
+
+What GPTQ finds is gone over again, a column at a time, each given all others (coordinate descent, as in QuantEase,
+Behdin et al. 2023), with the scale of each channel fitted in closed form between the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tap_eval.quantization.rounding import Moments, Rounded, error, fitted, grouped, nearest, scales
+
+DAMPINGS = (0.02, 0.1, 0.5, 2.0)
+"""of the mean diagonal, added to the moments before they are factorized: the more, the fewer images they are from"""
+_PASSES = 2
+"""over all columns after GPTQ"""
+_COLUMNS = 64
+"""that are rounded one after the other before what they are off is brought to the other columns"""
+_SEARCHED = 512
+"""inputs with which a scale is searched together; what more of them have in common counts from there on"""
+_TRACE = 1e-6
+
+
+@torch.no_grad()
+def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]) -> list[Rounded | None]:
+    """Weights (O, ...) rounded by GPTQ (Frantar et al. 2023) to each of `bits`.
+
+    The moments are of the weight's inputs, `held` of images that are left out. With them the
+    damping is chosen, the least with which GPTQ is as good as the nearest there; where none is,
+    there is None in its place. All images count in the end.
+    """
+    whole = fit if held is None else fit + held
+    rows = grouped(weight, whole.matrix)
+    tops = [torch.full((len(rows), rows.shape[2]), 2.0 ** (each - 1) - 1, device=weight.device) for each in bits]
+    begun = searched(rows, whole.matrix, tops)
+
+    def at(moments: Tensor, damping: float, places: Sequence[int]) -> list[Rounded]:
+        scale, limits = (torch.cat([each[place] for place in places], 1) for each in (begun, tops))
+        factor = Factor.of(moments, damping)
+        integers, scale = factor.rounded(rows.repeat(1, 1, len(places), 1), scale, limits)
+        parts = zip(integers.split(rows.shape[2], 2), scale.split(rows.shape[2], 1), strict=True)
+        return [ungrouped(*part, weight) for part in parts]
+
+    if held is None:
+        return list(at(whole.matrix, DAMPINGS[0], range(len(bits))))
+    found: list[Rounded | None] = [None] * len(bits)
+    least = [error(weight, nearest(weight, each), held.matrix) for each in bits]
+    left = list(range(len(bits)))
+    for damping in DAMPINGS:
+        tried = at(fit.matrix, damping, left)
+        good = [
+            place for place, each in zip(left, tried, strict=True) if error(weight, each, held.matrix) <= least[place]
+        ]
+        for place, each in zip(good, at(whole.matrix, damping, good) if good else (), strict=True):
+            found[place] = each
+        left = [place for place in left if place not in good]
+        if not left:
+            break
+    return found
+
+
+def searched(rows: Tensor, moments: Tensor, tops: Sequence[Tensor]) -> list[Tensor]:
+    """Scales (G, R) to begin with for rows (G, K, R, B), one for each of `tops` (G, R), the greatest integers."""
+    groups, blocks, count, size = rows.shape
+    parts = -(-size // _SEARCHED)
+    part = -(-size // parts)
+    filled = F.pad(moments, (0, parts * part - size) * 2).view(groups, blocks, parts, part, parts, part)
+    near = filled.diagonal(dim1=2, dim2=4).movedim(-1, 2).reshape(groups, -1, part, part)
+    cut = F.pad(rows, (0, parts * part - size)).view(groups, blocks, count, parts, part)
+    cut = cut.transpose(2, 3).reshape(groups, -1, count, part)
+    return [scales(cut, lambda whole: whole @ near, each) for each in tops]
+
+
+def ungrouped(rows: Tensor, scale: Tensor, weight: Tensor) -> Rounded:
+    """Integers as `grouped` gives rows, in the shape of `weight`, with their scales (G, R)."""
+    flat = rows.transpose(1, 2).flatten(2)[..., : weight[0].numel()]
+    return Rounded(flat.reshape(weight.shape).to(torch.int8).contiguous(), scale.flatten().float())
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Damped moments H (G, K, B, B) and their lower Cholesky factor, inputs by rising diagonal.
+
+    Turned round it is an upper triangular R with H = R R', and what a row is off by `e` costs the
+    sum over k of `(e_k R_kk + sum over i < k of e_i R_ik)^2`: each column can make up for those before it,
+    and H is never inverted. It is GPTQ (Chen et al. 2025, GPTQ as Babai's nearest plane).
+    """
+
+    moments: Tensor
+    added: Tensor
+    """(G, K, B), on the diagonal, by damping"""
+    lower: Tensor
+    order: Tensor
+    """(G, K, B)"""
+
+    @staticmethod
+    def of(moments: Tensor, damping: float) -> Factor:
+        """Of moments (G, K, B, B), `damping` times the mean diagonal added."""
+        plain, moments = moments, _damped(moments.clone(), damping)
+        added = (moments - plain).diagonal(dim1=2, dim2=3)
+        order = moments.diagonal(dim1=2, dim2=3).argsort(2, descending=True).flip(2)
+        ordered = moments.gather(2, order.unsqueeze(3).expand_as(moments))
+        ordered = ordered.gather(3, order.unsqueeze(2).expand_as(moments))
+        lower, failed = torch.linalg.cholesky_ex(ordered)
+        if bool(failed.any()):  # float32 is not enough
+            lower = torch.linalg.cholesky(ordered.double()).to(ordered.dtype)
+        return Factor(moments, added, lower, order)
+
+    def divided(self, rows: Tensor) -> Tensor:
+        """Rows (G, K, R, B) times the inverse of the moments."""
+        order = self.order.unsqueeze(2).expand_as(rows)
+        found = torch.cholesky_solve(rows.gather(3, order).transpose(2, 3), self.lower)
+        return torch.empty_like(rows).scatter_(3, order, found.transpose(2, 3))
+
+    def rounded(self, rows: Tensor, scale: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers (G, K, R, B) of rows and their scales (G, R), given scales to begin with and greatest integers."""
+        return self._descended(self.integers(rows, scale, tops), rows, scale, tops)
+
+    def integers(self, rows: Tensor, scale: Tensor, tops: Tensor) -> Tensor:
+        """By GPTQ alone, with these scales."""
+        order = self.order.flip(2).unsqueeze(2).expand_as(rows)
+        columns = rows.gather(3, order).transpose(2, 3).contiguous()
+        upper = self.lower.flip(2, 3)
+        upper /= upper.diagonal(dim1=2, dim2=3).unsqueeze(2).clone()
+        found, off = torch.empty_like(columns), torch.empty_like(columns)
+        size, each, limit = columns.shape[2], scale.unsqueeze(1), tops.unsqueeze(1)
+        for start in range(0, size, _COLUMNS):
+            stop = min(start + _COLUMNS, size)
+            wanted = columns[:, :, start:stop] - upper[:, :, :start, start:stop].transpose(2, 3) @ off[:, :, :start]
+            for place in range(start, stop):
+                whole = (wanted[:, :, place - start] / each).round_().clamp_(-limit, limit)
+                found[:, :, place] = whole
+                error = whole * each - columns[:, :, place]
+                off[:, :, place] = error
+                wanted[:, :, place - start + 1 :] -= upper[:, :, place, place + 1 : stop, None] * error.unsqueeze(2)
+        return torch.empty_like(rows).scatter_(3, order, found.transpose(2, 3))
+
+    def _descended(self, integers: Tensor, rows: Tensor, scale: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
+        """With `q` the integers, w the row and s its scale, column j is best at `q_j - (q H - w H / s)_j / H_jj`."""
+        found, wanted = (each.transpose(2, 3).contiguous() for each in (integers, rows))
+        products, aims = self.moments @ found, self.moments @ wanted
+        weights = self.moments.diagonal(dim1=2, dim2=3).reciprocal().unsqueeze(3)
+        limit, size = tops.unsqueeze(1), found.shape[2]
+        added = self.added.unsqueeze(3)
+        scale = _refitted(found, products - added * found, aims - added * wanted, scale)
+        for _ in range(_PASSES):
+            for start in range(0, size, _COLUMNS):
+                columns = slice(start, min(start + _COLUMNS, size))
+                before, near = found[:, :, columns].clone(), self.moments[:, :, columns, columns]
+                left = products[:, :, columns] - aims[:, :, columns] / scale[:, None, None]
+                for place in range(before.shape[2]):
+                    now, was = found[:, :, start + place], before[:, :, place]
+                    torch.addcmul(was, left[:, :, place], weights[:, :, start + place], value=-1, out=now)
+                    now.round_().clamp_(-limit, limit)
+                    left[:, :, place + 1 :] += near[:, :, place + 1 :, place, None] * (now - was).unsqueeze(2)
+                products += self.moments[:, :, :, columns] @ (found[:, :, columns] - before)
+            scale = _refitted(found, products - added * found, aims - added * wanted, scale)
+        return found.transpose(2, 3), scale
+
+
+def _refitted(found: Tensor, products: Tensor, aims: Tensor, scale: Tensor) -> Tensor:
+    """The best scales (G, R) of integers `found` with H times them and H times what is aimed at, all (G, K, B, R)."""
+    return fitted((found * aims).sum((1, 2)), (found * products).sum((1, 2)), scale)
+
+
+def _damped(moments: Tensor, damping: float) -> Tensor:
+    """With `damping` times the mean diagonal on the diagonal, in place; a group whose inputs are all zero gets a trace
+    of what the largest has."""
+    diagonal = moments.diagonal(dim1=2, dim2=3).clamp_(min=0)  # what float32 has lost may make it less
+    mean = diagonal.mean(2, keepdim=True)
+    diagonal += (damping * mean).clamp_min(max(_TRACE * float(mean.max()), 1e-12))
+    return moments
