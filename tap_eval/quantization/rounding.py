@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tap_eval.device import widest
+
 Rounding = Literal["gptq", "nearest"]
 DAMPINGS = (0.05, 0.2, 1.0, 4.0)
 """of the mean diagonal, added to the moments before they are factorized: the more, the fewer images they are from"""
@@ -93,7 +95,7 @@ def _nearest(flat: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
 def error(weight: Tensor, rounded: Rounded, moments: Tensor) -> float:
     """Mean squared difference of outputs, summed over channels, on inputs with `moments` (G, K, B, B)."""
     off = grouped(rounded.real() - weight, moments)
-    return float(((off @ moments) * off).sum(dtype=torch.float64))
+    return float(((off @ moments) * off).sum(dtype=widest(off.device)))
 
 
 def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]) -> list[Rounded | None]:
@@ -180,7 +182,7 @@ class Factor:
         ordered = damped(ordered, damping)
         lower, failed = torch.linalg.cholesky_ex(ordered)
         if bool(failed.any()):  # float32 is not enough
-            lower = torch.linalg.cholesky(ordered.double()).to(ordered.dtype)
+            lower = torch.linalg.cholesky(ordered.cpu().double()).to(ordered)
         return Factor(lower, order)
 
     def divided(self, rows: Tensor) -> Tensor:
