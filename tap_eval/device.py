@@ -114,7 +114,7 @@ def multiply_whole(
     if not _has_tensor_cores(x.device):
         return product(x, weight)
     if x.shape not in tried:
-        tried[x.shape] = _same_in_tf32(product, x, weight)
+        tried[x.shape] = same_in_tf32(product, x, weight)
     with tf32() if tried[x.shape] else nullcontext():
         return product(x, weight)
 
@@ -124,8 +124,11 @@ def _has_tensor_cores(device: torch.device) -> bool:
     return capable and torch.cuda.get_device_capability(device) >= _TENSOR_CORES
 
 
-def _same_in_tf32(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> bool:
-    """Random signs keep the sums below 2^24, so that the nearest whole numbers are what is right."""
+def same_in_tf32(product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of whole numbers in the place of `x` and `weight` is the same in TF32.
+
+    Random signs keep the sums below 2^24, so that the nearest whole numbers are what is right.
+    """
     generator = torch.Generator(x.device).manual_seed(0)
     some, other = (
         torch.empty_like(tensor).random_(-most, most + 1, generator=generator)

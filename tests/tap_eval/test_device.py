@@ -7,7 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tap_eval.device import CPU, DeviceMistake, chosen, found, in_float32, key_of, multiply_whole, out_of_memory, tf32
+from tap_eval.device import (
+    CPU,
+    DeviceMistake,
+    chosen,
+    found,
+    in_float32,
+    key_of,
+    multiply_whole,
+    out_of_memory,
+    same_in_tf32,
+    tf32,
+)
 from tests.tap_eval.fake import CUDA, NEEDS_CUDA
 
 MPS = torch.device("mps")
@@ -64,6 +75,20 @@ def test_tf32_is_allowed_within_a_product_alone() -> None:
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("off", [0.0, 0.25])
+def test_tensor_cores_are_trusted_where_whole_numbers_come_out_the_same(off: float) -> None:
+    seen: list[Tensor] = []
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        seen.extend((x, weight))
+        return F.linear(x, weight) + off * torch.backends.cuda.matmul.allow_tf32
+
+    assert same_in_tf32(product, torch.rand(64, 512), torch.rand(16, 512)) == (off == 0)
+    for tensor, most in zip(seen[:2], (255, 127), strict=True):
+        assert torch.equal(tensor, tensor.round())
+        assert (tensor.min(), tensor.max()) == (-most, most)
 
 
 def convolved(x: Tensor, weight: Tensor) -> Tensor:
