@@ -31,4 +31,6 @@ class Exit(IntEnum):
     PORT = 16
     STUDIO = 17
     """the server behind LangGraph Studio is not installed"""
+    DEVICE = 18
+    """a device that is not there, or on which a network does not run"""
     INTERRUPTED = 130

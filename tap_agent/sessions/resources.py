@@ -10,6 +10,8 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from agents.account import Account, Limits
 from agents.chat import ModelMistake
 from agents.models import Models, parse, priced
@@ -18,10 +20,12 @@ from graphs.search import SearchSettings
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
+from tap_eval.device import CPU, DeviceMistake, chosen, found
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.cluster import RayExecutor
+from tap_eval.measuring.devices import spread_over
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer, Measures
 from tap_eval.measuring.weights import Advance
@@ -62,7 +66,7 @@ class Resources(AbstractContextManager["Resources"]):
 
     def bench(self, network: NetworkSettings, name: str) -> Bench:
         """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
-        settings = self.settings
+        settings, device = self.settings, self.devices[0]
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(
             choices,
@@ -92,14 +96,27 @@ class Resources(AbstractContextManager["Resources"]):
         )
         return Bench(
             name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
-            notes=notes, advance=lambda what, done, of: self.watch(what, done, of),
+            notes=notes, advance=lambda what, done, of: self.watch(what, done, of), device=device,
         )  # fmt: skip
+
+    @cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where networks are to be, each on all of them; raises `DeviceMistake`."""
+        device = self.settings.device
+        if self.settings.executor == "local":
+            return chosen(device, found())
+        if device not in ("auto", "cpu"):
+            raise DeviceMistake(
+                f"--device {device}: the workers of a Ray cluster measure on CPUs: leave it out, or take --executor "
+                "local."
+            )
+        return (CPU,)
 
     @cached_property
     def _spread(self) -> Callable[[Measurer], Measures]:
         """Brings a network to where it is measured; raises `ExecutorMistake`."""
         if self.settings.executor == "local":
-            return lambda measurer: measurer
+            return spread_over(self.devices)
         return self._held.enter_context(RayExecutor(self.settings.address)).spread
 
     @cached_property

@@ -167,6 +167,9 @@ MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE."""
     """Where allocations are measured."""
     address: Annotated[str | None, Flag(SEARCH, "run apply resume")] = None
     """Of a Ray cluster, host:port or auto. Without one, ray starts here."""
+    device: Annotated[str, Flag(SEARCH, "run apply resume chat", label="Device")] = "auto"
+    """Where a network is run to be measured: auto, cpu, cuda, cuda:N or mps. auto takes all CUDA devices, or else the \
+CPU; cuda takes all of them, cuda:N one."""
     track: Annotated[Track | None, Flag(SEARCH, "run", usage=True)] = None
     """Follow the run there too, through an extra of the same name."""
     batch: int = Field(125, ge=1)
@@ -194,6 +197,18 @@ MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE."""
             raise PydanticCustomError(
                 "bits", "'{given}' are no bits: give whole numbers from 2 to 8, as in 2,4,8", {"given": given}
             ) from error
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        """Whether it is there shows when it is used: a run may be resumed on another machine."""
+        from tap_eval.device import NAMES
+
+        if not re.fullmatch(NAMES, device):
+            raise PydanticCustomError(
+                "device", "'{given}' is no device: give auto, cpu, cuda, cuda:N or mps", {"given": device}
+            )
+        return device
 
     @field_validator("base_url", "llm")
     @classmethod

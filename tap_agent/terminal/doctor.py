@@ -11,6 +11,7 @@ import torch
 
 from agents.embedded import EMBEDDED
 from agents.models import PROVIDERS, LanguageModel
+from tap_eval.device import CPU, called, chosen, found
 from tap_eval.images.sources import open_source
 from tap_eval.mistake import Mistake
 from tap_eval.networks.digits import load_digits_cnn
@@ -47,9 +48,14 @@ def _try(name: str, part: Callable[[], str]) -> Finding:
 
 
 def _device() -> str:
-    gpu = "a GPU is there, which measuring does not use yet" if torch.cuda.is_available() else "no GPU, none needed"
+    there = found()
+    others = [called(each) for each in there if each != CPU]
+    auto = ", ".join(map(str, chosen("auto", there)))
     path = "in 8-bit integers" if exact() else "on the simulated path, since bytes cannot be multiplied exactly here"
-    return f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}, measures {path}; {gpu}"
+    return (
+        f"CPU with {torch.get_num_threads()} threads, torch {torch.__version__}, measures {path}; "
+        f"{', '.join(others) or 'no GPU, none needed'}; --device auto takes {auto}"
+    )
 
 
 def _sandbox() -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from torch import Tensor
 from torchvision.transforms import v2
 
+from tap_eval.device import CPU
 from tap_eval.mistake import ImagesMistake
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -123,6 +124,8 @@ class Images:
     """what is to be said of the images, by their rows in the source"""
     rows: np.ndarray | None = None
     """which N of the M these are, or None for all"""
+    device: torch.device = CPU
+    """on which tensors are made, of bytes that are brought there batch by batch"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,7 +146,7 @@ class Images:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             chosen = self.stored[: len(self)][part] if self.rows is None else self.stored[self.rows[part]]
-            yield self.transform.normalize(torch.from_numpy(chosen.copy()))
+            yield self.transform.normalize(torch.from_numpy(chosen.copy()).to(self.device))
 
     def only(self, rows: np.ndarray) -> Images:
         """Those of `rows`, without a copy of the pixels."""
@@ -151,12 +154,16 @@ class Images:
             self, labels=self.labels[torch.from_numpy(rows)], rows=rows if self.rows is None else self.rows[rows]
         )
 
+    def on(self, device: torch.device) -> Images:
+        """The same, as tensors on `device`; the labels stay where they are."""
+        return replace(self, device=device)
+
     @cached_property
     def digest(self) -> str:
         """Names the content, labels included."""
         content = hashlib.sha256()
         for part in self.split(1000):
-            content.update(part.contiguous().numpy().tobytes())
+            content.update(part.cpu().contiguous().numpy().tobytes())
         content.update(self.labels.numpy().tobytes())
         return content.hexdigest()[:32]
 

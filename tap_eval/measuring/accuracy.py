@@ -33,6 +33,6 @@ class Accuracy:
 
 
 def mean_kl(reference: Tensor, logits: Tensor) -> float:
-    """Mean over images of KL(reference || logits) in nats; both (N, classes), before softmax."""
-    expected, got = (torch.log_softmax(values.double(), dim=1) for values in (reference, logits))
+    """Mean over images of KL(reference || logits) in nats; both (N, classes), before softmax, on any device."""
+    expected, got = (torch.log_softmax(values.cpu().double(), dim=1) for values in (reference, logits))
     return float((expected.exp() * (expected - got)).sum(1).mean())

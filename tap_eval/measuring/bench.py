@@ -24,6 +24,7 @@ import torch
 from tap_eval.allocation.budget import Budget, check_feasible
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
+from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
@@ -84,9 +85,10 @@ class Bench:
         output: str | None = None,
         notes: Sequence[str] = (),
         advance: Advance = lambda what, done, count: None,
+        device: torch.device = CPU,
     ) -> None:
-        """`spread` brings measuring to other machines; `output` names the logits among what the network returns;
-        `notes` say how the network came about; `advance` is told of what takes long.
+        """`spread` brings measuring from `device` to others, or to other machines; `output` names the logits among what
+        the network returns; `notes` say how the network came about; `advance` is told of what takes long.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
@@ -113,8 +115,10 @@ class Bench:
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         kept = Kept(ledger.path.parent / "weights")
-        recipe = Recipe(task.rounding, task.choices.weights, self.digest, kept)
-        self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance)
+        self._where = key_of(device)
+        content = " ".join([self.digest, *self._where])
+        recipe = Recipe(task.rounding, task.choices.weights, content, kept)
+        self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
 
     def beside(self, budget: Budget) -> Budget:
@@ -311,7 +315,7 @@ class Bench:
         if not len(job.rows):
             return np.zeros(0, dtype=bool)
         path = "float" if allocation is None else "integer" if job.integers else "simulated"
-        how = [path, *([] if allocation is None else [self.task.rounding, job.finished])]
+        how = [path, *self._where, *([] if allocation is None else [self.task.rounding, job.finished])]
         name = key("correct", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
@@ -325,5 +329,5 @@ class Bench:
         """
         lowest, count = min(self.task.choices.weights), min(ERROR_IMAGES, len(self.splits.search))
         images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
-        name = key("layer errors", quantizer.VERSION, self.task.rounding, self.digest, images, lowest)
+        name = key("layer errors", quantizer.VERSION, self.task.rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))

@@ -1,18 +1,24 @@
-"""Measuring the allocations of one network in this process: integers where they fit, else the simulated path."""
+"""Measuring the allocations of one network in this process: integers where they fit, else the simulated path.
+
+On the CPU integers are multiplied; any other device takes the simulated path.
+"""
 
 from __future__ import annotations
 
 import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from tap_eval.device import CPU, alone, on, out_of_memory
 from tap_eval.images.images import Images, Splits
+from tap_eval.measuring.devices import brought
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
 from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each
@@ -26,6 +32,7 @@ from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, Quant
 from tap_eval.quantization.rounding import Rounding
 
 SplitName = Literal["search", "test"]
+_Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
 _LEAST_INTEGER_BATCH = 8
@@ -119,9 +126,15 @@ class Measurer:
         bounds: Bounds,
         recipe: Recipe,
         advance: Advance = _silent,
+        device: torch.device = CPU,
     ) -> None:
-        """`highest` is the allocation on which both paths are compared."""
+        """`highest` is the allocation on which both paths are compared; `prepared` is on the CPU.
+
+        Raises `DeviceMistake` when the network does not run on `device`.
+        """
         self.prepared = prepared
+        self.device = device
+        self._resident, self._differing = brought(prepared, device, splits.calibrations[0])
         self._splits = splits
         self._highest = highest
         self._bounds = bounds
@@ -139,34 +152,44 @@ class Measurer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process makes everything else anew."""
-        return Measurer, (self.prepared, self._splits, self._highest, self._bounds, self._recipe)
+        return Measurer, (*self._made_of, _silent, self.device)
+
+    @property
+    def _made_of(self) -> tuple[Prepared, Splits, Allocation, Bounds, Recipe]:
+        return self.prepared, self._splits, self._highest, self._bounds, self._recipe
+
+    def beside(self, device: torch.device) -> Measurer:
+        """Another of the same network, on another device."""
+        return Measurer(*self._made_of, self._advance, device)
 
     def network(self, draw: int) -> QuantizedNetwork:
         """The network calibrated on draw `draw`, with every (layer, bits) it has met kept."""
         if draw not in self._networks:
-            images, recipe = self._splits.calibrations[draw], self._recipe
-            seen = calibrate(self.prepared, images.pixels)
+            images, recipe, resident = self._splits.calibrations[draw], self._recipe, self._resident
+            seen = resident.fitting(lambda: calibrate(resident, images.pixels))
             content = [recipe.content, "" if recipe.rounding == "nearest" else images.digest]
             rounded = RoundedWeights(
-                self.prepared, images.pixels, seen, recipe.rounding, recipe.choices, content, recipe.kept,
+                resident, images.pixels, seen, recipe.rounding, recipe.choices, content, recipe.kept,
                 self._bounds.moments, self._advance,
             )  # fmt: skip
             self._rounded[draw] = rounded
-            self._networks[draw] = QuantizedNetwork(self.prepared, seen, self._integers_of(draw))
+            self._networks[draw] = QuantizedNetwork(resident, seen, self._integers_of(draw))
         return self._networks[draw]
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]
 
     def quantized(self, draw: int, allocation: Allocation, finished: bool) -> QuantizedNetwork:
-        """One of its own with the bits of `allocation`, on draw `draw`."""
-        with self._lock:
-            seen = [layer.seen for layer in self.network(draw).layers]
-            network = QuantizedNetwork(self.prepared, seen, self._integers_of(draw))
+        """One of its own with the bits of `allocation`, on draw `draw`, on the CPU."""
+        with self._lock, alone(self.device):
+            layers = self.network(draw).layers
             if finished:
-                network.take(self.finished(draw, allocation), allocation.activations)
+                weights = self.finished(draw, allocation)
             else:
-                network.choose(allocation)
+                weights = [layer.quantized(bits) for layer, bits in zip(layers, allocation.weights, strict=True)]
+            integers = [lambda bits, its=its: on(its(bits), CPU) for its in self._integers_of(draw)]
+            network = QuantizedNetwork(self.prepared, [on(layer.seen, CPU) for layer in layers], integers)
+            network.take([on(weight, CPU) for weight in weights], allocation.activations)
         return network
 
     def finished(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
@@ -174,11 +197,11 @@ class Measurer:
         recipe, calibration = self._recipe, self._splits.calibrations[draw]
         bits = [allocation.weights, allocation.activations]
         name = key("finished", VERSION, recipe.rounding, recipe.content, calibration.digest, self._bounds.moments, bits)
-        with self._lock:
+        with self._lock, alone(self.device):
             if self._finished_last[0] != name:
                 tensors = recipe.kept.recall(name)
                 if tensors is None:
-                    found = self._finish(draw, allocation)
+                    found = self._resident.fitting(lambda: self._finish(draw, allocation))
                     named = {
                         f"{place}.{part}": value
                         for place, each in enumerate(found)
@@ -187,7 +210,7 @@ class Measurer:
                     recipe.kept.keep(name, named)
                 else:
                     parts = [[tensors[f"{layer.index}.{part}"] for part in _PARTS] for layer in self.prepared.layers]
-                    found = [QuantizedWeight(*each) for each in parts]
+                    found = [on(QuantizedWeight(*each), self.device) for each in parts]
                 self._finished_last = name, found
             return self._finished_last[1]
 
@@ -195,10 +218,10 @@ class Measurer:
         pixels, network, count = self._splits.calibrations[draw].pixels, self.network(draw), len(self.prepared.layers)
         done = itertools.count(1)
         try:
-            program: Program | None = self._recorded(-(-len(pixels) // -(-len(pixels) // self.prepared.batch)))
+            program: Program | None = self._recorded(-(-len(pixels) // -(-len(pixels) // self._resident.batch)))
         except Unfit:
             program = None
-        with one_thread_each():
+        with one_thread_each(self.device):
             return finish(
                 network, program, pixels, allocation, self._bounds.moments,
                 lambda: self._advance("finishing layers", next(done), count),
@@ -206,7 +229,7 @@ class Measurer:
 
     @property
     def _program(self) -> Program:
-        return self._recorded(self.prepared.batch)
+        return self._recorded(self._resident.batch)
 
     @property
     def _integer_program(self) -> Program:
@@ -226,12 +249,14 @@ class Measurer:
         return found
 
     def _record(self, batch: int) -> Program:
-        image = self._splits.calibrations[0].pixels[:1]
+        image = self._splits.calibrations[0].pixels[:1].to(self.device)
         try:
-            program = record(self.prepared, image.expand(batch, *image.shape[1:]).contiguous())
+            program = record(self._resident, image.expand(batch, *image.shape[1:]).contiguous())
             images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
-            place = recorded_otherwise(self.prepared, program, images)
+            place = recorded_otherwise(self._resident, program, images)
         except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
+            if out_of_memory(error):
+                raise
             raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
         if place:
             raise Unfit(f"its steps, as they were recorded, compute something else than the network, first in {place}")
@@ -240,11 +265,11 @@ class Measurer:
     @cached_property
     def _layout(self) -> torch.memory_format:
         """Channels last, as the integer path has them, unless the network's code takes another order for granted."""
-        images = self._splits.calibrations[0].pixels[: self.prepared.batch]
+        images = self._splits.calibrations[0].pixels[: self._resident.batch].to(self.device)
         try:
             with torch.inference_mode():
-                expected = self.prepared(images)
-                got = self.prepared(images.contiguous(memory_format=torch.channels_last))
+                expected = self._resident(images)
+                got = self._resident(images.contiguous(memory_format=torch.channels_last))
         except RuntimeError:  # it calls `view`
             return torch.contiguous_format
         same = torch.allclose(got, expected, rtol=0, atol=NOISE * float(expected.abs().max()))
@@ -253,13 +278,16 @@ class Measurer:
     @cached_property
     def unfit(self) -> str | None:
         """See `Measures.unfit`."""
+        if self.device != CPU:
+            return f"{self.device} multiplies whole numbers as floats"
         pixels = self._splits.calibrations[0].pixels
         with self._lock:
             try:
-                network, fast = self.network(0), self._integer_network(0, self._highest)
+                network = self.network(0)
                 network.choose(self._highest)
+                program = self._resident.fitting(lambda: self._integer_program)
+                fast = self._integer_network(0, self._highest)
                 fast.choose(self._highest)
-                program = self._integer_program
                 place = multiplied_otherwise(fast, program, network, program.padded(pixels[: program.batch]))
             except Unfit as reason:
                 return str(reason)
@@ -270,7 +298,7 @@ class Measurer:
     @property
     def notes(self) -> list[str]:
         """See `Measures.notes`."""
-        notes = [f"without integers: {self.unfit}"] if self.unfit else []
+        notes = [*([f"without integers: {self.unfit}"] if self.unfit else []), *self._differing]
         if self._batch < self._bounds.batch:
             notes.append(f"in batches of {self._batch}, since {self._bounds.batch} images did not fit the memory")
         for rounded in self._rounded.values():
@@ -288,7 +316,7 @@ class Measurer:
 
     def correct(self, job: Job) -> np.ndarray:
         """See `Measures.correct`."""
-        images: Images = getattr(self._splits, job.split)
+        images: Images = getattr(self._splits, job.split).on(self.device)
         if job.integers and self.unfit:
             raise RuntimeError(f"this worker cannot measure as the others do: {self.unfit}")
         correct = np.zeros(len(job.rows), dtype=bool)
@@ -301,27 +329,42 @@ class Measurer:
 
     def layer_errors(self, bits: int, count: int) -> list[float]:
         """See `Measures.layer_errors`."""
-        pixels = self._splits.search.only(np.arange(count))
-        with self._lock:
-            try:
-                table = layer_errors(self.network(0), self._program, pixels, [bits])
-            except Unfit:
-                table = layer_errors_one_by_one(self.network(0), pixels, self._batch, [bits])
-        return [error for (error,) in table]
+        pixels = self._splits.search.only(np.arange(count)).on(self.device)
 
-    def _simulated(self, job: Job, pixels: torch.Tensor | Images) -> torch.Tensor:
-        network = self.network(job.draw)
-        if job.finished and job.allocation:
-            network.take(self.finished(job.draw, job.allocation), job.allocation.activations)
-        else:
-            network.choose(job.allocation)
+        def table() -> list[list[float]]:
+            try:
+                return layer_errors(self.network(0), self._program, pixels, [bits])
+            except Unfit:
+                return self._in_batches(lambda batch: layer_errors_one_by_one(self.network(0), pixels, batch, [bits]))
+
+        with self._lock, alone(self.device):
+            return [error for (error,) in self._resident.fitting(table)]
+
+    def _simulated(self, job: Job, pixels: Images) -> torch.Tensor:
+        """The logits (N, classes) on the CPU."""
+        with alone(self.device):
+            network, layout = self.network(job.draw), self._layout
+            if job.finished and job.allocation:
+                network.take(self.finished(job.draw, job.allocation), job.allocation.activations)
+            else:
+                network.choose(job.allocation)
+
+        def logits(batch: int) -> torch.Tensor:
+            found = []
+            for part in pixels.split(batch):
+                with alone(self.device):
+                    found.append(network.logits(part.contiguous(memory_format=layout), batch))
+            return torch.cat(found).cpu()
+
+        return self._in_batches(logits)
+
+    def _in_batches(self, compute: Callable[[int], _Result]) -> _Result:
+        """`compute(batch)`, from its start again with half of the batch as long as memory is too small for it."""
         while True:
             try:
-                parts = (part.contiguous(memory_format=self._layout) for part in pixels.split(self._batch))
-                return torch.cat([network.logits(part, self._batch) for part in parts])
+                return compute(self._batch)
             except RuntimeError as error:
-                memory = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-                if not memory or self._batch == 1:
+                if not out_of_memory(error) or self._batch == 1:
                     raise
                 self._batch //= 2
 

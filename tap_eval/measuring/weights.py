@@ -6,15 +6,18 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tap_eval.device import CPU, on
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import Observation, block_of, second_moments, together
@@ -53,7 +56,7 @@ class Kept:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        save_file({each: tensor.contiguous() for each, tensor in tensors.items()}, partial)
+        save_file({each: tensor.cpu().contiguous() for each, tensor in tensors.items()}, partial)
         os.replace(partial, path)
 
     def _path(self, name: str) -> Path | None:
@@ -113,15 +116,16 @@ class RoundedWeights:
         for layer in self._prepared.layers:
             for each in bits:
                 if tensors := self._kept.recall(self._name(layer.index, each)):
-                    self._take(layer.index, each, Rounded(tensors["integers"], tensors["scale"]), "nearest" in tensors)
+                    rounded = on(Rounded(tensors["integers"], tensors["scale"]), self._prepared.device)
+                    self._take(layer.index, each, rounded, "nearest" in tensors)
                 else:  # all bits again: the last digit of a scale hangs on what is rounded together
                     missing.append(layer.index)
                     break
         done = 0
-        with one_thread_each() as threads:
+        with one_thread_each(self._prepared.device) as threads:
             blocks = {index: self._block(index) for index in missing}
             for group in together(self._prepared.modules, blocks, self._memory):
-                fit, held = self._moments(group)
+                fit, held = self._prepared.fitting(partial(self._moments, group))
                 jobs = [
                     threads.submit(
                         _rounded, self._prepared.modules[index].weight, fit.get(index), held.get(index), bits
@@ -166,9 +170,24 @@ def _rounded(
     return [(rounded or nearest(weight, each), rounded is None) for rounded, each in zip(found, bits, strict=True)]
 
 
+class _AtOnce(Executor):
+    """Does what it is given before it returns."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done = Future[Any]()
+        done.set_result(work(*args, **kwargs))
+        return done
+
+
 @contextmanager
-def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each of which computes by itself: what comes of it depends on no number of them."""
+def one_thread_each(device: torch.device = CPU) -> Iterator[Executor]:
+    """As many threads as torch has, each of which computes by itself: what comes of it depends on no number of them.
+
+    Any other device than the CPU is given its work by the thread that asks.
+    """
+    if device != CPU:
+        yield _AtOnce()
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

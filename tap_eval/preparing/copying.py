@@ -8,7 +8,8 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
 from tap_eval.preparing.tracing import tensors_at
@@ -25,8 +26,10 @@ def unwrapped(network: nn.Module) -> nn.Module:
         network = inner
 
 
-def copy_of(network: nn.Module) -> nn.Module:
+def copy_of(network: nn.Module, device: torch.device | None = None) -> nn.Module:
     """A deep copy, with nothing compiled inside; tensors that a pass has left on modules are copied as values.
+
+    With a `device` the tensors that modules hold are on it, in lists and dicts too; those of other objects stay.
 
     Functions that modules hold, as hooks or in the place of methods, refer to the copy where
     they referred to the network. Raises `NetworkMistake` for what cannot be copied.
@@ -34,7 +37,9 @@ def copy_of(network: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in network.modules():
         for _, value in tensors_at("", list(vars(module).values()), 4):
-            if not value.is_leaf:
+            if device is not None:
+                memo[id(value)] = _on(device, value)
+            elif not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
         copied = copy.deepcopy(network, memo)
@@ -50,6 +55,11 @@ def copy_of(network: nn.Module) -> nn.Module:
         module._compiled_call_impl = None
         _move(vars(module), memo, 3)
     return copied
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    moved = tensor.detach().to(device)
+    return nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
 
 
 def _move(container: dict[Any, Any] | list[Any], memo: Mapping[int, Any], depth: int) -> None:

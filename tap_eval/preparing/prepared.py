@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from tap_eval.device import CPU, out_of_memory
 from tap_eval.mistake import NetworkMistake
+from tap_eval.preparing.copying import copy_of
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.outputs import Output
 from tap_eval.preparing.products import Product, Quantizable
 from tap_eval.preparing.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
 
 _BATCH_BYTES, _LEAST_BATCH, _MOST_BATCH = 2**22, 4, 64
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class Room:
+    """So many images have fitted into memory together, as far as has been tried."""
+
+    images: int = _MOST_BATCH
 
 
 @dataclass(frozen=True)
@@ -56,12 +68,35 @@ class Prepared:
     notes: tuple[str, ...] = ()
     repeated: int = 0
     """elements that the layers' weights, and `rest`, have more than the network: of one that is read in several ways"""
+    room: Room = field(default_factory=Room)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs; images are brought there batch by batch."""
+        return self.modules[0].weight.device
+
+    def on(self, device: torch.device) -> Prepared:
+        """A copy on another device; the tensors that no module of the network holds follow when they are read."""
+        modules = tuple(_on(device, module) for module in self.modules)
+        return replace(self, network=copy_of(self.network, device), modules=modules, room=Room())
 
     @property
     def batch(self) -> int:
-        """Images a batch that run fast: so many that the largest activation stays near a core."""
+        """Images a batch that run fast: on the CPU so many that the largest activation stays near a core."""
+        if self.device != CPU:
+            return self.room.images
         largest = max(layer.in_channels * layer.input_size**2 * layer.tokens for layer in self.layers)
-        return min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), _MOST_BATCH)
+        return min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), self.room.images)
+
+    def fitting(self, compute: Callable[[], _Result]) -> _Result:
+        """`compute()`, from its start again with half of `batch` as long as memory is too small for it."""
+        while True:
+            try:
+                return compute()
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.batch == 1:
+                    raise
+                self.room.images = self.batch // 2
 
     @property
     def left(self) -> int:
@@ -78,13 +113,23 @@ class Prepared:
         return self.modules[layer.index]
 
     def __call__(self, pixels: Tensor, layers: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """(N, C, H, W) float32 to logits (N, classes), with `layers` in the place of the plain modules.
+        """(N, C, H, W) float32 on any device to logits (N, classes) on its own, with `layers` in the modules' places.
 
         Raises `NetworkMistake` when an image leads to a product that no image led to before.
         """
         named = named_tensors(self.network) | {id(tensor): (tensor, name) for tensor, name in self.originals}
         with _Running(self, self.modules if layers is None else layers, named):
-            return self.output.logits(self.network(pixels))
+            return self.output.logits(self.network(pixels.to(self.device)))
+
+
+def _on(device: torch.device, module: Quantizable) -> Quantizable:
+    made = copy.copy(module)
+    tensors = module._parameters.items()
+    made._parameters = {
+        name: None if each is None else nn.Parameter(each.detach().to(device), requires_grad=False)
+        for name, each in tensors
+    }
+    return made
 
 
 class _Running(Tracing):
@@ -114,8 +159,7 @@ class _Running(Tracing):
             )
         if key in self._prepared.shared:
             product = product.without_bias()
-        kind = self._prepared.modules[index].weight.dtype
-        y = self._layers[index](product.before(product.x).to(kind))
+        y = self._layers[index](product.before(product.x).to(self._prepared.modules[index].weight))
         result = product.after(y.to(product.x.dtype))
         if index in self._prepared.folded:
             self._awaited[id(result)] = (result, index)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tap_eval.device import CPU
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 
@@ -84,10 +85,12 @@ class Program:
     logits: Value
     constants: Mapping[Value, Tensor]
     batch: int
+    device: torch.device = CPU
+    """on which it was recorded, and runs"""
 
     def begin(self, pixels: Tensor) -> Environment:
-        """What is known before the first step."""
-        return {**self.constants, self.pixels: pixels}
+        """What is known before the first step, of images on any device."""
+        return {**self.constants, self.pixels: pixels.to(self.device)}
 
     def padded(self, pixels: Tensor) -> Tensor:
         """At most `batch` images filled up to as many, by repeating the last."""
@@ -127,7 +130,7 @@ def record(prepared: Prepared, example: Tensor) -> Program:
     (output,) = (node for node in nodes if node.op == "output")
     constants = {node: getattr(traced, node.target) for node in nodes if node.op == "get_attr"}
     steps = [_step(node) for node in nodes if node.op == "call_function"]
-    return Program(free(steps, output.args[0]), pixels, output.args[0], constants, len(example))
+    return Program(free(steps, output.args[0]), pixels, output.args[0], constants, len(example), example.device)
 
 
 def _folded(traced: fx.GraphModule) -> fx.GraphModule:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
+from tap_eval.device import CPU
 from tap_eval.preparing.products import Product, product_of, same
 
 MOVEMENTS = {
@@ -100,8 +102,22 @@ class Call:
         """The tensors whose values it reads."""
         return () if self.name in METADATA else self.tensors[:1] if self.name in SHAPED else self.tensors
 
+    @property
+    def written(self) -> tuple[Tensor, ...]:
+        """The tensors that it writes to, if it is `in_place`."""
+        return tuple(_tensors([self.kwargs["out"]])) if "out" in self.kwargs else self.tensors[:1]
+
     def __call__(self) -> Any:
-        return self.func(*self.args, **self.kwargs)
+        """What the function gives; of tensors on the CPU beside others on a device, copies are there in their place.
+
+        Such tensors are held by no module, or made in the network's code without naming a device.
+        """
+        args, kwargs = self.args, self.kwargs
+        devices = {tensor.device for tensor in self.tensors}
+        if len(devices) == 2 and CPU in devices and not (self.in_place and any(each.is_cpu for each in self.written)):
+            (device,) = devices - {CPU}
+            args, kwargs = tree_map_only(Tensor, lambda each: each.to(device), (args, dict(kwargs)))
+        return self.func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -302,8 +318,7 @@ class Tracing(Watching):
     def _write(self, call: Call, words: str | None) -> None:
         """Notes what a call writes to: all weights that lie there have another value from now on."""
         if call.in_place and call.tensors and call.name not in PASSING:
-            places = map(_memory, _tensors([call.kwargs["out"]]) if "out" in call.kwargs else call.tensors[:1])
-            self._written.update((place, words) for place in places if place in self._memory)
+            self._written.update((place, words) for place in map(_memory, call.written) if place in self._memory)
 
     def _words(self, value: Any) -> str:
         if isinstance(value, Tensor):

@@ -35,7 +35,8 @@ def spectra(prepared: Prepared, images: Images, at_once: int, memory: int) -> li
 
 
 def _sums(module: Quantizable, block: int) -> Sums:
-    zero = torch.zeros(groups_of(module) * module.weight.shape[1], *module.weight.shape[2:])
+    shape = (groups_of(module) * module.weight.shape[1], *module.weight.shape[2:])
+    zero = torch.zeros(shape, device=module.weight.device)
     return Sums(module, zero, block, compared=False)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tap_eval.device import widest
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.rounding import Moments
@@ -170,7 +171,8 @@ class Sums:
         self._shape, self._middle = mean_patch.shape, mean_patch.reshape(groups, inputs, 1)
         empty = torch.zeros(groups * self._blocks, block, block, device=mean_patch.device)
         self._products, self._crosses = empty, empty.clone() if compared else None
-        self._total, self._other_total = (torch.zeros_like(self._middle, dtype=torch.float64) for _ in range(2))
+        wide = widest(mean_patch.device)
+        self._total, self._other_total = (torch.zeros_like(self._middle, dtype=wide) for _ in range(2))
 
     def take(self, x: Tensor, other: Tensor | None = None) -> None:
         """Adds the input `x` of one call, and `other`, which it is compared with."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tap_eval.device import widest
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.calibration import Sums, block_of
@@ -123,7 +124,7 @@ def _judge(layer: QuantizedLayer, sums: Sums) -> Callable[[Rounded], float]:
     weight, moments, lost = layer.layer.weight, sums.moments().matrix, _lost(layer, sums.crosses())
 
     def judged(rounded: Rounded) -> float:
-        mixed = (grouped(rounded.real() - weight, moments) * lost).sum(dtype=torch.float64)
+        mixed = (grouped(rounded.real() - weight, moments) * lost).sum(dtype=widest(weight.device))
         return error(weight, rounded, moments) - 2 * float(mixed)
 
     return judged

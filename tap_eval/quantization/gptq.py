@@ -108,7 +108,7 @@ class Factor:
         ordered = ordered.gather(3, order.unsqueeze(2).expand_as(moments))
         lower, failed = torch.linalg.cholesky_ex(ordered)
         if bool(failed.any()):  # float32 is not enough
-            lower = torch.linalg.cholesky(ordered.double()).to(ordered.dtype)
+            lower = torch.linalg.cholesky(ordered.cpu().double()).to(ordered)
         return Factor(moments, added, lower, order)
 
     def divided(self, rows: Tensor) -> Tensor:

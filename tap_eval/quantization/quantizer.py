@@ -7,7 +7,8 @@ quantized once and kept: choosing an allocation swaps tensors.
 
 This is the simulated path: whole numbers held in floats, whose products and sums are exact
 as long as floats are, scaled afterwards in the order in which oneDNN does it. It defines what
-is right; a faster path has to agree with it.
+is right; a faster path has to agree with it. Tensor cores may multiply them where they give the
+same whole numbers; everything else, full precision above all, is computed in float32.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tap_eval.device import multiply_whole
 from tap_eval.images.images import Images
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
@@ -100,6 +102,8 @@ class QuantizedLayer(nn.Module):
         self._weights: dict[int, QuantizedWeight] = {}
         self._now: tuple[Tensor, Tensor | None] = (layer.weight, layer.bias)
         self._scale: Tensor | None = None
+        self.in_tf32: dict[torch.Size, bool] = {}
+        """whether tensor cores multiply whole numbers exactly, by the shape of the input"""
 
     def choose(self, weight_bits: LayerBits | None, activation_bits: int | None) -> None:
         """Sets the bits; `None` leaves the weights, or the input activations, in full precision."""
@@ -136,12 +140,15 @@ class QuantizedLayer(nn.Module):
 
     def _mixed(self, bits: tuple[int, ...]) -> QuantizedWeight:
         chosen = torch.tensor(bits, device=self.layer.weight.device)
-        first = self.quantized(bits[0])
-        mixed = QuantizedWeight(first.integers.clone(), first.scale.clone(), first.bias.clone())
+        mixed = self.quantized(bits[0])
+        each = (-1, *[1] * (mixed.integers.dim() - 1))
         for other in set(bits) - {bits[0]}:
             rows, quantized = chosen == other, self.quantized(other)
-            mixed.integers[rows] = quantized.integers[rows]
-            mixed.scale[rows], mixed.bias[rows] = quantized.scale[rows], quantized.bias[rows]
+            mixed = QuantizedWeight(
+                torch.where(rows.view(each), quantized.integers, mixed.integers),
+                torch.where(rows, quantized.scale, mixed.scale),
+                torch.where(rows, quantized.bias, mixed.bias),
+            )
         return mixed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,7 +160,7 @@ class QuantizedLayer(nn.Module):
         assert self.affine is not None
         assert bias is not None
         each = (-1, 1, 1) if isinstance(self.layer, nn.Conv2d) else (-1,)
-        y = self._product(x, weight, None)
+        y = multiply_whole(lambda x, weight: self._product(x, weight, None), x, weight, self.in_tf32)
         return y.mul_(self.affine.scale).mul_(self._scale.view(each)).add_(bias.view(each))
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

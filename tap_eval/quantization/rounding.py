@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tap_eval.device import widest
+
 Rounding = Literal["gptq", "nearest"]
 _AT_ONCE = 2**16
 """weights that are rounded to the nearest together: as many as stay in a core's cache"""
@@ -88,7 +90,7 @@ def _nearest(flat: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
 def error(weight: Tensor, rounded: Rounded, moments: Tensor) -> float:
     """Mean squared difference of outputs, summed over channels, on inputs with `moments` (G, K, B, B)."""
     off = grouped(rounded.real() - weight, moments)
-    return float(((off @ moments) * off).sum(dtype=torch.float64))
+    return float(((off @ moments) * off).sum(dtype=widest(off.device)))
 
 
 def grouped(weight: Tensor, moments: Tensor) -> Tensor:

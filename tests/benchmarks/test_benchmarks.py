@@ -18,6 +18,10 @@ COMMANDS = {
         ["passes.py", "digits", "--images", "digits", *SMALL, "--allocations", "1", "--sweep", "20"],
         "integers",
     ),
+    "devices": (
+        ["devices.py", "squeezenet1_1", "--device", "cpu", "--size", "32", "--compared", "8", *SMALL],
+        "| simulated, channels last |",
+    ),
     "peers": (["peers.py", "digits", "--images", "digits", *SMALL, "--batches", "20"], "ONNX Runtime, W8A8 (QDQ)"),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),

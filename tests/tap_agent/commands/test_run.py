@@ -21,6 +21,7 @@ from tap_agent.report import html
 from tap_agent.report.figures import kib
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import Result
+from tap_eval.device import chosen, found
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.graphs.test_search import script
 from tests.tap_agent.program import GOOD, REPLAY, SMALL, tap
@@ -167,6 +168,7 @@ def test_the_doctor_finds_a_default_run_possible(work: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     for part in ("device", "sandbox", "language model", "images", "network", "cache"):
         assert f"ok   {part}" in printed
+    assert f"--device auto takes {', '.join(map(str, chosen('auto', found())))}" in printed.replace("\n", " ")
 
 
 def test_a_killed_run_is_resumed_and_no_other_process_may_write_to_it(
