@@ -20,8 +20,8 @@ from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization import integer
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.quantizer import QuantizedNetwork
+from tests.tap_eval.quantization.processor import SCALES_AS_SIMULATED
 
-NEEDS_VNNI = pytest.mark.skipif(integer._saturates(), reason="without VNNI this CPU scales sums in another order")
 MOST = 8 if integer.exact() else 7
 """bits of weights that this CPU multiplies exactly by bytes"""
 
@@ -69,7 +69,7 @@ def measurer(network: nn.Module, images: Images = NOISE) -> Measurer:
     return Measurer(prepared, splits, uniform(prepared.layers, MOST), Bounds(batch=16), recipe)
 
 
-@NEEDS_VNNI
+@SCALES_AS_SIMULATED
 def test_roundings_that_fall_otherwise_are_no_fault_and_both_paths_have_one_layout() -> None:
     torch.manual_seed(0)
     network = Deep()

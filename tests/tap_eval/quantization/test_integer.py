@@ -26,8 +26,8 @@ from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
+from tests.tap_eval.quantization.processor import SCALES_AS_SIMULATED
 
-NEEDS_VNNI = pytest.mark.skipif(integer._saturates(), reason="without VNNI this CPU scales sums in another order")
 MOST = 8 if integer.exact() else 7
 """bits of weights that this CPU multiplies exactly by bytes"""
 
@@ -88,7 +88,7 @@ def drawn(prepared: Prepared, rng: random.Random, activations: tuple[int, ...] =
     return Allocation(tuple(weights), tuple(rng.choice(activations) for _ in prepared.layers))
 
 
-@NEEDS_VNNI
+@SCALES_AS_SIMULATED
 @pytest.mark.parametrize("activations", [(8,), (4, 6, 8)], ids=["A8", "mixed activations"])
 def test_integers_give_what_the_simulated_path_gives(
     case: tuple[Prepared, QuantizedNetwork, torch.Tensor], activations: tuple[int, ...]
@@ -165,7 +165,7 @@ def test_a_cpu_without_exact_products_falls_back_and_says_so(bench: Bench, monke
     assert bench.measure(uniform(bench.layers, 4)).top1 > 0.9
 
 
-@NEEDS_VNNI
+@SCALES_AS_SIMULATED
 def test_both_paths_measure_the_same_accuracy(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert bench.unfit is None
     allocations = [drawn(bench.prepared, random.Random(seed)) for seed in range(4)]
