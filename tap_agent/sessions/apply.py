@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from tap_agent.runs.result import Row
-from tap_agent.sessions.final_table import Entry, beside, full_precision, measured
+from tap_agent.sessions.final_table import Entry, beside, finish, full_precision, measured
 from tap_agent.sessions.outcome import best_record
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import FileSubject, ProxyMistake, ProxySubject, Subject, UniformSubject
@@ -202,7 +202,8 @@ def _measured(entries: Sequence[Entry], draws: int, watch: Watch) -> list[Row]:
     for name, bench in benches.items():
         rows.append(full_precision(bench, search=False))
         watch.advance()
-        own = (entry for entry in entries if entry.bench.name == name)
+        own = [entry for entry in entries if entry.bench.name == name]
+        finish(bench, own, draws)
         rows += [measured(entry, draws, search=False, advance=watch.advance) for entry in own]
     return rows
 

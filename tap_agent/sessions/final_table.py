@@ -40,11 +40,18 @@ def final_table(bench: Bench, label: str, allocation: Allocation, seed: int, adv
     draws = len(bench.splits.calibrations)
     rows = [full_precision(bench)]
     advance()
-    own = Entry(bench, bench.task.budget.text, label, "proxy", "", (allocation,))
-    for entry in (own, *beside(bench, seed)):
+    entries = [Entry(bench, bench.task.budget.text, label, "proxy", "", (allocation,)), *beside(bench, seed)]
+    finish(bench, entries, draws)
+    for entry in entries:
         rows.append(measured(entry, draws))
         advance()
     return rows
+
+
+def finish(bench: Bench, entries: Sequence[Entry], draws: int) -> None:
+    """Finishes all of a network before they are measured, where that is asked for: together it takes half the time."""
+    if bench.task.finish:
+        bench.finish([allocation for entry in entries for allocation in entry.allocations], range(draws))
 
 
 def beside(bench: Bench, seed: int) -> list[Entry]:

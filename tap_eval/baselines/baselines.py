@@ -10,7 +10,6 @@ from tap_eval.allocation.budget import most_uniform
 from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import Allocation
-from tap_eval.quantization.rounding import nearest
 
 RANDOM_ALLOCATIONS = 5
 
@@ -54,13 +53,9 @@ def _uniform(bench: Bench) -> list[Baseline]:
 
 def _weight_error(bench: Bench) -> Allocation:
     """Minimizes the sum over layers of ||Q_b(W) - W||^2, from the weights alone."""
-    errors: dict[tuple[int, int], float] = {}
-    for layer in bench.layers:
-        weight = bench.prepared.module(layer).weight
-        for bits in bench.task.choices.weights:
-            errors[layer.index, bits] = float((nearest(weight, bits).real() - weight).double().square().sum())
+    errors = bench.weight_errors
     return minimize(
-        lambda index, weight, activation: errors[index, weight] * (1 + 4.0**-activation),
+        lambda index, weight, activation: errors[index][weight] * (1 + 4.0**-activation),
         [Unit(layer.index) for layer in bench.layers],
         bench.layers,
         bench.task.choices,

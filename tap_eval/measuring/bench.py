@@ -30,7 +30,7 @@ from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Job, Measurer, Measures, Recipe, SplitName
 from tap_eval.measuring.notes import at_chance, left_in_float
-from tap_eval.measuring.weights import Advance, Kept
+from tap_eval.measuring.weights import Advance, Kept, one_thread_each
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
@@ -40,7 +40,7 @@ from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
-from tap_eval.quantization.rounding import Rounding
+from tap_eval.quantization.rounding import Rounding, nearest
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
@@ -266,6 +266,11 @@ class Bench:
         """The network that is measured with the bits of `allocation`: its integers, scales, biases and inputs."""
         return self._local.quantized(draw, allocation, finished)
 
+    def finish(self, allocations: Sequence[Allocation], draws: Sequence[int]) -> None:
+        """Rounds the network once more for each of them, as many side by side as there are threads, and keeps that."""
+        for draw in draws:
+            self._local.finish(draw, allocations)
+
     def measure_all(
         self,
         allocations: Sequence[Allocation],
@@ -278,6 +283,8 @@ class Bench:
 
         `advance` is called after each of them, by several threads.
         """
+        if finished:
+            self.finish(allocations, draws)
         pairs = list(itertools.product(draws, allocations))
 
         def measured(pair: tuple[int, Allocation]) -> float:
@@ -321,6 +328,18 @@ class Bench:
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
 
     @cached_property
+    def weight_errors(self) -> list[dict[int, float]]:
+        """||Q_b(W) - W||^2 of each layer, rounded to the nearest, by the bits `b` to choose from."""
+        choices = self.task.choices.weights
+        name = key("weight errors", quantizer.VERSION, self.digest, choices)
+        with one_thread_each() as threads:
+            found = self._ledger.recall(
+                name,
+                lambda: list(threads.map(lambda each: _rounding_errors(each.weight, choices), self.prepared.modules)),
+            )
+        return [dict(zip(choices, errors, strict=True)) for errors in found]
+
+    @cached_property
     def layer_errors(self) -> list[float]:
         """Mean KL divergence (nats) of the output when one layer alone has the lowest weight bits.
 
@@ -331,3 +350,8 @@ class Bench:
         images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
         name = key("layer errors", quantizer.VERSION, self.task.rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
+
+
+@torch.no_grad()
+def _rounding_errors(weight: torch.Tensor, choices: Sequence[int]) -> list[float]:
+    return [float((nearest(weight, bits).real() - weight).double().square().sum()) for bits in choices]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -192,40 +192,57 @@ class Measurer:
             network.take([on(weight, CPU) for weight in weights], allocation.activations)
         return network
 
+    def finish(self, draw: int, allocations: Iterable[Allocation]) -> None:
+        """Finishes and keeps those that are not kept yet, as many side by side as torch has threads."""
+        names = {allocation: self._finished_name(draw, allocation) for allocation in allocations}
+        with self._lock, alone(self.device):
+            missing = [allocation for allocation, name in names.items() if not self._recipe.kept.holds(name)]
+            if missing and self._recipe.kept.folder:
+                self._resident.fitting(lambda: self._finish(draw, missing))
+
     def finished(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
         """The weights of every layer, rounded once more for `allocation` on draw `draw`; kept like the others."""
-        recipe, calibration = self._recipe, self._splits.calibrations[draw]
-        bits = [allocation.weights, allocation.activations]
-        name = key("finished", VERSION, recipe.rounding, recipe.content, calibration.digest, self._bounds.moments, bits)
+        name = self._finished_name(draw, allocation)
         with self._lock, alone(self.device):
             if self._finished_last[0] != name:
-                tensors = recipe.kept.recall(name)
+                tensors = self._recipe.kept.recall(name)
                 if tensors is None:
-                    found = self._resident.fitting(lambda: self._finish(draw, allocation))
-                    named = {
-                        f"{place}.{part}": value
-                        for place, each in enumerate(found)
-                        for part, value in vars(each).items()
-                    }
-                    recipe.kept.keep(name, named)
+                    (found,) = self._resident.fitting(lambda: self._finish(draw, [allocation]))
                 else:
                     parts = [[tensors[f"{layer.index}.{part}"] for part in _PARTS] for layer in self.prepared.layers]
                     found = [on(QuantizedWeight(*each), self.device) for each in parts]
                 self._finished_last = name, found
             return self._finished_last[1]
 
-    def _finish(self, draw: int, allocation: Allocation) -> list[QuantizedWeight]:
-        pixels, network, count = self._splits.calibrations[draw].pixels, self.network(draw), len(self.prepared.layers)
-        done = itertools.count(1)
+    def _finished_name(self, draw: int, allocation: Allocation) -> str:
+        recipe, calibration = self._recipe, self._splits.calibrations[draw]
+        bits = [allocation.weights, allocation.activations]
+        return key("finished", VERSION, recipe.rounding, recipe.content, calibration.digest, self._bounds.moments, bits)
+
+    def _finish(self, draw: int, allocations: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
+        """Finishes and keeps them, each in a network of its own."""
+        pixels, layers = self._splits.calibrations[draw].pixels, self.network(draw).layers
+        done, count = itertools.count(1), len(layers) * len(allocations)
         try:
             program: Program | None = self._recorded(-(-len(pixels) // -(-len(pixels) // self._resident.batch)))
         except Unfit:
             program = None
-        with one_thread_each(self.device):
-            return finish(
+
+        def finished(allocation: Allocation) -> list[QuantizedWeight]:
+            network = QuantizedNetwork(self._resident, [layer.seen for layer in layers], self._integers_of(draw))
+            found = finish(
                 network, program, pixels, allocation, self._bounds.moments,
                 lambda: self._advance("finishing layers", next(done), count),
             )  # fmt: skip
+            named = {f"{place}.{part}": value for place, each in enumerate(found) for part, value in vars(each).items()}
+            self._recipe.kept.keep(self._finished_name(draw, allocation), named)
+            return found
+
+        for allocation in allocations:  # rounded before, by all threads
+            for layer, bits in zip(layers, allocation.weights, strict=True):
+                layer.quantized(bits)
+        with one_thread_each(self.device) as threads:
+            return list(threads.map(finished, allocations))
 
     @property
     def _program(self) -> Program:

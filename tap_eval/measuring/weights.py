@@ -49,6 +49,11 @@ class Kept:
         except (SafetensorError, OSError):  # cut off, or damaged: it is made anew
             return None
 
+    def holds(self, name: str) -> bool:
+        """Whether something is kept under `name`, which may yet turn out to be damaged."""
+        path = self._path(name)
+        return path is not None and path.exists()
+
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Writes them, whole or not at all."""
         path = self._path(name)
