@@ -18,7 +18,7 @@ from tap_eval.device import widest
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.calibration import Sums, block_of
-from tap_eval.quantization.gptq import DAMPINGS, Factor, ungrouped
+from tap_eval.quantization.gptq import DAMPINGS, PASSES, Factor, ungrouped
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -77,15 +77,22 @@ def _finished(
     moments, crosses = kept.moments(), kept.crosses()
     lost = _lost(layer, crosses)
     if not held:
-        return _with_bias(layer, _rounded(layer, bits, before.scale, moments, lost, _DAMPING), [kept])
+        return _with_bias(layer, _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, _DAMPING)), [kept])
     left_out = _summed(layer, inputs, 0, held, block)
     judged = _judge(layer, left_out)
-    tried = {damping: judged(_rounded(layer, bits, before.scale, moments, lost, damping)) for damping in DAMPINGS}
-    damping = min(DAMPINGS, key=lambda each: tried[each])
-    if tried[damping] > judged(nearest(layer.layer.weight, bits)):
+    least, chosen, factor, rows = torch.inf, _DAMPING, None, None
+    for damping in DAMPINGS:
+        by, moved = _moved(layer, moments, lost, damping)
+        off = judged(_rounded(layer, bits, before.scale, by, moved, passes=0))
+        if factor is None or off < least:
+            least, chosen, factor, rows = off, damping, by, moved
+    assert factor is not None
+    assert rows is not None
+    if judged(_rounded(layer, bits, before.scale, factor, rows)) > judged(nearest(layer.layer.weight, bits)):
         return _with_bias(layer, before, [kept, left_out])
     moments, lost = moments + left_out.moments(), _lost(layer, crosses + left_out.crosses())
-    return _with_bias(layer, _rounded(layer, bits, before.scale, moments, lost, damping), [kept, left_out])
+    rounded = _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, chosen))
+    return _with_bias(layer, rounded, [kept, left_out])
 
 
 def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int, block: int) -> Sums:
@@ -100,15 +107,19 @@ def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int
     return sums
 
 
-def _rounded(
-    layer: QuantizedLayer, bits: LayerBits, scale: Tensor, moments: Moments, lost: Tensor, damping: float
-) -> Rounded:
-    """Rounded by `moments` H, moved by `W C (H + r I)^-1` before; `lost` is `W C`, and `scale` (O,) to begin with."""
-    weight = layer.layer.weight
+def _moved(layer: QuantizedLayer, moments: Moments, lost: Tensor, damping: float) -> tuple[Factor, Tensor]:
+    """`W + W C (H + r I)^-1`, (G, K, O / G, B), and what it is rounded by; `lost` is `W C`, r the damping of `H`."""
     factor = Factor.of(moments.matrix, damping)
-    rows = grouped(weight, moments.matrix) + factor.divided(lost)
+    return factor, grouped(layer.layer.weight, moments.matrix) + factor.divided(lost)
+
+
+def _rounded(
+    layer: QuantizedLayer, bits: LayerBits, scale: Tensor, factor: Factor, rows: Tensor, passes: int = PASSES
+) -> Rounded:
+    """What was moved, as integers of the layer, with scales (O,) to begin with."""
+    weight = layer.layer.weight
     each = torch.tensor(bits, device=weight.device).expand(len(weight)).reshape(len(rows), -1)
-    return ungrouped(*factor.rounded(rows, scale.view(len(rows), -1), 2.0 ** (each - 1) - 1), weight)
+    return ungrouped(*factor.rounded(rows, scale.view(len(rows), -1), 2.0 ** (each - 1) - 1, passes), weight)
 
 
 def _lost(layer: QuantizedLayer, crosses: Moments) -> Tensor:

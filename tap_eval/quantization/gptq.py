@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from tap_eval.quantization.rounding import Moments, Rounded, error, fitted, grouped, nearest, scales
 
-DAMPINGS = (0.02, 0.1, 0.5, 2.0)
+DAMPINGS = (0.02, 0.2, 2.0)
 """of the mean diagonal, added to the moments before they are factorized: the more, the fewer images they are from"""
-_PASSES = 2
+PASSES = 2
 """over all columns after GPTQ"""
 _COLUMNS = 64
 """that are rounded one after the other before what they are off is brought to the other columns"""
@@ -79,7 +79,7 @@ def searched(rows: Tensor, moments: Tensor, tops: Sequence[Tensor]) -> list[Tens
 def ungrouped(rows: Tensor, scale: Tensor, weight: Tensor) -> Rounded:
     """Integers as `grouped` gives rows, in the shape of `weight`, with their scales (G, R)."""
     flat = rows.transpose(1, 2).flatten(2)[..., : weight[0].numel()]
-    return Rounded(flat.reshape(weight.shape).to(torch.int8).contiguous(), scale.flatten().float())
+    return Rounded(flat.reshape(weight.shape).to(torch.int8).contiguous(), scale.flatten().float().contiguous())
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,12 @@ class Factor:
         found = torch.cholesky_solve(rows.gather(3, order).transpose(2, 3), self.lower)
         return torch.empty_like(rows).scatter_(3, order, found.transpose(2, 3))
 
-    def rounded(self, rows: Tensor, scale: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
-        """Integers (G, K, R, B) of rows and their scales (G, R), given scales to begin with and greatest integers."""
-        return self._descended(self.integers(rows, scale, tops), rows, scale, tops)
+    def rounded(self, rows: Tensor, scale: Tensor, tops: Tensor, passes: int = PASSES) -> tuple[Tensor, Tensor]:
+        """Integers (G, K, R, B) of rows and their scales (G, R), given scales to begin with and greatest integers.
+
+        They are those of GPTQ after some `passes` over them.
+        """
+        return self._descended(self.integers(rows, scale, tops), rows, scale, tops, passes)
 
     def integers(self, rows: Tensor, scale: Tensor, tops: Tensor) -> Tensor:
         """By GPTQ alone, with these scales."""
@@ -140,7 +143,9 @@ class Factor:
                 wanted[:, :, place - start + 1 :] -= upper[:, :, place, place + 1 : stop, None] * error.unsqueeze(2)
         return torch.empty_like(rows).scatter_(3, order, found.transpose(2, 3))
 
-    def _descended(self, integers: Tensor, rows: Tensor, scale: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
+    def _descended(
+        self, integers: Tensor, rows: Tensor, scale: Tensor, tops: Tensor, passes: int
+    ) -> tuple[Tensor, Tensor]:
         """With `q` the integers, w the row and s its scale, column j is best at `q_j - (q H - w H / s)_j / H_jj`."""
         found, wanted = (each.transpose(2, 3).contiguous() for each in (integers, rows))
         products, aims = self.moments @ found, self.moments @ wanted
@@ -148,7 +153,7 @@ class Factor:
         limit, size = tops.unsqueeze(1), found.shape[2]
         added = self.added.unsqueeze(3)
         scale = _refitted(found, products - added * found, aims - added * wanted, scale)
-        for _ in range(_PASSES):
+        for _ in range(passes):
             for start in range(0, size, _COLUMNS):
                 columns = slice(start, min(start + _COLUMNS, size))
                 before, near = found[:, :, columns].clone(), self.moments[:, :, columns, columns]

@@ -106,9 +106,10 @@ class IntegerLayer:
 
     def pack(self, quantized: QuantizedWeight) -> Packed:
         """A weight, packed."""
-        layer = self.quantized.layer
-        zero = torch.zeros(len(quantized.scale), dtype=torch.int32)
-        integers, shape = quantized.integers.contiguous(), self.input_shape  # oneDNN packs what lies in memory
+        layer, shape = self.quantized.layer, self.input_shape
+        # oneDNN takes what lies in memory one after the other, whatever the strides are.
+        integers, scale, bias = (each.contiguous() for each in (quantized.integers, quantized.scale, quantized.bias))
+        zero = torch.zeros(len(scale), dtype=torch.int32)
         one_by_one = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels  # no products are added
         halved = bool(_saturates() and not one_by_one and (integers.abs() > _HALF).any())
         if halved:
@@ -119,10 +120,10 @@ class IntegerLayer:
             if halved and shape is not None:
                 shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
             weight = _ONEDNN.qconv_prepack(
-                integers, quantized.scale, self.affine.scale, self.affine.zero_point,
+                integers, scale, self.affine.scale, self.affine.zero_point,
                 layer.stride, self.padding, layer.dilation, layer.groups, shape,
             )  # fmt: skip
-        return Packed(weight, quantized.scale, zero, quantized.bias, halved)
+        return Packed(weight, scale, zero, bias, halved)
 
     def __call__(self, x: Tensor, then: Affine | None, activation: str, limits: Sequence[float]) -> Tensor:
         """(N, ...) uint8 to float32, or to the bytes of `then`, after `activation`."""

@@ -24,7 +24,7 @@ from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
-from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
+from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, QuantizedWeight
 from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, PaddedLikeTensorFlow, randomized
 from tests.tap_eval.quantization.processor import SCALES_AS_SIMULATED
 
@@ -124,6 +124,25 @@ def test_one_sweep_gives_the_layer_errors_of_one_pass_a_layer(
     expected = layer_errors_one_by_one(simulated, pixels, 41, [2, 4])
     assert torch.allclose(torch.tensor(swept), torch.tensor(expected), rtol=1e-3, atol=1e-7)
     assert len(swept) == len(prepared.layers)
+
+
+def test_weights_are_the_same_however_they_lie_in_memory(
+    case: tuple[Prepared, QuantizedNetwork, torch.Tensor],
+) -> None:
+    def strided(tensor: torch.Tensor) -> torch.Tensor:
+        """With another value behind each, and its dimensions in another order."""
+        turned = tensor.permute(*range(tensor.dim() - 1, -1, -1))
+        return torch.stack([turned, turned + 1], -1).select(-1, 0).permute(*range(tensor.dim() - 1, -1, -1))
+
+    prepared, simulated, pixels = case
+    network = IntegerNetwork(simulated, record(prepared, pixels[:16]), (8,) * len(prepared.layers), KeptWeights(2**30))
+    weights = [layer.quantized(4) for layer in simulated.layers]
+    network.take(weights)
+    expected = network.logits(pixels)
+    spread = [QuantizedWeight(*(strided(getattr(each, part)) for part in vars(each))) for each in weights]
+    assert not any(each.scale.is_contiguous() or each.bias.is_contiguous() for each in spread)
+    network.take(spread)
+    assert torch.equal(network.logits(pixels), expected)
 
 
 def test_packed_weights_are_kept_within_their_bound(case: tuple[Prepared, QuantizedNetwork, torch.Tensor]) -> None:
