@@ -43,6 +43,23 @@ def test_an_allocation_is_measured_once_in_this_run_and_the_next(
     assert ledger.measured == 2
 
 
+def test_networks_finished_side_by_side_are_what_each_is_alone(
+    network: DigitsCNN, splits: Splits, tmp_path: Path
+) -> None:
+    allocations = [Allocation((bits,) * 10, (8,) * 10) for bits in (2, 3, 4)]
+    together, alone = (
+        Bench(
+            "digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(tmp_path / name / "ledger.sqlite")
+        )
+        for name in ("together", "alone")
+    )
+    together.finish(allocations, [0])
+    for allocation in allocations:
+        one, other = (bench.quantized(allocation).logits(splits.test.pixels[:20], 20) for bench in (together, alone))
+        assert torch.equal(one, other)
+    assert len({together.measure(allocation, "test", finished=True) for allocation in allocations}) > 1
+
+
 def test_a_batch_that_does_not_fit_the_memory_is_halved(splits: Splits, tmp_path: Path) -> None:
     class Hungry(nn.Module):
         def __init__(self) -> None:
