@@ -22,6 +22,8 @@ NAMES = r"auto|cpu|cuda(:\d+)?|mps"
 _TENSOR_CORES = (8, 0)
 """the compute capability from which CUDA devices multiply in TF32"""
 _LAUNCHING = threading.RLock()
+Form = tuple[torch.Size, tuple[int, ...]]
+"""A tensor's shape and strides."""
 _Record = TypeVar("_Record", bound=Any)
 
 
@@ -102,20 +104,21 @@ def in_float32(device: torch.device) -> None:
 
 
 def multiply_whole(
-    product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, tried: dict[torch.Size, bool]
+    product: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, tried: dict[Form, bool]
 ) -> Tensor:
     """`product(x, weight)` of whole numbers within +-255 and +-127 in float32, on tensor cores where it is the same.
 
     TF32 has 11 significant bits, so whole numbers up to 2^11 are exact in it, and so are products of two of them,
     which are added in float32: sums are exact up to 2^24, as they are without. But a library may reach a product by
-    sums and quotients of its operands (Winograd's convolutions), which are rounded. So for each shape of `x` whole
+    sums and quotients of its operands (Winograd's convolutions), which are rounded. So for each form of `x` whole
     numbers of the full range are multiplied both ways first, and `tried` holds whether they gave the same.
     """
     if not _has_tensor_cores(x.device):
         return product(x, weight)
-    if x.shape not in tried:
-        tried[x.shape] = same_in_tf32(product, x, weight)
-    with tf32() if tried[x.shape] else nullcontext():
+    form = x.shape, x.stride()
+    if form not in tried:
+        tried[form] = same_in_tf32(product, x, weight)
+    with tf32() if tried[form] else nullcontext():
         return product(x, weight)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
@@ -322,21 +323,22 @@ class Bench:
         if not len(job.rows):
             return np.zeros(0, dtype=bool)
         path = "float" if allocation is None else "integer" if job.integers else "simulated"
-        how = [path, *self._where, *([] if allocation is None else [self.task.rounding, job.finished])]
+        how = [path, *self._where, *([] if allocation is None else [*self._rounding, job.finished])]
         name = key("correct", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
+
+    @property
+    def _rounding(self) -> list[Any]:
+        """What rounded weights depend on beside network and images."""
+        return [self.task.rounding, self.task.choices.weights, self._bounds.moments]
 
     @cached_property
     def weight_errors(self) -> list[dict[int, float]]:
         """||Q_b(W) - W||^2 of each layer, rounded to the nearest, by the bits `b` to choose from."""
         choices = self.task.choices.weights
         name = key("weight errors", quantizer.VERSION, self.digest, choices)
-        with one_thread_each() as threads:
-            found = self._ledger.recall(
-                name,
-                lambda: list(threads.map(lambda each: _rounding_errors(each.weight, choices), self.prepared.modules)),
-            )
+        found = self._ledger.recall(name, lambda: _rounding_errors(self.prepared.modules, choices))
         return [dict(zip(choices, errors, strict=True)) for errors in found]
 
     @cached_property
@@ -348,10 +350,15 @@ class Bench:
         """
         lowest, count = min(self.task.choices.weights), min(ERROR_IMAGES, len(self.splits.search))
         images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
-        name = key("layer errors", quantizer.VERSION, self.task.rounding, self.digest, images, lowest, *self._where)
+        name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
 
 
-@torch.no_grad()
-def _rounding_errors(weight: torch.Tensor, choices: Sequence[int]) -> list[float]:
-    return [float((nearest(weight, bits).real() - weight).double().square().sum()) for bits in choices]
+def _rounding_errors(layers: Sequence[Quantizable], choices: Sequence[int]) -> list[list[float]]:
+    @torch.no_grad()
+    def errors(layer: Quantizable) -> list[float]:
+        weight = layer.weight
+        return [float((nearest(weight, bits).real() - weight).double().square().sum()) for bits in choices]
+
+    with one_thread_each() as threads:
+        return list(threads.map(errors, layers))

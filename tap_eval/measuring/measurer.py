@@ -71,7 +71,7 @@ class Bounds:
     features: int = 2**29
     """bytes in use while features are computed"""
     moments: int = 2**29
-    """bytes of second moments of layers' inputs that are held at a time"""
+    """bytes of second moments of layers' inputs that are held at a time, by each thread that finishes a network"""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ class Measurer:
     def _finished_name(self, draw: int, allocation: Allocation) -> str:
         recipe, calibration = self._recipe, self._splits.calibrations[draw]
         bits = [allocation.weights, allocation.activations]
-        return key("finished", VERSION, recipe.rounding, recipe.content, calibration.digest, self._bounds.moments, bits)
+        how = [recipe.rounding, recipe.choices, self._bounds.moments]
+        return key("finished", VERSION, how, recipe.content, calibration.digest, bits)
 
     def _finish(self, draw: int, allocations: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
         """Finishes and keeps them, each in a network of its own."""
@@ -242,6 +243,8 @@ class Measurer:
             for layer, bits in zip(layers, allocation.weights, strict=True):
                 layer.quantized(bits)
         with one_thread_each(self.device) as threads:
+            if program is None:  # the network's own code runs, which may keep values of a pass
+                return [finished(allocation) for allocation in allocations]
             return list(threads.map(finished, allocations))
 
     @property

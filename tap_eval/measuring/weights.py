@@ -28,6 +28,10 @@ from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
 _HELD_OUT = 4
 """one calibration image in so many judges whether GPTQ is better than the nearest"""
 
+_COUNTING = threading.Lock()
+_USERS: list[int] = []
+"""the number of threads that torch had, once for each that `one_thread_each` serves at the moment"""
+
 Advance = Callable[[str, int, int], None]
 """Told of work that takes long: what it is, how much is done, of how much."""
 
@@ -120,10 +124,10 @@ class RoundedWeights:
         missing: list[int] = []
         for layer in self._prepared.layers:
             for each in bits:
-                if tensors := self._kept.recall(self._name(layer.index, each)):
+                if tensors := self._kept.recall(self._name(layer.index, each, bits)):
                     rounded = on(Rounded(tensors["integers"], tensors["scale"]), self._prepared.device)
                     self._take(layer.index, each, rounded, "nearest" in tensors)
-                else:  # all bits again: the last digit of a scale hangs on what is rounded together
+                else:  # all bits again, as they are rounded together
                     missing.append(layer.index)
                     break
         done = 0
@@ -141,7 +145,9 @@ class RoundedWeights:
                     for each, (rounded, fell) in zip(bits, job.result(), strict=True):
                         self._take(index, each, rounded, fell)
                         tensors = {"integers": rounded.integers, "scale": rounded.scale}
-                        self._kept.keep(self._name(index, each), tensors | ({"nearest": torch.ones(1)} if fell else {}))
+                        self._kept.keep(
+                            self._name(index, each, bits), tensors | ({"nearest": torch.ones(1)} if fell else {})
+                        )
                     done += 1
                     self._advance("rounding layers", done, len(missing))
 
@@ -149,8 +155,9 @@ class RoundedWeights:
         self._held[index, bits] = rounded
         self.fallen[index, bits] = fell
 
-    def _name(self, index: int, bits: int) -> str:
-        return key("rounded", VERSION, self._rounding, self._content, self._block(index), index, bits)
+    def _name(self, index: int, bits: int, together: Sequence[int]) -> str:
+        """Of what is kept: the last digit of a scale hangs on the bits that are rounded together."""
+        return key("rounded", VERSION, self._rounding, self._content, self._block(index), index, bits, together)
 
     def _block(self, index: int) -> int:
         return block_of(self._prepared.modules[index], self._memory // 2)
@@ -193,10 +200,14 @@ def one_thread_each(device: torch.device = CPU) -> Iterator[Executor]:
     if device != CPU:
         yield _AtOnce()
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _COUNTING:
+        _USERS.append(torch.get_num_threads() if not _USERS else _USERS[0])
+        torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(_USERS[0], initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)
+        with _COUNTING:
+            threads = _USERS.pop()
+            if not _USERS:
+                torch.set_num_threads(threads)

@@ -37,7 +37,7 @@ def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]
     whole = fit if held is None else fit + held
     rows = grouped(weight, whole.matrix)
     tops = [torch.full((len(rows), rows.shape[2]), 2.0 ** (each - 1) - 1, device=weight.device) for each in bits]
-    begun = searched(rows, whole.matrix, tops)
+    begun = searched(rows, _damped(whole.matrix, DAMPINGS[0]), tops)
 
     def at(moments: Tensor, damping: float, places: Sequence[int]) -> list[Rounded]:
         scale, limits = (torch.cat([each[place] for place in places], 1) for each in (begun, tops))
@@ -92,8 +92,8 @@ class Factor:
     """
 
     moments: Tensor
-    added: Tensor
-    """(G, K, B), on the diagonal, by damping"""
+    excess: Tensor
+    """(G, K, B), on the diagonal, above the least damping, with which scales are fitted"""
     lower: Tensor
     order: Tensor
     """(G, K, B)"""
@@ -101,15 +101,15 @@ class Factor:
     @staticmethod
     def of(moments: Tensor, damping: float) -> Factor:
         """Of moments (G, K, B, B), `damping` times the mean diagonal added."""
-        plain, moments = moments, _damped(moments.clone(), damping)
-        added = (moments - plain).diagonal(dim1=2, dim2=3)
+        excess = _ridge(moments, damping) - _ridge(moments, DAMPINGS[0])
+        moments = _damped(moments, damping)
         order = moments.diagonal(dim1=2, dim2=3).argsort(2, descending=True).flip(2)
         ordered = moments.gather(2, order.unsqueeze(3).expand_as(moments))
         ordered = ordered.gather(3, order.unsqueeze(2).expand_as(moments))
         lower, failed = torch.linalg.cholesky_ex(ordered)
         if bool(failed.any()):  # float32 is not enough
             lower = torch.linalg.cholesky(ordered.cpu().double()).to(ordered)
-        return Factor(moments, added, lower, order)
+        return Factor(moments, excess, lower, order)
 
     def divided(self, rows: Tensor) -> Tensor:
         """Rows (G, K, R, B) times the inverse of the moments."""
@@ -151,8 +151,8 @@ class Factor:
         products, aims = self.moments @ found, self.moments @ wanted
         weights = self.moments.diagonal(dim1=2, dim2=3).reciprocal().unsqueeze(3)
         limit, size = tops.unsqueeze(1), found.shape[2]
-        added = self.added.unsqueeze(3)
-        scale = _refitted(found, products - added * found, aims - added * wanted, scale)
+        excess = self.excess.unsqueeze(3)
+        scale = _refitted(found, products - excess * found, aims - excess * wanted, scale)
         for _ in range(passes):
             for start in range(0, size, _COLUMNS):
                 columns = slice(start, min(start + _COLUMNS, size))
@@ -164,7 +164,7 @@ class Factor:
                     now.round_().clamp_(-limit, limit)
                     left[:, :, place + 1 :] += near[:, :, place + 1 :, place, None] * (now - was).unsqueeze(2)
                 products += self.moments[:, :, :, columns] @ (found[:, :, columns] - before)
-            scale = _refitted(found, products - added * found, aims - added * wanted, scale)
+            scale = _refitted(found, products - excess * found, aims - excess * wanted, scale)
         return found.transpose(2, 3), scale
 
 
@@ -174,9 +174,16 @@ def _refitted(found: Tensor, products: Tensor, aims: Tensor, scale: Tensor) -> T
 
 
 def _damped(moments: Tensor, damping: float) -> Tensor:
-    """With `damping` times the mean diagonal on the diagonal, in place; a group whose inputs are all zero gets a trace
-    of what the largest has."""
-    diagonal = moments.diagonal(dim1=2, dim2=3).clamp_(min=0)  # what float32 has lost may make it less
-    mean = diagonal.mean(2, keepdim=True)
-    diagonal += (damping * mean).clamp_min(max(_TRACE * float(mean.max()), 1e-12))
-    return moments
+    """With `damping` times the mean diagonal on the diagonal."""
+    damped = moments.clone()
+    damped.diagonal(dim1=2, dim2=3).add_(_ridge(moments, damping))
+    return damped
+
+
+def _ridge(moments: Tensor, damping: float) -> Tensor:
+    """What damping adds to the diagonal, (G, K, B); to a group whose inputs are all zero a trace of what the largest
+    has."""
+    diagonal = moments.diagonal(dim1=2, dim2=3)
+    kept = diagonal.clamp_min(0)  # what float32 has lost may make it less
+    mean = kept.mean(2, keepdim=True)
+    return (damping * mean).clamp_min(max(_TRACE * float(mean.max()), 1e-12)) + (kept - diagonal)

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tap_eval.device import multiply_whole
+from tap_eval.device import Form, multiply_whole
 from tap_eval.images.images import Images
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Observation
 from tap_eval.quantization.rounding import Rounded, nearest
 
-VERSION = 5
+VERSION = 6
 """Part of the key of every stored measurement: raise it when a change in this room changes results."""
 
 
@@ -102,8 +102,8 @@ class QuantizedLayer(nn.Module):
         self._weights: dict[int, QuantizedWeight] = {}
         self._now: tuple[Tensor, Tensor | None] = (layer.weight, layer.bias)
         self._scale: Tensor | None = None
-        self.in_tf32: dict[torch.Size, bool] = {}
-        """whether tensor cores multiply whole numbers exactly, by the shape of the input"""
+        self.in_tf32: dict[Form, bool] = {}
+        """whether tensor cores multiply whole numbers exactly, by the form of the input"""
 
     def choose(self, weight_bits: LayerBits | None, activation_bits: int | None) -> None:
         """Sets the bits; `None` leaves the weights, or the input activations, in full precision."""

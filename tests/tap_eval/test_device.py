@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tap_eval.device import (
     CPU,
     DeviceMistake,
+    Form,
     chosen,
     found,
     in_float32,
@@ -112,7 +113,7 @@ def test_products_of_whole_numbers_are_whole_numbers_on_a_device(
     torch.manual_seed(0)
     some, other = torch.randint(-255, 256, x).float(), torch.randint(-127, 128, weight).float()
     expected = product(some.double(), other.double())
-    tried: dict[torch.Size, bool] = {}
+    tried: dict[Form, bool] = {}
     in_float32(CUDA)
     got = multiply_whole(product, some.to(CUDA), other.to(CUDA), tried)
     assert torch.equal(got.cpu().double().round(), expected)
