@@ -60,6 +60,31 @@ def test_networks_finished_side_by_side_are_what_each_is_alone(
     assert len({together.measure(allocation, "test", finished=True) for allocation in allocations}) > 1
 
 
+def test_networks_that_keep_values_of_a_pass_are_finished_side_by_side_too(splits: Splits, tmp_path: Path) -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.third, self.head = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept = self.first(x).relu()
+            y = self.kept if float(self.kept.mean()) < 1e9 else x  # so that its steps cannot be recorded
+            return self.head((self.third(self.second(y).relu()).relu() + self.kept).mean((2, 3)))
+
+    torch.manual_seed(0)
+    task, network = Task(Choices(), Budget.parse("4bit")), Keeping()
+    allocations = [Allocation(bits, (8,) * 4) for bits in ((2, 2, 2, 8), (8, 4, 8, 8), (4, 4, 2, 8), (2, 4, 8, 2))]
+    together, alone = (
+        Bench("keeping", network, splits, task, Ledger(tmp_path / name / "ledger.sqlite")) for name in ("all", "one")
+    )
+    together.finish(allocations, [0])
+    assert together.unfit
+    for allocation in allocations:
+        one, other = (bench.quantized(allocation).logits(splits.test.pixels[:20], 20) for bench in (together, alone))
+        assert torch.equal(one, other)
+
+
 def test_a_batch_that_does_not_fit_the_memory_is_halved(splits: Splits, tmp_path: Path) -> None:
     class Hungry(nn.Module):
         def __init__(self) -> None:

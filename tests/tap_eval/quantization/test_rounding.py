@@ -217,3 +217,30 @@ def test_channels_that_calibration_images_never_wake_are_rounded_too() -> None:
         assert rounded is not None
         assert bool(rounded.scale.isfinite().all())
     assert bool(Factor.of(moments.matrix, DAMPINGS[0]).lower.isfinite().all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [1, 2, 3])
+def test_what_is_seen_at_a_few_positions_alone_is_rounded_as_well_as_to_the_nearest(positions: int) -> None:
+    layer = layer_of("linear")
+    (rounded,) = gptq(layer.weight, moments_of(layer, inputs_of(layer, positions, 1)), None, [8])
+    assert rounded is not None
+    assert squared(rounded, layer.weight) < 3 * squared(nearest(layer.weight, 8), layer.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strength", [0, 1e-5, 3e-5, 1e-3])
+def test_channels_that_read_inputs_which_hardly_wake_keep_weights_near_their_own(strength: float) -> None:
+    layer = layer_of("linear")
+    layer.weight[:4, 30:] = 0
+    x = torch.randn(400, 150, generator=torch.Generator().manual_seed(0))
+    x[:, :30] *= strength
+    for bits, rounded in zip((4, 8), gptq(layer.weight, moments_of(layer, x), None, (4, 8)), strict=True):
+        assert rounded is not None
+        mine, plain = (Rounded(each.integers[:4], each.scale[:4]) for each in (rounded, nearest(layer.weight, bits)))
+        assert squared(mine, layer.weight[:4]) < 3 * squared(plain, layer.weight[:4])
+
+
+def squared(rounded: Rounded, weight: Tensor) -> float:
+    """What all weights are off, squared."""
+    return float((rounded.real() - weight).square().sum())
