@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: run test lint
 
 run: .venv/ready
-	$(BIN)/tap-agent run
+	$(BIN)/tap-agent run --budget 2.5bit --bits 2,3,4,8
 
 test: .venv/tested
 	TAP_SCREENSHOTS=artefacts $(BIN)/python -m pytest -q
