@@ -179,7 +179,7 @@ CPU; cuda takes all of them, cuda:N one."""
     features_mib: int = Field(512, ge=1)
     """MiB that are in use while features of layers are computed, about."""
     moments_mib: int = Field(512, ge=1)
-    """MiB of second moments of layers' inputs that are held; a layer above it is rounded in blocks of inputs."""
+    """MiB of second moments of layers' inputs that a thread holds; a layer above it is rounded in blocks of inputs."""
     images_mib: int = Field(2048, ge=0)
     """MiB of decoded images that are kept in memory, a split; more are kept in a file."""
     seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = 0
