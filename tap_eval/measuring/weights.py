@@ -20,13 +20,10 @@ from torch import Tensor
 from tap_eval.device import CPU, on
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.quantization.calibration import Observation, block_of, second_moments, together
+from tap_eval.quantization.calibration import HELD_OUT, Observation, block_of, second_moments, together
 from tap_eval.quantization.gptq import gptq
 from tap_eval.quantization.quantizer import VERSION
 from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
-
-_HELD_OUT = 4
-"""one calibration image in so many judges whether GPTQ is better than the nearest"""
 
 _COUNTING = threading.Lock()
 _USERS: list[int] = []
@@ -167,7 +164,7 @@ class RoundedWeights:
         if self._rounding == "nearest":
             return {}, {}
         blocks = {index: self._block(index) for index in group}
-        held = len(self._pixels) // _HELD_OUT
+        held = len(self._pixels) // HELD_OUT
         fit = second_moments(self._prepared, self._pixels[held:], self._seen, blocks)
         return fit, second_moments(self._prepared, self._pixels[:held], self._seen, blocks) if held else {}
 

@@ -15,6 +15,8 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.rounding import Moments
 
+HELD_OUT = 4
+"""one calibration image in so many judges what was fitted to the others"""
 _PATCHES = 2**26
 """bytes of a layer's unfolded input that are held at once, about"""
 

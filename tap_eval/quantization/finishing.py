@@ -10,6 +10,7 @@ Li et al. 2025, and Qronos, Zhang et al. 2025).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from tap_eval.device import widest
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
-from tap_eval.quantization.calibration import Sums, block_of
+from tap_eval.quantization.calibration import HELD_OUT, Sums, block_of
 from tap_eval.quantization.gptq import DAMPINGS, PASSES, Factor, ungrouped
 from tap_eval.quantization.quantizer import (
     Allocation,
@@ -31,8 +32,6 @@ from tap_eval.quantization.rounding import Moments, Rounded, error, grouped, nea
 
 _DAMPING = 0.1
 """of the mean diagonal, for the ridge and for rounding, where no image is left out to choose one of several"""
-_HELD_OUT = 4
-"""one image in so many judges whether a finished layer is better than it was"""
 
 Pair = tuple[Tensor, Tensor]
 """A layer's input in the quantized network and in full precision, of the same images."""
@@ -72,7 +71,7 @@ def _finished(
     assert affine is not None
     inputs = [(affine.centred(x).mul_(affine.scale), other) for x, other in pairs]
     count = sum(len(x) for x, _ in inputs)
-    held, block = count // _HELD_OUT, block_of(layer.layer, memory // 4)
+    held, block = count // HELD_OUT, block_of(layer.layer, memory // 4)
     kept = _summed(layer, inputs, held, count, block)
     moments, crosses = kept.moments(), kept.crosses()
     lost = _lost(layer, crosses)
@@ -80,18 +79,16 @@ def _finished(
         return _with_bias(layer, _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, _DAMPING)), [kept])
     left_out = _summed(layer, inputs, 0, held, block)
     judged = _judge(layer, left_out)
-    least, chosen, factor, rows = torch.inf, _DAMPING, None, None
-    for damping in DAMPINGS:
-        by, moved = _moved(layer, moments, lost, damping)
-        off = judged(_rounded(layer, bits, before.scale, by, moved, passes=0))
-        if factor is None or off < least:
-            least, chosen, factor, rows = off, damping, by, moved
-    assert factor is not None
-    assert rows is not None
+
+    def tried(damping: float) -> tuple[float, float, Factor, Tensor]:
+        factor, rows = _moved(layer, moments, lost, damping)
+        return judged(_rounded(layer, bits, before.scale, factor, rows, passes=0)), damping, factor, rows
+
+    _, damping, factor, rows = min(map(tried, DAMPINGS), key=itemgetter(0))
     if judged(_rounded(layer, bits, before.scale, factor, rows)) > judged(nearest(layer.layer.weight, bits)):
         return _with_bias(layer, before, [kept, left_out])
     moments, lost = moments + left_out.moments(), _lost(layer, crosses + left_out.crosses())
-    rounded = _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, chosen))
+    rounded = _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, damping))
     return _with_bias(layer, rounded, [kept, left_out])
 
 
