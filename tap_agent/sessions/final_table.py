@@ -14,7 +14,7 @@ from tap_eval.allocation.size import bops, weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench
-from tap_eval.measuring.measurer import SplitName
+from tap_eval.measuring.job import SplitName
 from tap_eval.quantization.quantizer import Allocation
 
 Advance = Callable[[], None]

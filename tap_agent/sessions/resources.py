@@ -26,8 +26,9 @@ from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.devices import spread_over
+from tap_eval.measuring.job import Measures
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.measuring.measurer import Bounds, Measurer, Measures
+from tap_eval.measuring.measurer import Bounds, Measurer
 from tap_eval.measuring.weights import Advance
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights

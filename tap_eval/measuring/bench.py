@@ -27,8 +27,9 @@ from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
+from tap_eval.measuring.job import Job, Measures, SplitName
 from tap_eval.measuring.ledger import Ledger, key
-from tap_eval.measuring.measurer import Bounds, Job, Measurer, Measures, Recipe, SplitName
+from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
 from tap_eval.measuring.weights import Advance, Kept, one_thread_each
 from tap_eval.mistake import BudgetMistake, ImagesMistake

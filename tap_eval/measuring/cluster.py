@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tap_eval.measuring.measurer import Job, Measurer
+from tap_eval.measuring.job import Job
+from tap_eval.measuring.measurer import Measurer
 from tap_eval.mistake import Mistake
 
 if TYPE_CHECKING:

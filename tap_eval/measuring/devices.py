@@ -11,10 +11,11 @@ import torch
 
 from tap_eval.device import CPU, DeviceMistake, alone, in_float32
 from tap_eval.images.images import Images
+from tap_eval.measuring.job import Job, Measures
 from tap_eval.preparing.prepared import Prepared
 
 if TYPE_CHECKING:
-    from tap_eval.measuring.measurer import Job, Measurer, Measures
+    from tap_eval.measuring.measurer import Measurer
 
 _LOOKED_AT = 2
 """images whose outputs are compared with the CPU's"""

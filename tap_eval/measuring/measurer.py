@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from tap_eval.device import CPU, alone, on, out_of_memory
 from tap_eval.images.images import Images, Splits
 from tap_eval.measuring.devices import brought
+from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
 from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each
@@ -31,7 +32,6 @@ from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
 
-SplitName = Literal["search", "test"]
 _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
@@ -43,21 +43,6 @@ _PARTS = ("integers", "scale", "bias")
 
 def _silent(_: str, __: int, ___: int) -> None:
     """Tells nobody how far it has come."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Some images of a split, to be classified with the bits of `allocation`, or in full precision."""
-
-    allocation: Allocation | None
-    split: SplitName
-    draw: int
-    """of the calibration images"""
-    rows: np.ndarray
-    integers: bool
-    """multiplied as such, or else simulated"""
-    finished: bool = False
-    """rounded once more for this allocation"""
 
 
 @dataclass(frozen=True)
@@ -84,33 +69,6 @@ class Recipe:
     content: str
     """names the network"""
     kept: Kept
-
-
-class Measures(Protocol):
-    """Whatever measures: this process, or several machines."""
-
-    @property
-    def workers(self) -> int:
-        """Jobs that run side by side."""
-        ...
-
-    @property
-    def unfit(self) -> str | None:
-        """Why allocations are measured on the simulated path, or None where integers are multiplied."""
-        ...
-
-    @property
-    def notes(self) -> list[str]:
-        """How measuring differs from what is usual, each after "is measured"."""
-        ...
-
-    def correct(self, job: Job) -> np.ndarray:
-        """Which of the job's images are classified correctly, bool."""
-        ...
-
-    def layer_errors(self, bits: int, count: int) -> list[float]:
-        """Mean KL divergence (nats) a layer with `bits` of its own, on the first `count` search images."""
-        ...
 
 
 class Measurer:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
-from tap_eval.measuring.measurer import Bounds, Job, Measurer, Recipe
+from tap_eval.measuring.job import Job
+from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.weights import Kept
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization import integer

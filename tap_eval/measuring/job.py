@@ -1,0 +1,54 @@
+"""What is asked of whatever measures a network: images to be classified with given bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from tap_eval.quantization.quantizer import Allocation
+
+SplitName = Literal["search", "test"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some images of a split, to be classified with the bits of `allocation`, or in full precision."""
+
+    allocation: Allocation | None
+    split: SplitName
+    draw: int
+    """of the calibration images"""
+    rows: np.ndarray
+    integers: bool
+    """multiplied as such, or else simulated"""
+    finished: bool = False
+    """rounded once more for this allocation"""
+
+
+class Measures(Protocol):
+    """Whatever measures: this process, or several machines."""
+
+    @property
+    def workers(self) -> int:
+        """Jobs that run side by side."""
+        ...
+
+    @property
+    def unfit(self) -> str | None:
+        """Why allocations are measured on the simulated path, or None where integers are multiplied."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """How measuring differs from what is usual, each after "is measured"."""
+        ...
+
+    def correct(self, job: Job) -> np.ndarray:
+        """Which of the job's images are classified correctly, bool."""
+        ...
+
+    def layer_errors(self, bits: int, count: int) -> list[float]:
+        """Mean KL divergence (nats) a layer with `bits` of its own, on the first `count` search images."""
+        ...
