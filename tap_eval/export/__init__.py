@@ -1,0 +1,1 @@
+"""A quantized network as files that other software reads."""
