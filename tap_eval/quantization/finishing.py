@@ -84,8 +84,8 @@ def _finished(
         factor, rows = _moved(layer, moments, lost, damping)
         return judged(_rounded(layer, bits, before.scale, factor, rows, passes=0)), damping, factor, rows
 
-    _, damping, factor, rows = min(map(tried, DAMPINGS), key=itemgetter(0))
-    if judged(_rounded(layer, bits, before.scale, factor, rows)) > judged(nearest(layer.layer.weight, bits)):
+    least, damping, factor, rows = min(map(tried, DAMPINGS), key=itemgetter(0))
+    if least > judged(nearest(layer.layer.weight, bits)):
         return _with_bias(layer, before, [kept, left_out])
     moments, lost = moments + left_out.moments(), _lost(layer, crosses + left_out.crosses())
     rounded = _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, damping))

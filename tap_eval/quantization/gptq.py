@@ -39,10 +39,10 @@ def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]
     tops = [torch.full((len(rows), rows.shape[2]), 2.0 ** (each - 1) - 1, device=weight.device) for each in bits]
     begun = searched(rows, _damped(whole.matrix, DAMPINGS[0]), tops)
 
-    def at(moments: Tensor, damping: float, places: Sequence[int]) -> list[Rounded]:
+    def at(moments: Tensor, damping: float, places: Sequence[int], passes: int = PASSES) -> list[Rounded]:
         scale, limits = (torch.cat([each[place] for place in places], 1) for each in (begun, tops))
         factor = Factor.of(moments, damping)
-        integers, scale = factor.rounded(rows.repeat(1, 1, len(places), 1), scale, limits)
+        integers, scale = factor.rounded(rows.repeat(1, 1, len(places), 1), scale, limits, passes)
         parts = zip(integers.split(rows.shape[2], 2), scale.split(rows.shape[2], 1), strict=True)
         return [ungrouped(*part, weight) for part in parts]
 
@@ -52,7 +52,7 @@ def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]
     least = [error(weight, nearest(weight, each), held.matrix) for each in bits]
     left = list(range(len(bits)))
     for damping in DAMPINGS:
-        tried = at(fit.matrix, damping, left)
+        tried = at(fit.matrix, damping, left, passes=0)
         good = [
             place for place, each in zip(left, tried, strict=True) if error(weight, each, held.matrix) <= least[place]
         ]
