@@ -189,8 +189,10 @@ class Measurer:
 
         def finished(allocation: Allocation) -> list[QuantizedWeight]:
             network = QuantizedNetwork(self._resident, [layer.seen for layer in layers], self._integers_of(draw))
+            pairs = enumerate(allocation.weights)
+            dampings = [self._rounded[draw].damping(index, bits) for index, bits in pairs]
             found = finish(
-                network, program, pixels, allocation, self._bounds.moments,
+                network, program, pixels, allocation, dampings, self._bounds.moments,
                 lambda: self._advance("finishing layers", next(done), count),
             )  # fmt: skip
             named = {f"{place}.{part}": value for place, each in enumerate(found) for part, value in vars(each).items()}
@@ -280,9 +282,10 @@ class Measurer:
         if self._batch < self._bounds.batch:
             notes.append(f"in batches of {self._batch}, since {self._bounds.batch} images did not fit the memory")
         for rounded in self._rounded.values():
-            if fallen := sum(rounded.fallen.values()):
+            fallen, count = rounded.fallen
+            if fallen:
                 notes.append(
-                    f"with {fallen} of {len(rounded.fallen)} weights, by layer and bits, rounded to the nearest, since "
+                    f"with {fallen} of {count} weights, by layer and bits, rounded to the nearest, since "
                     "GPTQ was worse on calibration images that were left out"
                 )
         if blocked := next(iter(self._rounded.values())).blocked if self._rounded else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import uuid
@@ -21,8 +22,8 @@ from tap_eval.device import CPU, on
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import HELD_OUT, Observation, block_of, second_moments, together
-from tap_eval.quantization.gptq import gptq
-from tap_eval.quantization.quantizer import VERSION
+from tap_eval.quantization.gptq import DAMPINGS, gptq
+from tap_eval.quantization.quantizer import VERSION, LayerBits
 from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
 
 _COUNTING = threading.Lock()
@@ -97,8 +98,9 @@ class RoundedWeights:
         self._advance = advance
         self._lock = threading.RLock()
         self._held: dict[tuple[int, int], Rounded] = {}
-        self.fallen: dict[tuple[int, int], bool] = {}
-        """of each (layer index, bits) so far, whether it is the nearest since GPTQ was worse on images left out"""
+        self._dampings: dict[tuple[int, int], float] = {}
+        """of each (layer index, bits) so far, 0 where none was chosen, and infinite where it is the nearest since GPTQ
+        was worse on images left out"""
 
     def __call__(self, index: int, bits: int) -> Rounded:
         """Layer `index` at `bits`."""
@@ -106,6 +108,18 @@ class RoundedWeights:
             if (index, bits) not in self._held:
                 self._fill(sorted({bits, *self._choices}) if bits in self._choices else [bits])
             return self._held[index, bits]
+
+    def damping(self, index: int, bits: LayerBits) -> float:
+        """With which GPTQ does best on images left out, the largest of several bits; 0 where none was chosen."""
+        several = {bits} if isinstance(bits, int) else set(bits)
+        for each in several:
+            self(index, each)
+        return min(max(self._dampings[index, each] for each in several), DAMPINGS[-1])
+
+    @property
+    def fallen(self) -> tuple[int, int]:
+        """How many weights, by layer and bits, are the nearest since GPTQ was worse on images left out, of how many."""
+        return sum(each == math.inf for each in self._dampings.values()), len(self._dampings)
 
     @property
     def blocked(self) -> list[str]:
@@ -123,7 +137,7 @@ class RoundedWeights:
             for each in bits:
                 if tensors := self._kept.recall(self._name(layer.index, each, bits)):
                     rounded = on(Rounded(tensors["integers"], tensors["scale"]), self._prepared.device)
-                    self._take(layer.index, each, rounded, "nearest" in tensors)
+                    self._take(layer.index, each, rounded, float(tensors["damping"]))
                 else:  # all bits again, as they are rounded together
                     missing.append(layer.index)
                     break
@@ -139,18 +153,16 @@ class RoundedWeights:
                     for index in group
                 ]
                 for index, job in zip(group, jobs, strict=True):
-                    for each, (rounded, fell) in zip(bits, job.result(), strict=True):
-                        self._take(index, each, rounded, fell)
-                        tensors = {"integers": rounded.integers, "scale": rounded.scale}
-                        self._kept.keep(
-                            self._name(index, each, bits), tensors | ({"nearest": torch.ones(1)} if fell else {})
-                        )
+                    for each, (rounded, damping) in zip(bits, job.result(), strict=True):
+                        self._take(index, each, rounded, damping)
+                        tensors = {**vars(rounded), "damping": torch.tensor(damping, dtype=torch.float64)}
+                        self._kept.keep(self._name(index, each, bits), tensors)
                     done += 1
                     self._advance("rounding layers", done, len(missing))
 
-    def _take(self, index: int, bits: int, rounded: Rounded, fell: bool) -> None:
+    def _take(self, index: int, bits: int, rounded: Rounded, damping: float) -> None:
         self._held[index, bits] = rounded
-        self.fallen[index, bits] = fell
+        self._dampings[index, bits] = damping
 
     def _name(self, index: int, bits: int, together: Sequence[int]) -> str:
         """Of what is kept: the last digit of a scale hangs on the bits that are rounded together."""
@@ -171,12 +183,12 @@ class RoundedWeights:
 
 def _rounded(
     weight: Tensor, fit: Moments | None, held: Moments | None, bits: Sequence[int]
-) -> list[tuple[Rounded, bool]]:
-    """A layer at each of `bits`, and whether it is the nearest since GPTQ was worse."""
+) -> list[tuple[Rounded, float]]:
+    """A layer at each of `bits`, and the damping with which it is."""
     if fit is None:  # for the nearest, or of a layer that no image reaches
-        return [(nearest(weight, each), False) for each in bits]
+        return [(nearest(weight, each), 0.0) for each in bits]
     found = gptq(weight, fit, held, bits)
-    return [(rounded or nearest(weight, each), rounded is None) for rounded, each in zip(found, bits, strict=True)]
+    return [each or (nearest(weight, its), math.inf) for each, its in zip(found, bits, strict=True)]
 
 
 class _AtOnce(Executor):

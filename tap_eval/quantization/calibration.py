@@ -159,7 +159,8 @@ def second_moments(
 
 
 class Sums:
-    """Adds up a layer's unfolded input and its products, and where two inputs are `compared` those with the difference.
+    """Adds up a layer's unfolded input and its products, and where two inputs are `compared` what their difference is
+    worth at the output.
 
     Everything is taken from about the mean of the calibration images, so that little is lost
     to rounding where means are large.
@@ -171,8 +172,10 @@ class Sums:
         groups, inputs = groups_of(layer), layer.weight[0].numel()
         self._blocks, self._block = -(-inputs // block), block
         self._shape, self._middle = mean_patch.shape, mean_patch.reshape(groups, inputs, 1)
-        empty = torch.zeros(groups * self._blocks, block, block, device=mean_patch.device)
-        self._products, self._crosses = empty, empty.clone() if compared else None
+        self._rows = layer.weight.reshape(groups, -1, inputs)
+        parts = groups * self._blocks
+        self._products = torch.zeros(parts, block, block, device=mean_patch.device)
+        self._lost = torch.zeros(parts, self._rows.shape[1], block, device=mean_patch.device) if compared else None
         wide = widest(mean_patch.device)
         self._total, self._other_total = (torch.zeros_like(self._middle, dtype=wide) for _ in range(2))
 
@@ -186,10 +189,10 @@ class Sums:
             mine = self._cut(part)
             self._products.baddbmm_(mine, mine.transpose(1, 2))
             if beside is not None:
-                assert self._crosses is not None
+                assert self._lost is not None
                 beside = beside - self._middle
                 self._other_total += beside.sum(2, keepdim=True)
-                self._crosses.baddbmm_(self._cut(beside - part), mine.transpose(1, 2))
+                self._lost.baddbmm_(self._repeated(self._rows @ (beside - part)), mine.transpose(1, 2))
 
     def _cut(self, part: Tensor) -> Tensor:
         filled = F.pad(part, (0, 0, 0, self._blocks * self._block - part.shape[1]))
@@ -211,19 +214,22 @@ class Sums:
     def moments(self) -> Moments:
         """Of the input about its mean."""
         mine = self._cut((self._total / self.count).float())
-        return self._moments(self._products / self.count - mine @ mine.transpose(1, 2), self._total)
-
-    def crosses(self) -> Moments:
-        """Of the difference to what it is compared with, by rows, and the input, by columns; each about its mean."""
-        assert self._crosses is not None
-        mine = self._cut((self._total / self.count).float())
-        off = self._cut(((self._other_total - self._total) / self.count).float())
-        return self._moments(self._crosses / self.count - off @ mine.transpose(1, 2), self._other_total - self._total)
-
-    def _moments(self, matrix: Tensor, total: Tensor) -> Moments:
-        mean = self._cut(self._middle + (total / self.count).float())
+        matrix = torch.baddbmm(self._products, mine, mine.transpose(1, 2), beta=1 / self.count, alpha=-1)
+        mean = self._cut(self._middle + (self._total / self.count).float())
         return Moments(
             matrix.view(-1, self._blocks, self._block, self._block),
             mean.view(-1, self._blocks, self._block),
             self.count,
         )
+
+    def lost(self) -> Tensor:
+        """Second moments (G, K, O / G, B) of what the difference to what it is compared with gives at the output, and
+        the input, each about its mean."""
+        assert self._lost is not None
+        mine = self._cut((self._total / self.count).float())
+        off = self._repeated(self._rows @ ((self._other_total - self._total) / self.count).float())
+        return (self._lost / self.count - off @ mine.transpose(1, 2)).view(-1, self._blocks, *self._lost.shape[1:])
+
+    def _repeated(self, outputs: Tensor) -> Tensor:
+        """Of each group, for each of its blocks."""
+        return outputs if self._blocks == 1 else outputs.repeat_interleave(self._blocks, 0)

@@ -10,7 +10,7 @@ Li et al. 2025, and Qronos, Zhang et al. 2025).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from tap_eval.device import widest
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.calibration import HELD_OUT, Sums, block_of
-from tap_eval.quantization.gptq import DAMPINGS, PASSES, Factor, ungrouped
+from tap_eval.quantization.gptq import PASSES, Factor, thinning, ungrouped
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -28,10 +28,10 @@ from tap_eval.quantization.quantizer import (
     QuantizedWeight,
     output_mean,
 )
-from tap_eval.quantization.rounding import Moments, Rounded, error, grouped, nearest
+from tap_eval.quantization.rounding import Rounded, error, grouped, nearest
 
 _DAMPING = 0.1
-"""of the mean diagonal, for the ridge and for rounding, where no image is left out to choose one of several"""
+"""of the mean diagonal, for the ridge and for rounding, where none was chosen"""
 
 Pair = tuple[Tensor, Tensor]
 """A layer's input in the quantized network and in full precision, of the same images."""
@@ -43,28 +43,35 @@ def finish(
     program: Program | None,
     pixels: Tensor,
     allocation: Allocation,
+    dampings: Sequence[float],
     memory: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[QuantizedWeight]:
     """The weights of every layer for `allocation`, from calibration images (N, C, H, W).
 
     `program` is the network's, None where its steps cannot be recorded: it is then run from the
-    start for each layer. `memory` bounds the moments of a layer, in bytes. A layer that is worse
-    than the nearest on images that were left out, or that none of the images reaches, stays as
-    `network` rounds it. `network` is left with the finished weights; `advance` is called after each layer.
+    start for each layer. `dampings` are those of the moments of each layer, parts of the mean
+    diagonal, 0 where none was chosen. `memory` bounds the moments of a layer, in bytes. A layer that
+    is worse than the nearest on images that were left out, or that none of the images reaches,
+    stays as `network` rounds it. `network` is left with the finished weights; `advance` is called after each layer.
     """
     network.choose(allocation)
     found = [layer.quantized(bits) for layer, bits in zip(network.layers, allocation.weights, strict=True)]
     for index, pairs in _walk(network, program, pixels):
         layer = network.layers[index]
-        found[index] = _finished(layer, allocation.weights[index], pairs, found[index], memory)
+        found[index] = _finished(layer, allocation.weights[index], dampings[index], pairs, found[index], memory)
         layer.take(found[index], allocation.activations[index])
         advance()
     return found
 
 
 def _finished(
-    layer: QuantizedLayer, bits: LayerBits, pairs: Sequence[Pair], before: QuantizedWeight, memory: int
+    layer: QuantizedLayer,
+    bits: LayerBits,
+    damping: float,
+    pairs: Sequence[Pair],
+    before: QuantizedWeight,
+    memory: int,
 ) -> QuantizedWeight:
     """A layer's weight for its first call, given the weight that it has without all this."""
     affine = layer.affine
@@ -72,24 +79,59 @@ def _finished(
     inputs = [(affine.centred(x).mul_(affine.scale), other) for x, other in pairs]
     count = sum(len(x) for x, _ in inputs)
     held, block = count // HELD_OUT, block_of(layer.layer, memory // 4)
+    damping = damping or _DAMPING
     kept = _summed(layer, inputs, held, count, block)
-    moments, crosses = kept.moments(), kept.crosses()
-    lost = _lost(layer, crosses)
-    if not held:
-        return _with_bias(layer, _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, _DAMPING)), [kept])
-    left_out = _summed(layer, inputs, 0, held, block)
-    judged = _judge(layer, left_out)
+    moments, lost, sums = kept.moments(), kept.lost(), [kept]
+    whole = _Rows.of(layer.layer.weight, bits, before.scale)
+    if held:
+        left_out = _summed(layer, inputs, 0, held, block)
+        theirs, their_lost = left_out.moments(), left_out.lost()
+        every = thinning(whole.weight, len(lost))
+        some = whole.thinned(len(lost), every)
+        tried = some.rounded(moments.matrix, lost[:, :, ::every], damping, passes=0)
+        off, plain = (
+            some.off(each, theirs.matrix, their_lost[:, :, ::every])
+            for each in (tried, nearest(some.weight, some.bits))
+        )
+        if off > plain:
+            return _with_bias(layer, before, [kept, left_out])
+        share = kept.count / (kept.count + left_out.count)
+        moments, lost = moments + theirs, lost.mul_(share).add_(their_lost, alpha=1 - share)
+        sums = [kept, left_out]
+    return _with_bias(layer, whole.rounded(moments.matrix, lost, damping), sums)
 
-    def tried(damping: float) -> tuple[float, float, Factor, Tensor]:
-        factor, rows = _moved(layer, moments, lost, damping)
-        return judged(_rounded(layer, bits, before.scale, factor, rows, passes=0)), damping, factor, rows
 
-    least, damping, factor, rows = min(map(tried, DAMPINGS), key=itemgetter(0))
-    if least > judged(nearest(layer.layer.weight, bits)):
-        return _with_bias(layer, before, [kept, left_out])
-    moments, lost = moments + left_out.moments(), _lost(layer, crosses + left_out.crosses())
-    rounded = _rounded(layer, bits, before.scale, *_moved(layer, moments, lost, damping))
-    return _with_bias(layer, rounded, [kept, left_out])
+@dataclass(frozen=True)
+class _Rows:
+    """Output channels of a layer: its weight (O, ...), and for each the bits and the scale to begin with."""
+
+    weight: Tensor
+    bits: list[int]
+    scale: Tensor
+
+    @staticmethod
+    def of(weight: Tensor, bits: LayerBits, scale: Tensor) -> _Rows:
+        return _Rows(weight, [bits] * len(weight) if isinstance(bits, int) else list(bits), scale)
+
+    def thinned(self, groups: int, every: int) -> _Rows:
+        """Each so-manyth of each group."""
+        places = torch.arange(len(self.weight)).view(groups, -1)[:, ::every].flatten()
+        return _Rows(self.weight[places], [self.bits[place] for place in places.tolist()], self.scale[places])
+
+    def rounded(self, moments: Tensor, lost: Tensor, damping: float, passes: int = PASSES) -> Rounded:
+        """`W + W C (H + r I)^-1` rounded, with `lost` the `W C` and `r` the damping of the moments `H`."""
+        factor = Factor.of(moments, damping)
+        moved = grouped(self.weight, moments) + factor.divided(lost)
+        tops = 2.0 ** (torch.tensor(self.bits, device=self.weight.device).view(len(moved), -1) - 1) - 1
+        return ungrouped(*factor.rounded(moved, self.scale.view(len(moved), -1), tops, passes), self.weight)
+
+    def off(self, rounded: Rounded, moments: Tensor, lost: Tensor) -> float:
+        """Mean squared difference from the full-precision output, up to what does not depend on what is rounded.
+
+        With `x` the input, `x + d` that in full precision and `e = Q - W` it is that of `e x - W d`.
+        """
+        mixed = (grouped(rounded.real() - self.weight, moments) * lost).sum(dtype=widest(moments.device))
+        return error(self.weight, rounded, moments) - 2 * float(mixed)
 
 
 def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int, block: int) -> Sums:
@@ -102,40 +144,6 @@ def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int
             sums.take(x[part], other[part])
         before += len(x)
     return sums
-
-
-def _moved(layer: QuantizedLayer, moments: Moments, lost: Tensor, damping: float) -> tuple[Factor, Tensor]:
-    """`W + W C (H + r I)^-1`, (G, K, O / G, B), and what it is rounded by; `lost` is `W C`, r the damping of `H`."""
-    factor = Factor.of(moments.matrix, damping)
-    return factor, grouped(layer.layer.weight, moments.matrix) + factor.divided(lost)
-
-
-def _rounded(
-    layer: QuantizedLayer, bits: LayerBits, scale: Tensor, factor: Factor, rows: Tensor, passes: int = PASSES
-) -> Rounded:
-    """What was moved, as integers of the layer, with scales (O,) to begin with."""
-    weight = layer.layer.weight
-    each = torch.tensor(bits, device=weight.device).expand(len(weight)).reshape(len(rows), -1)
-    return ungrouped(*factor.rounded(rows, scale.view(len(rows), -1), 2.0 ** (each - 1) - 1, passes), weight)
-
-
-def _lost(layer: QuantizedLayer, crosses: Moments) -> Tensor:
-    """`W C`, (G, K, O / G, B): what the difference of both inputs is worth in the output, as the input knows it."""
-    return grouped(layer.layer.weight, crosses.matrix) @ crosses.matrix
-
-
-def _judge(layer: QuantizedLayer, sums: Sums) -> Callable[[Rounded], float]:
-    """Mean squared difference from the full-precision output, up to what does not depend on what is rounded.
-
-    With `x` the input, `x + d` that in full precision and `e = Q - W` it is that of `e x - W d`.
-    """
-    weight, moments, lost = layer.layer.weight, sums.moments().matrix, _lost(layer, sums.crosses())
-
-    def judged(rounded: Rounded) -> float:
-        mixed = (grouped(rounded.real() - weight, moments) * lost).sum(dtype=widest(weight.device))
-        return error(weight, rounded, moments) - 2 * float(mixed)
-
-    return judged
 
 
 def _with_bias(layer: QuantizedLayer, rounded: Rounded, sums: Sequence[Sums]) -> QuantizedWeight:

@@ -21,47 +21,59 @@ PASSES = 2
 """over all columns after GPTQ"""
 _COLUMNS = 64
 """that are rounded one after the other before what they are off is brought to the other columns"""
+_JUDGED = 128
+"""output channels of a group, as good as, on which a damping is judged"""
 _SEARCHED = 512
 """inputs with which a scale is searched together; what more of them have in common counts from there on"""
 _TRACE = 1e-6
 
 
 @torch.no_grad()
-def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]) -> list[Rounded | None]:
-    """Weights (O, ...) rounded by GPTQ (Frantar et al. 2023) to each of `bits`.
+def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]) -> list[tuple[Rounded, float] | None]:
+    """Weights (O, ...) rounded by GPTQ (Frantar et al. 2023) to each of `bits`, and the damping with which they are.
 
-    The moments are of the weight's inputs, `held` of images that are left out. With them the
-    damping is chosen, the least with which GPTQ is as good as the nearest there; where none is,
-    there is None in its place. All images count in the end.
+    The moments are of the weight's inputs, `held` of images that are left out. On these the
+    damping is chosen, by GPTQ alone, on some output channels of large layers; where none is as
+    good as the nearest, there is None. All images count in the end.
     """
     whole = fit if held is None else fit + held
     rows = grouped(weight, whole.matrix)
     tops = [torch.full((len(rows), rows.shape[2]), 2.0 ** (each - 1) - 1, device=weight.device) for each in bits]
     begun = searched(rows, _damped(whole.matrix, DAMPINGS[0]), tops)
 
-    def at(moments: Tensor, damping: float, places: Sequence[int], passes: int = PASSES) -> list[Rounded]:
-        scale, limits = (torch.cat([each[place] for place in places], 1) for each in (begun, tops))
-        factor = Factor.of(moments, damping)
-        integers, scale = factor.rounded(rows.repeat(1, 1, len(places), 1), scale, limits, passes)
-        parts = zip(integers.split(rows.shape[2], 2), scale.split(rows.shape[2], 1), strict=True)
+    def at(
+        moments: Tensor, damping: float, places: Sequence[int], every: int = 1, passes: int = PASSES
+    ) -> list[Rounded]:
+        some = rows[:, :, ::every]
+        scale, limits = (torch.cat([each[place][:, ::every] for place in places], 1) for each in (begun, tops))
+        integers, scale = Factor.of(moments, damping).rounded(some.repeat(1, 1, len(places), 1), scale, limits, passes)
+        parts = zip(integers.split(some.shape[2], 2), scale.split(some.shape[2], 1), strict=True)
         return [ungrouped(*part, weight) for part in parts]
 
     if held is None:
-        return list(at(whole.matrix, DAMPINGS[0], range(len(bits))))
-    found: list[Rounded | None] = [None] * len(bits)
-    least = [error(weight, nearest(weight, each), held.matrix) for each in bits]
-    left = list(range(len(bits)))
+        return [(each, DAMPINGS[0]) for each in at(whole.matrix, DAMPINGS[0], range(len(bits)))]
+    every = thinning(weight, len(rows))
+    judged = weight.unflatten(0, (len(rows), -1))[:, ::every].flatten(0, 1)
+    errors = [
+        [error(judged, each, held.matrix) for each in at(fit.matrix, damping, range(len(bits)), every, passes=0)]
+        for damping in DAMPINGS
+    ]
+    found: list[tuple[Rounded, float] | None] = [None] * len(bits)
+    least = [min(zip(each, DAMPINGS, strict=True)) for each in zip(*errors, strict=True)]
     for damping in DAMPINGS:
-        tried = at(fit.matrix, damping, left, passes=0)
-        good = [
-            place for place, each in zip(left, tried, strict=True) if error(weight, each, held.matrix) <= least[place]
+        places = [
+            place
+            for place, each in enumerate(bits)
+            if least[place][1] == damping and least[place][0] <= error(judged, nearest(judged, each), held.matrix)
         ]
-        for place, each in zip(good, at(whole.matrix, damping, good) if good else (), strict=True):
-            found[place] = each
-        left = [place for place in left if place not in good]
-        if not left:
-            break
+        for place, rounded in zip(places, at(whole.matrix, damping, places) if places else (), strict=True):
+            found[place] = rounded, damping
     return found
+
+
+def thinning(weight: Tensor, groups: int) -> int:
+    """Of a group's output channels, which do not interact, each so-manyth is enough to judge what all share."""
+    return -(-len(weight) // groups // _JUDGED) or 1
 
 
 def searched(rows: Tensor, moments: Tensor, tops: Sequence[Tensor]) -> list[Tensor]:
@@ -77,9 +89,11 @@ def searched(rows: Tensor, moments: Tensor, tops: Sequence[Tensor]) -> list[Tens
 
 
 def ungrouped(rows: Tensor, scale: Tensor, weight: Tensor) -> Rounded:
-    """Integers as `grouped` gives rows, in the shape of `weight`, with their scales (G, R)."""
+    """Integers as `grouped` gives rows, in the shape of rows of `weight`, with their scales (G, R)."""
     flat = rows.transpose(1, 2).flatten(2)[..., : weight[0].numel()]
-    return Rounded(flat.reshape(weight.shape).to(torch.int8).contiguous(), scale.flatten().float().contiguous())
+    return Rounded(
+        flat.reshape(-1, *weight.shape[1:]).to(torch.int8).contiguous(), scale.flatten().float().contiguous()
+    )
 
 
 @dataclass(frozen=True)
