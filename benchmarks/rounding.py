@@ -90,7 +90,8 @@ def _timed(name: str, count: int, cpu: bool) -> dict[str, Any]:
     bits = tuple(CHOICES[layer.index % len(CHOICES)] for layer in prepared.layers)
     started = clock()
     with one_thread_each():
-        finish(quantized, program, pixels, Allocation(bits, (8,) * len(bits)), Bounds().moments)
+        dampings = [rounded.damping(index, each) for index, each in enumerate(bits)]
+        finish(quantized, program, pixels, Allocation(bits, (8,) * len(bits)), dampings, Bounds().moments)
     row["finishing"] = clock() - started
     return row | {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 

@@ -214,7 +214,7 @@ class Sums:
     def moments(self) -> Moments:
         """Of the input about its mean."""
         mine = self._cut((self._total / self.count).float())
-        matrix = torch.baddbmm(self._products, mine, mine.transpose(1, 2), beta=1 / self.count, alpha=-1)
+        matrix = self._products / self.count - mine @ mine.transpose(1, 2)
         mean = self._cut(self._middle + (self._total / self.count).float())
         return Moments(
             matrix.view(-1, self._blocks, self._block, self._block),

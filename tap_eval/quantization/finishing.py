@@ -79,7 +79,7 @@ def _finished(
     inputs = [(affine.centred(x).mul_(affine.scale), other) for x, other in pairs]
     count = sum(len(x) for x, _ in inputs)
     held, block = count // HELD_OUT, block_of(layer.layer, memory // 4)
-    damping = damping or _DAMPING
+    damping = damping if held and damping else _DAMPING
     kept = _summed(layer, inputs, held, count, block)
     moments, lost, sums = kept.moments(), kept.lost(), [kept]
     whole = _Rows.of(layer.layer.weight, bits, before.scale)

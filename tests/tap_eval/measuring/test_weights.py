@@ -159,9 +159,9 @@ def test_a_finished_network_leaves_no_trace_on_the_next(bench: Bench) -> None:
 def test_what_fell_back_and_what_was_cut_is_said(tmp_path: Path) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    half = rng.integers(0, 256, (16, 1, 4, 8), np.uint8)
-    contrary = np.where(np.arange(16)[:, None, None, None] < 4, 255 - half, half)
-    images = Images(np.concatenate([half, contrary], 2), torch.arange(16) % 10, AS_THEY_ARE)
+    half = rng.integers(0, 256, (64, 1, 4, 8), np.uint8)
+    contrary = np.where(np.arange(64)[:, None, None, None] < 16, 255 - half, half)
+    images = Images(np.concatenate([half, contrary], 2), torch.arange(64) % 10, AS_THEY_ARE)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     splits = Splits("contrary", tuple("0123456789"), (images,), images, images)
     prepared = prepare(network.eval(), images.pixels[:2])

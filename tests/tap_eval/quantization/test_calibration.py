@@ -70,7 +70,7 @@ def test_moments_are_those_of_the_unfolded_input_of_all_calls(kind: str) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["plain", "grouped", "linear"])
-def test_crosses_are_those_of_the_difference_and_the_input(kind: str) -> None:
+def test_what_is_lost_is_the_moment_of_what_the_difference_gives_and_the_input(kind: str) -> None:
     layer = LAYERS[kind]()
     x, other = images_of(layer, 3), images_of(layer, 3) ** 2
     sums = Sums(
@@ -83,7 +83,8 @@ def test_crosses_are_those_of_the_difference_and_the_input(kind: str) -> None:
     rows, others = unfolded(layer, x), unfolded(layer, other)
     off = others - rows
     cross = (off - off.mean(1, keepdim=True)).transpose(1, 2) @ (rows - rows.mean(1, keepdim=True)) / rows.shape[1]
-    assert torch.allclose(sums.crosses().matrix[:, 0].double(), cross, atol=1e-4)
+    weight = layer.weight.double().view(groups_of(layer), -1, cross.shape[1])
+    assert torch.allclose(sums.lost()[:, 0].double(), weight @ cross, atol=1e-4)
     assert torch.allclose(sums.mean.double().flatten(), rows.mean(1).flatten(), atol=1e-4)
     assert torch.allclose(sums.other_mean.double().flatten(), others.mean(1).flatten(), atol=1e-4)
 

@@ -27,6 +27,10 @@ def everywhere(network: QuantizedNetwork, weights: int, activations: int = 8) ->
     return Allocation((weights,) * count, (activations,) * count)
 
 
+def unchosen(network: QuantizedNetwork) -> list[float]:
+    return [0.0] * len(network.layers)
+
+
 def assert_same(first: list[QuantizedWeight], second: list[QuantizedWeight]) -> None:
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.integers, other.integers)
@@ -54,10 +58,10 @@ def test_a_network_whose_steps_are_recorded_is_finished_as_one_whose_steps_are_n
     quantized = opened(network, x)
     allocation = everywhere(quantized, 3)
     advanced: list[None] = []
-    apart = finish(quantized, None, x, allocation, MEMORY, lambda: advanced.append(None))
+    apart = finish(quantized, None, x, allocation, unchosen(quantized), MEMORY, lambda: advanced.append(None))
     assert len(advanced) == 4
     program = record(quantized.prepared, x[:1].expand(batch, -1, -1, -1).contiguous())
-    assert_same(finish(quantized, program, x, allocation, MEMORY), apart)
+    assert_same(finish(quantized, program, x, allocation, unchosen(quantized), MEMORY), apart)
 
 
 def test_the_mean_output_of_a_layer_is_that_of_full_precision() -> None:
@@ -65,7 +69,7 @@ def test_the_mean_output_of_a_layer_is_that_of_full_precision() -> None:
     network = Branches()
     quantized = opened(network, x)
     for bits in (2, 8):
-        finish(quantized, None, x, everywhere(quantized, bits, activations=4), MEMORY)
+        finish(quantized, None, x, everywhere(quantized, bits, activations=4), unchosen(quantized), MEMORY)
         assert torch.allclose(quantized.logits(x, 16).mean(0), network(x).mean(0), atol=1e-4)
 
 
@@ -73,7 +77,7 @@ def test_the_weights_that_are_given_are_those_that_the_network_is_left_with() ->
     x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     quantized = opened(Branches(), x)
     allocation = Allocation((2, (2, 8) * 4, 4, (3, 4, 3, 8, 2)), (8,) * 4)
-    found = finish(quantized, None, x, allocation, MEMORY)
+    found = finish(quantized, None, x, allocation, unchosen(quantized), MEMORY)
     left = quantized.logits(x, 16)
     for weight, bits in zip(found, allocation.weights, strict=True):
         tops = 2 ** (torch.tensor(bits).expand(len(weight.integers)) - 1) - 1
@@ -92,7 +96,7 @@ def test_a_finished_network_is_nearer_to_full_precision(bench: Bench, bits: int)
     expected = quantized.logits(images, 100)
     quantized.choose(allocation)
     before = mean_kl(expected, quantized.logits(images, 100))
-    finish(quantized, None, pixels, allocation, MEMORY)
+    finish(quantized, None, pixels, allocation, unchosen(quantized), MEMORY)
     assert mean_kl(expected, quantized.logits(images, 100)) < 0.5 * before
 
 
@@ -103,7 +107,7 @@ def test_moments_in_blocks_finish_a_network_too(bench: Bench) -> None:
     expected = quantized.logits(images, 100)
     quantized.choose(allocation)
     before = mean_kl(expected, quantized.logits(images, 100))
-    finish(quantized, None, pixels, allocation, 2**14)
+    finish(quantized, None, pixels, allocation, unchosen(quantized), 2**14)
     assert mean_kl(expected, quantized.logits(images, 100)) < before
 
 
@@ -128,7 +132,7 @@ def test_a_layer_that_is_called_twice_is_finished_once_and_one_that_is_not_reach
     allocation = everywhere(quantized, 2)
     before = [layer.quantized(2) for layer in quantized.layers]
     advanced: list[None] = []
-    found = finish(quantized, None, x, allocation, MEMORY, lambda: advanced.append(None))
+    found = finish(quantized, None, x, allocation, unchosen(quantized), MEMORY, lambda: advanced.append(None))
     assert len(advanced) == 2
     assert found[2] is before[2]
     assert quantized.logits(x, 16).isfinite().all()
@@ -137,5 +141,5 @@ def test_a_layer_that_is_called_twice_is_finished_once_and_one_that_is_not_reach
 def test_one_image_is_enough(bench: Bench) -> None:
     pixels = bench.splits.calibrations[0].pixels[:1]
     quantized = QuantizedNetwork(bench.prepared, calibrate(bench.prepared, pixels))
-    finish(quantized, None, pixels, everywhere(quantized, 4), MEMORY)
+    finish(quantized, None, pixels, everywhere(quantized, 4), unchosen(quantized), MEMORY)
     assert bool(quantized.logits(bench.splits.search.pixels, 100).isfinite().all())
