@@ -212,7 +212,10 @@ class Proposer:
             features=visible(self.benches[0].task.inputs),
             task=TASK,
             groups=self.benches[0].task.choices.channel_groups,
-            networks=[{"name": bench.name, **bench.described_task} for bench in self.benches],
+            networks=[
+                {"name": bench.name, "limited": bench.task.budget.about, **bench.described_task}
+                for bench in self.benches
+            ],
             allowance=f"{self.allowance} proxy" if self.allowance == 1 else f"{self.allowance} proxies",
         )
 

@@ -339,7 +339,10 @@ def make_agent(
             sandbox=published(),
             features=visible(inputs),
             task=TASK,
-            networks=[{"name": bench.name, **bench.described_task} for bench in surroundings.benches],
+            networks=[
+                {"name": bench.name, "limited": bench.task.budget.about, **bench.described_task}
+                for bench in surroundings.benches
+            ],
             version=versions[-1],
             parent=parent(state),
             changes=len(versions) - 1,
