@@ -33,4 +33,6 @@ class Exit(IntEnum):
     """the server behind LangGraph Studio is not installed"""
     DEVICE = 18
     """a device that is not there, or on which a network does not run"""
+    EXPORT = 19
+    """a file of a network that cannot be written, or that is none"""
     INTERRUPTED = 130

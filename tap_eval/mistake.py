@@ -42,3 +42,9 @@ class BitsMistake(Mistake):
     """Bits outside the choices, or choices outside 2 to 8."""
 
     kind = "bits"
+
+
+class ExportMistake(Mistake):
+    """A file of a network that cannot be written, or that is none."""
+
+    kind = "export"

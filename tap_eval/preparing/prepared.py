@@ -103,6 +103,13 @@ class Prepared:
         """Elements that stay in float32 when the network runs, the biases that layers hold aside."""
         return sum(rest.count for rest in self.rest if rest.used)
 
+    def in_float(self) -> dict[str, Tensor]:
+        """What stays in float32 when the network runs, by name, the biases that layers hold aside."""
+        parts = (self.network.named_parameters, self.network.named_buffers)
+        tensors = {name: tensor for named in parts for name, tensor in named(remove_duplicate=False)}
+        tensors |= {name: tensor for tensor, name in (*named_tensors(self.network).values(), *self.originals)}
+        return {rest.name: tensors[rest.name].detach() for rest in self.rest if rest.used}
+
     @property
     def share_left(self) -> float:
         """Of the elements that the network needs, those that stay in float32, in [0, 1]."""

@@ -1,0 +1,50 @@
+"""What is in a file of a quantized network, or in an allocation, whatever its format, for `tap-agent inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """A quantized layer. None where the file does not tell."""
+
+    name: str
+    """in the user's network"""
+    kind: str
+    """conv, depthwise, linear or attention, as far as it is known"""
+    shape: tuple[int, ...]
+    """of its weight, output channels first"""
+    bits: Mapping[int, int]
+    """how many output channels have their weights at each number of bits"""
+    stored: str
+    """as what the weights are in the file"""
+    size: int | None
+    """bytes of its weights, scales, bias and input together"""
+    scales: tuple[float, float] | None
+    """the least and the greatest of its output channels"""
+    activation_bits: int
+    inputs: tuple[float, float] | None
+    """the least and the greatest real number that its input may be"""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A file, or an allocation of one network."""
+
+    form: str
+    """what it is, in words"""
+    layers: tuple[LayerDescription, ...]
+    in_float: Mapping[str, int]
+    """bytes of what stays in float, by name"""
+    about: Mapping[str, str]
+    """what the file says of itself"""
+    overhead: int | None = None
+    """bytes that hold no values: names, shapes, steps of a graph; None for what is no file of a network"""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of all values, None where a layer's are not told."""
+        sizes = [layer.size for layer in self.layers]
+        return None if None in sizes else sum(filter(None, sizes)) + sum(self.in_float.values())

@@ -1,0 +1,309 @@
+"""A quantized network as a file of safetensors: packed integers, scales, biases, and what stays in float32.
+
+Of each layer, by the name that it has in the user's network, the file holds
+
+- `NAME.weight_packed_B` (rows, bytes) uint8: the rows of the output channels that have B bits, in the order of the
+  channels, packed as `tap_eval.export.packing` says;
+- `NAME.weight_bits` (O,) uint8 where channels differ in bits;
+- `NAME.weight_scale` and `NAME.corrected_bias` (O,) float32;
+- `NAME.input_scale` () float32 and `NAME.input_zero_point` () uint8.
+
+These are the bytes that `tap_eval.allocation.size` counts. What no layer holds has its own name and type. The structure
+is JSON under the one key `tap` of the metadata: the order of several keys would be another in each file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tap_eval.export.description import Description, LayerDescription
+from tap_eval.export.packing import packed, unpacked
+from tap_eval.mistake import ExportMistake
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
+from tap_eval.quantization.calibration import Observation
+from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.rounding import Rounded
+
+_KEY = "tap"
+_FORMAT = 1
+"""raised when files of before could not be read any more"""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _Layer(_Record):
+    """A layer's structure, that of a plain convolution or linear layer."""
+
+    name: str
+    kind: str
+    module: Literal["Conv2d", "Linear"]
+    shape: tuple[PositiveInt, ...] = Field(min_length=2)
+    """of the weight"""
+    bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(min_length=1)
+    """that its channels have, each once"""
+    activation_bits: int = Field(ge=2, le=8)
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    folded: str | None = None
+    """the batch normalization that is folded in"""
+
+    @property
+    def row(self) -> int:
+        """Weights an output channel."""
+        return math.prod(self.shape[1:])
+
+
+class _Header(_Record):
+    format: int
+    layers: tuple[_Layer, ...]
+    in_float: dict[str, str]
+    """what reads a tensor that stays in float32, by the tensor's name"""
+    about: dict[str, Any]
+
+
+def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any]) -> None:
+    """Writes a network on the CPU, which has the bits of `allocation`, to `path`; the same bytes each time.
+
+    `about` is what else the file is to say of it, as JSON. Raises `ExportMistake` where names are taken twice.
+    """
+    prepared = network.prepared
+    header = _Header(
+        format=_FORMAT,
+        layers=tuple(
+            _structure(layer, module, bits, activation, prepared.folded.get(layer.index))
+            for layer, module, bits, activation in zip(
+                prepared.layers, prepared.modules, allocation.weights, allocation.activations, strict=True
+            )
+        ),
+        in_float={rest.name: rest.reason for rest in prepared.rest if rest.used},
+        about=dict(about),
+    )
+    save_file(_tensors(network, allocation), path, {_KEY: header.model_dump_json()})
+
+
+def _structure(layer: Layer, module: Quantizable, bits: LayerBits, activation: int, folded: str | None) -> _Layer:
+    own: dict[str, Any] = {}
+    if isinstance(module, nn.Conv2d):
+        own = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+    return _Layer(
+        name=layer.name,
+        kind=layer.kind,
+        module="Conv2d" if own else "Linear",
+        shape=tuple(module.weight.shape),
+        bits=tuple(sorted({bits} if isinstance(bits, int) else set(bits))),
+        activation_bits=activation,
+        folded=folded,
+        **own,
+    )
+
+
+def _tensors(network: QuantizedNetwork, allocation: Allocation) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def put(name: str, tensor: Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            raise ExportMistake(
+                f"{name} is sparse, which safetensors does not hold: give a network that holds it dense."
+            )
+        if name in found:
+            raise ExportMistake(f"two tensors of the network are called {name} in the file: rename a module.")
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        found[name] = real.clone(memory_format=torch.contiguous_format)
+
+    for name, tensor in network.prepared.in_float().items():
+        put(name, tensor)
+    for layer, quantized, bits in zip(network.prepared.layers, network.layers, allocation.weights, strict=True):
+        weight, affine = quantized.weight, quantized.affine
+        if weight is None or affine is None:
+            raise ValueError(f"{layer.name} has no bits")
+        each = torch.tensor(bits).expand(layer.out_channels)
+        if bool((weight.integers.flatten(1).abs().amax(1) >= 2 ** (each - 1)).any()):
+            raise ValueError(f"{layer.name} does not have the bits of the allocation")
+        for one in sorted(set(each.tolist())):
+            put(f"{layer.name}.weight_packed_{one}", packed(weight.integers[each == one], one))
+        if len(set(each.tolist())) > 1:
+            put(f"{layer.name}.weight_bits", each.to(torch.uint8))
+        put(f"{layer.name}.weight_scale", weight.scale)
+        put(f"{layer.name}.corrected_bias", weight.bias)
+        put(f"{layer.name}.input_scale", torch.tensor(affine.scale, dtype=torch.float32))
+        put(f"{layer.name}.input_zero_point", torch.tensor(affine.zero_point, dtype=torch.uint8))
+    return found
+
+
+class _File:
+    """A file that `write` wrote, open; raises `ExportMistake` for any other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(_KEY)
+                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+        except OSError as error:
+            raise ExportMistake(
+                f"{path} cannot be read ({error.strerror or error}): give a file that is there."
+            ) from error
+        except SafetensorError as error:
+            raise ExportMistake(f"{path} is not safetensors, or cut off ({error}): write it anew.") from error
+        if text is None:
+            raise ExportMistake(
+                f"{path} does not hold a network that TAP quantized: give a run's model.safetensors, or what "
+                "`tap-agent apply --out FILE.safetensors` wrote."
+            )
+        try:
+            version = json.loads(text)["format"]
+            if version != _FORMAT:
+                raise ExportMistake(
+                    f"{path} is of format {version}, and this version of TAP reads {_FORMAT}: write it anew."
+                )
+            self.header = _Header.model_validate_json(text)
+        except (ValidationError, ValueError, TypeError, KeyError) as error:
+            self._damaged(" ".join(str(error).split())[:200], error)
+        for name in self.header.in_float:
+            self._take(name)
+        for layer in self.header.layers:  # before room is made for what it claims to have
+            self._take(f"{layer.name}.weight_scale", torch.float32, layer.shape[:1])
+
+    def _damaged(self, what: str, error: Exception | None = None) -> NoReturn:
+        raise ExportMistake(f"{self.path} is damaged ({what}): write it anew.") from error
+
+    def _take(self, name: str, kind: torch.dtype | None = None, shape: Sequence[int] = ()) -> Tensor:
+        """A tensor; of a `kind`, it must have that and the shape."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            self._damaged(f"it has no {name}")
+        if kind is not None and (tensor.dtype != kind or tuple(tensor.shape) != tuple(shape)):
+            self._damaged(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {kind} {tuple(shape)}")
+        return tensor
+
+    def bits(self, layer: _Layer) -> Tensor:
+        """(O,) int64."""
+        if len(layer.bits) > 1:
+            return self._take(f"{layer.name}.weight_bits", torch.uint8, layer.shape[:1]).long()
+        return torch.full(layer.shape[:1], layer.bits[0])
+
+    def packed(self, layer: _Layer) -> dict[int, Tensor]:
+        """Rows by their bits."""
+        each = self.bits(layer)
+        if set(each.tolist()) != set(layer.bits):
+            self._damaged(f"{layer.name} has channels of other bits than {layer.bits}")
+        return {
+            bits: self._take(
+                f"{layer.name}.weight_packed_{bits}",
+                torch.uint8,
+                (int((each == bits).sum()), -(-layer.row * bits // 8)),
+            )
+            for bits in layer.bits
+        }
+
+    def weight(self, layer: _Layer) -> QuantizedWeight:
+        """Its integers, scales and bias."""
+        each = self.bits(layer)
+        integers = torch.zeros(layer.shape[0], layer.row, dtype=torch.int8)
+        for bits, rows in self.packed(layer).items():
+            integers[each == bits] = unpacked(rows, bits, layer.row)
+        scale, bias = (
+            self._take(f"{layer.name}.{part}", torch.float32, layer.shape[:1])
+            for part in ("weight_scale", "corrected_bias")
+        )
+        return QuantizedWeight(integers.view(layer.shape), scale, bias)
+
+    def affine(self, layer: _Layer) -> Affine:
+        """The integers of its input."""
+        scale = float(self._take(f"{layer.name}.input_scale", torch.float32))
+        zero_point = int(self._take(f"{layer.name}.input_zero_point", torch.uint8))
+        if not (0 < scale < math.inf and zero_point < 2**layer.activation_bits):
+            self._damaged(f"{layer.name} has an input of scale {scale} and zero point {zero_point}")
+        return Affine(scale, zero_point, layer.activation_bits)
+
+
+def read(path: Path, prepared: Prepared) -> QuantizedNetwork:
+    """The network in a file that `write` wrote of `prepared`; it has no other bits than those.
+
+    Raises `ExportMistake` where it is no such file, or one of another network.
+    """
+    file = _File(path)
+    structures = [(layer.name, layer.shape) for layer in file.header.layers]
+    for (name, shape), layer, module in zip(structures, prepared.layers, prepared.modules, strict=False):
+        if (name, shape) != (layer.name, tuple(module.weight.shape)):
+            _foreign(path, f"it has {name} {shape} in the place of {layer.name} {tuple(module.weight.shape)}")
+    if len(structures) != len(prepared.layers):
+        _foreign(path, f"it has {len(structures)} layers in place of {len(prepared.layers)}")
+    for name, tensor in prepared.in_float().items():
+        real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        if name not in file.tensors or not torch.equal(real, file.tensors[name]):
+            _foreign(path, f"{name}, which stays in float, is another")
+    affines = [file.affine(layer) for layer in file.header.layers]
+    seen = [_covered(affine, module) for affine, module in zip(affines, prepared.modules, strict=True)]
+    network = QuantizedNetwork(prepared, seen, [_no_other(path) for _ in seen])
+    network.take([file.weight(layer) for layer in file.header.layers], [affine.bits for affine in affines])
+    return network
+
+
+def _foreign(path: Path, how: str) -> NoReturn:
+    raise ExportMistake(
+        f"{path} is of another network: {how}; give the network and the weights that it was written of."
+    )
+
+
+def _covered(affine: Affine, module: Quantizable) -> Observation:
+    """What leads to just these integers of an input, and tells nothing of its mean."""
+    low, high = (affine.scale * (end - affine.zero_point) for end in (0, 2**affine.bits - 1))
+    shape = module.weight.shape[1:]
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    return Observation(low, high, torch.zeros(groups * shape[0], *shape[1:]), 1)
+
+
+def _no_other(path: Path) -> Any:
+    def integers(bits: int) -> Rounded:
+        raise ExportMistake(f"{path} holds the network at its own bits alone, and not at {bits}: quantize it anew.")
+
+    return integers
+
+
+def describe(path: Path) -> Description:
+    """What is in a file that `write` wrote; raises `ExportMistake` of any other."""
+    file = _File(path)
+    layers = []
+    for layer in file.header.layers:
+        affine, rows, scales = file.affine(layer), file.packed(layer), file.weight(layer).scale
+        own = [f"{layer.name}.{part}" for part in ("weight_scale", "corrected_bias", "input_scale", "input_zero_point")]
+        own += [f"{layer.name}.weight_bits"] if len(rows) > 1 else []
+        covered = [affine.scale * (end - affine.zero_point) for end in (0, 2**affine.bits - 1)]
+        layers.append(
+            LayerDescription(
+                name=layer.name,
+                kind=layer.kind,
+                shape=layer.shape,
+                bits={bits: len(each) for bits, each in rows.items()},
+                stored="uint8, packed",
+                size=sum(file.tensors[name].nbytes for name in own) + sum(each.nbytes for each in rows.values()),
+                scales=(float(scales.min()), float(scales.max())),
+                activation_bits=affine.bits,
+                inputs=(covered[0], covered[1]),
+            )
+        )
+    values = sum(tensor.nbytes for tensor in file.tensors.values())
+    return Description(
+        form="safetensors, packed",
+        layers=tuple(layers),
+        in_float={name: file.tensors[name].nbytes for name in file.header.in_float},
+        about={name: each if isinstance(each, str) else json.dumps(each) for name, each in file.header.about.items()},
+        overhead=path.stat().st_size - values,
+    )
