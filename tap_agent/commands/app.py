@@ -12,6 +12,7 @@ import typer
 from tap_agent.commands.apply import apply
 from tap_agent.commands.chat import chat
 from tap_agent.commands.doctor import examine
+from tap_agent.commands.inspect import look
 from tap_agent.commands.list import list_runs
 from tap_agent.commands.report import make_report
 from tap_agent.commands.run import resume, run
@@ -36,6 +37,7 @@ app.command()(resume)
 app.command()(apply)
 app.command()(chat)
 app.command("report")(make_report)
+app.command("inspect")(look)
 app.command("list")(list_runs)
 app.command()(ui)
 app.command()(studio)

@@ -26,7 +26,12 @@ def apply(
     ],
     config: ConfigOption = None,
     path: Annotated[
-        Path | None, typer.Option("--out", help="File for the allocation, as in best.json, of a single budget.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="FILE.json for bits and figures, as in best.json; FILE.safetensors or FILE.onnx for the network, "
+            "packed. Of a single budget.",
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="HTML file for accuracy against size: the table, and a figure of it.")
@@ -50,25 +55,27 @@ def apply(
 
     Allocates them where WHAT is a rule, quantizes, measures on the test split, and prints the table beside the
     baselines. Given a run, its best.json or one of its proxies, and neither --network nor --config, the run's own
-    network, images and settings are taken.
+    network, images and settings are taken; so are those that an allocation file holds.
     """
     from tap_agent.paths import cache_folder
-    from tap_agent.runs.folder import make_parent, write
+    from tap_agent.runs.folder import check_file, write
     from tap_agent.sessions import apply as session
+    from tap_agent.sessions import export
     from tap_agent.sessions.resources import Resources
     from tap_agent.sessions.subject import FileSubject, ProxySubject, read_subject
     from tap_agent.settings.read import read_settings
     from tap_agent.terminal.bar import Bar
     from tap_agent.terminal.console import err, out
 
-    for file in filter(None, (path, plot)):
-        make_parent(file)
+    if path:
+        export.check(path)
+    if plot:
+        check_file(plot)
     subject = read_subject(what)
-    if subject.config is not None and config is None and flags["network"] is None:
-        config = subject.config
-    settings = read_settings(config, flags)
+    own = subject.given if config is None and flags["network"] is None else None
+    settings = read_settings(own or config, flags)
     if isinstance(subject, FileSubject):
-        settings = subject.offered(settings, {name for name, value in flags.items() if value is not None})
+        settings = subject.fitted(settings, {name for name, value in flags.items() if value is not None}, own)
     asked = session.budgets(settings, budget, subject)
     if path:
         session.check_single(asked)
@@ -78,18 +85,31 @@ def apply(
         benches = resources.benches
         if isinstance(subject, ProxySubject):
             resources.open()
-        for note in (note for bench in benches for note in bench.notes):
+        differences = subject.differences(benches) if isinstance(subject, FileSubject) else []
+        for note in (*(note for bench in benches for note in bench.notes), *differences):
             out.print(note, markup=False)
         applied = session.apply(subject, asked, resources, draws, bar)
+        files = []
+        if path:
+            bar.begin(f"writing {path}")
+            files = export.write_all(
+                path.resolve(),
+                applied.chosen,
+                lambda: session.allocation_record(subject, applied, resources.settings),
+            )
     _show(applied, len(benches[0].layers))
+    if isinstance(subject, FileSubject) and not differences:
+        for each in applied.chosen:
+            if said := subject.confirmed(each.bench, each.row.test.correct, each.row.test.count):
+                out.print(said, markup=False)
     if not any(asked) and any(row.kind == "baseline" for row in applied.rows):
         sizes = ", ".join(row.budget for row in applied.rows if row.kind == "proxy")
         out.print(f"the baselines have the size that {what} takes: {sizes}", markup=False)
     for sentence in applied.refused:
         err.print(f"left out: {sentence}", markup=False)
-    if path:
-        write(path.resolve(), applied.record)
-        out.print(f"allocation: {path}")
+    for file in files:
+        kind = "allocation" if file.suffix == export.ALLOCATION else "model"
+        out.print(f"{kind}: {path if len(files) == 1 else file} ({file.stat().st_size / 1024:,.1f} KiB)", markup=False)
     if plot:
         from tap_agent.report import html
 

@@ -26,11 +26,12 @@ def run(
     three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
     """
     from tap_agent.paths import cache_folder
-    from tap_agent.runs.folder import RunFolder, usual_path
+    from tap_agent.runs.folder import RunFolder, check_parent, usual_path
     from tap_agent.sessions.resources import Resources
     from tap_agent.settings.read import read_settings
 
     settings = read_settings(config, flags)
+    check_parent(path or usual_path(settings))
     with Resources(settings, cache_folder()) as resources:
         _check(resources)
         folder = RunFolder.create(path, settings) if path else RunFolder.unused(usual_path(settings), settings)

@@ -90,6 +90,8 @@ def application(searches: Searches, conversations: Conversations, password: str 
             Route("/runs", page.start, methods=["POST"]),
             Route("/runs/{name}", page.show),
             Route("/runs/{name}/report", page.report),
+            Route("/runs/{name}/best.json", page.model),
+            Route("/runs/{name}/model{ending}", page.model),
             Route("/runs/{name}/stop", page.stop, methods=["POST"]),
             Route("/runs/{name}/resume", page.resume, methods=["POST"]),
             Route("/runs/{name}/{view}", page.show),
@@ -159,6 +161,14 @@ class Page:
         if not run.report.exists():
             raise HTTPException(404)
         return FileResponse(run.report, headers={"Content-Security-Policy": REPORT})
+
+    def model(self, request: Request) -> Response:
+        """A file that a run has left for others to run, or its bits; no other file of the folder is."""
+        wanted = str(request.scope["path"]).rpartition("/")[2]
+        path = next((path for path in self._run(request).models if path.name == wanted), None)
+        if path is None:
+            raise HTTPException(404)
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     async def start(self, request: Request) -> Response:
         """Starts a run, and says where it is."""

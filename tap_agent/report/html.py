@@ -56,6 +56,7 @@ def render(result: Result) -> str:
         summary=summary(result),
         sections=[(section.title, section.caption, _html(section.figure)) for section in sections],
         plotly=get_plotlyjs(),
+        beside="",
         **shown(result),
     )
 
@@ -64,6 +65,8 @@ def shown(result: Result) -> dict[str, Any]:
     """The numbers and the table, as templates show them."""
     return {
         **_table(result.table),
+        "files": result.files,
+        "unwritten": result.unwritten,
         "reads": reads_text(result),
         "whole": all(network.sized_whole for network in result.networks),
         "draws": max(len(row.draws) for row in result.table),

@@ -26,6 +26,9 @@ from tap_agent.settings.read import dump, read_settings
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
 
+_MODELS = ("safetensors", "onnx")
+"""endings of files with a network in them"""
+
 
 class RunMistake(Mistake):
     """A run folder that is none, or that cannot be used for what was asked."""
@@ -90,6 +93,17 @@ class RunFolder:
     def report(self) -> Path:
         """The HTML report."""
         return self.path / "report.html"
+
+    @property
+    def models(self) -> list[Path]:
+        """What it holds for others to run, and the bits in words: files that are its own, and no other."""
+        found = [path for ending in _MODELS for path in self.path.glob(f"model*.{ending}")]
+        return [path for path in (*sorted(found), self.best) if path.is_file() and not path.is_symlink()]
+
+    @property
+    def best(self) -> Path:
+        """The best allocation."""
+        return self.path / "best.json"
 
     @property
     def log(self) -> Path:
@@ -213,7 +227,7 @@ class RunFolder:
 
     def save(self, result: Result, best: dict[str, Any], page: str, replay: str) -> None:
         """Writes the best allocation, the report, the replay, and last the result, which marks the run as ended."""
-        write(self.path / "best.json", json.dumps(best, indent=1))
+        write(self.best, json.dumps(best, indent=1))
         write(self.path / "replay.jsonl", replay)
         write(self.report, page)
         write(self.path / "result.json", result.model_dump_json(indent=1))
@@ -236,6 +250,8 @@ def _locked(path: Path, busy: str, patience: float = 0.2) -> Iterator[None]:
         lock.acquire(timeout=patience, poll_interval=0.02)  # no shorter than `is_held` has it
     except Timeout as error:
         raise RunMistake(busy) from error
+    except OSError as error:
+        raise RunMistake(f"{path.parent} cannot be written ({error}): see to its permissions, or copy it.") from error
     try:
         yield
     finally:
@@ -251,16 +267,39 @@ def make_parent(path: Path) -> None:
     """The folder that `path` goes into; raises `RunMistake` when there can be none, or it takes no files."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+    except OSError as error:
+        raise RunMistake(f"{path} cannot be written ({error}): give another --out.") from error
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Raises `RunMistake` where no folder for `path` can be made, or it takes no files; leaves nothing."""
+    there = next(parent for parent in path.resolve().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise RunMistake(f"{path} cannot be written ({error}): give another --out.") from error
 
 
+def check_file(path: Path) -> None:
+    """Raises `RunMistake` when no file can be written to `path`."""
+    make_parent(path)
+    if path.is_dir():
+        raise RunMistake(f"{path} is a folder: give --out the name of a file.")
+
+
 def write(path: Path, text: str) -> None:
     """Replaces the file at `path` at once."""
+    with replacing(path) as fresh:
+        fresh.write_text(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of the file at `path`, at once and as soon as it is written."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
-        (Path(fresh) / path.name).write_text(text)
+        yield Path(fresh) / path.name
         os.replace(Path(fresh) / path.name, path)
 
 

@@ -87,6 +87,15 @@ class NetworkRecord(_Record):
         return all(layer.out_channels for layer in self.layers)
 
 
+class ModelFile(_Record):
+    """A quantized network in the run's folder, for other software to run."""
+
+    name: str
+    network: str
+    size_bytes: int
+    sha256: str
+
+
 class History(_Record):
     """How a search went, or how far it has come: what figures are drawn from."""
 
@@ -122,6 +131,10 @@ class Result(History):
     """on language models; None in results of before this was counted"""
     stopped: str | None = None
     """the limit that stopped the search early, in a sentence"""
+    files: list[ModelFile] = []
+    """what it left of its best allocation; results of before there were such have none"""
+    unwritten: list[str] = []
+    """why there is no file of a network, a sentence each"""
     test_reads: int = 1
     """times that the table was measured on the test split: more than once where a limit stopped the search before"""
     measured: int

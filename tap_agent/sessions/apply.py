@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 from tap_agent.runs.result import Row
 from tap_agent.sessions.final_table import Entry, beside, finish, full_precision, measured
-from tap_agent.sessions.outcome import best_record
+from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import FileSubject, ProxyMistake, ProxySubject, Subject, UniformSubject
 from tap_agent.settings.model import Settings
@@ -50,8 +49,8 @@ class Applied:
     """scores and bits of the layers, Markdown, one table a network; of a proxy at one budget"""
     seconds: tuple[float, float] | None
     """of scoring and of allocating, likewise"""
-    record: str
-    """the text of an allocation file; "" where there are several budgets"""
+    chosen: list[Chosen]
+    """what was given, one a network; of a single budget"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def apply(
         entries += [own, *others]
     rows = _measured(entries, draws, watch)
     if several:
-        return Applied(rows, sentences, [], None, "")
+        return Applied(rows, sentences, [], None, [])
     scored = [(point.bench, point.scored) for point in points if point.scored]
     seconds = sum(each.scoring_seconds for _, each in scored), sum(each.allocation_seconds for _, each in scored)
     return Applied(
@@ -144,7 +143,7 @@ def apply(
         sentences,
         [layer_table(bench, each, 0) for bench, each in scored],
         seconds if scored else None,
-        json.dumps(_record(subject, rows, resources), indent=1),
+        chosen(rows, resources.benches),
     )
 
 
@@ -208,9 +207,10 @@ def _measured(entries: Sequence[Entry], draws: int, watch: Watch) -> list[Row]:
     return rows
 
 
-def _record(subject: Subject, rows: Sequence[Row], resources: Resources) -> dict[str, Any]:
-    """What an allocation file holds."""
+def allocation_record(subject: Subject, applied: Applied, settings: Settings) -> dict[str, Any]:
+    """What an allocation file holds of it; the `settings` are those that networks were opened with."""
     what = "proxy" if isinstance(subject, ProxySubject) else "allocation"
-    provenance = {what: subject.origin, "at": time.strftime("%Y-%m-%d"), "seed": resources.settings.seed}
+    provenance = {what: subject.origin, "at": time.strftime("%Y-%m-%d"), "seed": settings.seed}
     thought, code = (subject.thought, subject.code) if isinstance(subject, ProxySubject) else ("", "")
-    return best_record(thought, code, rows, resources.benches, provenance)
+    networks = [allocated(each, scales=True) for each in applied.chosen]
+    return record(thought, code, networks, settings, provenance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from agents import replay
@@ -11,13 +10,14 @@ from agents.account import Account
 from graphs.state import Candidate, Generation, SearchState
 from tap_agent.report import html
 from tap_agent.runs.folder import RunFolder
-from tap_agent.runs.result import LayerRecord, NetworkRecord, Result, Row
+from tap_agent.runs.result import LayerRecord, ModelFile, NetworkRecord, Result
 from tap_agent.sessions.curve import curve_entries
+from tap_agent.sessions.export import file_names, model_file
 from tap_agent.sessions.final_table import Advance, final_table, measured
+from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources
 from tap_eval.measuring.bench import Bench
-from tap_eval.mistake import Mistake
-from tap_eval.quantization import quantizer
+from tap_eval.mistake import ExportMistake, Mistake
 
 
 class NoProxyMistake(Mistake):
@@ -57,9 +57,15 @@ def conclude_run(
         curve.append(measured(entry, draws=1, search=False))
         emit({"event": "curve point"})
     emit({"event": "stopped" if stopped else "finished", "best": result.best, "why": stopped})
+    networks = chosen(result.table, benches)
+    files, unwritten = _written(folder, networks)
+    for sentence in unwritten:
+        emit({"event": "not written", "why": sentence})
     before = folder.result()
     result = result.model_copy(
         update={
+            "files": files,
+            "unwritten": unwritten,
             "curve": curve,
             "seconds": folder.seconds(),
             "measured": folder.measured(),
@@ -80,9 +86,26 @@ def conclude_run(
         "llm": best.llm,
         "seed": resources.settings.seed,
     }
-    record = best_record(best.thought, best.code, result.table, benches, provenance)
-    folder.save(result, record, html.render(result), replay.written(account.answers()))
+    records = [
+        allocated(each, scales=False) | {"files": [x.model_dump() for x in files if x.network == each.row.network]}
+        for each in networks
+    ]
+    written = record(best.thought, best.code, records, resources.settings, provenance)
+    folder.save(result, written, html.render(result), replay.written(account.answers()))
     return result
+
+
+def _written(folder: RunFolder, networks: Sequence[Chosen]) -> tuple[list[ModelFile], list[str]]:
+    """Writes a file of each network, and says why where there is none: a search is not to fail by that."""
+    files, unwritten = [], []
+    for name, each in zip(
+        file_names("model", ".safetensors", [x.row.network for x in networks]), networks, strict=True
+    ):
+        try:
+            files.append(model_file(folder.path, name, each))
+        except ExportMistake as mistake:
+            unwritten.append(f"{each.row.network}: {mistake}")
+    return files, unwritten
 
 
 def conclude(
@@ -129,44 +152,3 @@ def network_record(bench: Bench) -> NetworkRecord:
         in_float_bytes=in_float,
         unused_bytes=sum(4 * rest.count for rest in bench.prepared.rest if not rest.used),
     )
-
-
-def best_record(
-    thought: str, code: str, rows: Sequence[Row], benches: Sequence[Bench], provenance: dict[str, Any]
-) -> dict[str, Any]:
-    """What `best.json` holds: the proxy, its bits a layer with size and accuracy, and where it came from."""
-    versions = {name: version(name) for name in ("tap-agent", "torch")} | {"quantizer": quantizer.VERSION}
-    return {
-        "thought": thought,
-        "code": code,
-        "networks": [
-            {
-                "network": row.network,
-                "weight_bits": row.bits,
-                "size_bytes": row.size_bytes,
-                "size_parts": row.parts,
-                "bops": row.bops,
-                "search": row.search.model_dump() if row.search else None,
-                "test": row.test.model_dump(),
-                "test_top1_by_calibration_draw": row.draws,
-                "layers": [
-                    {"name": layer.name, "params": layer.params, "weight_bits": weight, "activation_bits": activation}
-                    for layer, weight, activation in zip(
-                        bench.layers, row.allocation.allocation().weights, row.allocation.activations, strict=True
-                    )
-                ],
-                "in_float32": {
-                    "share": row.in_float,
-                    "tensors": [
-                        {"name": rest.name, "bytes": 4 * rest.count, "read_by": rest.reason}
-                        for rest in bench.prepared.rest
-                        if rest.used
-                    ],
-                },
-                "unused": [rest.name for rest in bench.prepared.rest if not rest.used],
-            }
-            for row, bench in zip([row for row in rows if row.kind == "proxy"], benches, strict=True)
-            if row.allocation
-        ],
-        "provenance": provenance | {"versions": versions},
-    }

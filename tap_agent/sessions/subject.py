@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
 from tap_agent.runs.folder import RunFolder
+from tap_agent.sessions.allocation import (
+    LEAST,
+    MOST,
+    AllocatedNetwork,
+    AllocationFile,
+    AllocationMistake,
+    listed,
+    read_allocation,
+)
 from tap_agent.settings.model import Settings
+from tap_agent.settings.read import Given, read_yaml
+from tap_eval import device
 from tap_eval.allocation.budget import most_uniform
 from tap_eval.allocation.choices import uniform
 from tap_eval.measuring.bench import Bench
@@ -18,8 +27,6 @@ from tap_eval.mistake import BitsMistake, BudgetMistake, Mistake
 from tap_eval.quantization.quantizer import Allocation
 
 KINDS = "a proxy's .py file, a run's folder, an allocation file (a run's best.json) or uniform:BITS"
-LEAST, MOST = 2, 8
-"""bits that a weight or an activation may have"""
 
 
 class ProxyMistake(Mistake):
@@ -28,20 +35,14 @@ class ProxyMistake(Mistake):
     kind = "proxy"
 
 
-class AllocationMistake(Mistake):
-    """An allocation file that is none, or that is another network's."""
-
-    kind = "proxy"
-
-
 @dataclass(frozen=True)
 class ProxySubject:
-    """A proxy, where it came from, and the config of its run if that is known."""
+    """A proxy, where it came from, and the settings of its run if they are known."""
 
     origin: str
     thought: str
     code: str
-    config: Path | None
+    given: Given | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class UniformSubject:
     """The same bits everywhere, or with None the most that a budget allows."""
 
     bits: int | None
-    config: None = None
+    given: None = None
 
     @property
     def origin(self) -> str:
@@ -66,34 +67,14 @@ class UniformSubject:
         raise BudgetMistake(f"{bench.name}: {LEAST} bits everywhere are above {task.budget.text}: raise the budget.")
 
 
-class _Layer(BaseModel):
-    name: str
-    params: int
-    weight_bits: int | tuple[int, ...]
-    activation_bits: int
-
-    @property
-    def bits(self) -> set[int]:
-        """Of its weights."""
-        return {self.weight_bits} if isinstance(self.weight_bits, int) else set(self.weight_bits)
-
-
-class _Network(BaseModel):
-    network: str
-    layers: tuple[_Layer, ...]
-
-
-class _File(BaseModel):
-    networks: tuple[_Network, ...]
-
-
 @dataclass(frozen=True)
 class FileSubject:
     """The bits that an allocation file gives to one or several networks."""
 
     path: Path
-    networks: tuple[_Network, ...]
-    config: Path | None
+    file: AllocationFile
+    given: Given | None
+    """the settings with which its figures were measured, its own or those of the run that it lies in"""
 
     @property
     def origin(self) -> str:
@@ -102,12 +83,8 @@ class FileSubject:
 
     def allocation(self, bench: Bench) -> Allocation:
         """For the network of `bench`, layers matched by name; raises `AllocationMistake` at the first that differs."""
-        named = [each for each in self.networks if each.network == bench.name]
-        found = named or (self.networks if len(self.networks) == 1 else ())
-        if len(found) != 1:
-            names = ", ".join(each.network for each in self.networks)
-            raise AllocationMistake(f"{self.path} has bits for {names}, and not for one {bench.name}: {_NEXT}.")
-        layers = {layer.name: layer for layer in found[0].layers}
+        found = self.network(bench)
+        layers = {layer.name: layer for layer in found.layers}
         for layer in bench.layers:
             its = layers.get(layer.name)
             problem = ""
@@ -119,23 +96,46 @@ class FileSubject:
                 problem = f"has {len(its.weight_bits)} output channels in layer {layer.name}, not {layer.out_channels}"
             if problem:
                 raise AllocationMistake(
-                    f"{self.path} is not for {bench.name} but for {found[0].network}: it {problem}; {_NEXT}."
+                    f"{self.path} is not for {bench.name} but for {found.network}: it {problem}; {_NEXT}."
                 )
         if further := layers.keys() - {layer.name for layer in bench.layers}:
             first = next(name for name in layers if name in further)
             raise AllocationMistake(
-                f"{self.path} is not for {bench.name} but for {found[0].network}: it has a layer {first}; {_NEXT}."
+                f"{self.path} is not for {bench.name} but for {found.network}: it has a layer {first}; {_NEXT}."
             )
         own = [layers[layer.name] for layer in bench.layers]
         return Allocation(tuple(each.weight_bits for each in own), tuple(each.activation_bits for each in own))
 
-    def offered(self, settings: Settings, asked: Collection[str]) -> Settings:
-        """The settings, with the bits of the file among those that the baselines may take, where none were `asked` for.
+    def network(self, bench: Bench) -> AllocatedNetwork:
+        """The one in the file that `bench` is; raises `AllocationMistake` where there is none."""
+        networks = self.file.networks
+        named = [each for each in networks if each.network == bench.name]
+        found = named or (networks if len(networks) == 1 else ())
+        if len(found) != 1:
+            names = ", ".join(each.network for each in networks)
+            raise AllocationMistake(f"{self.path} has bits for {names}, and not for one {bench.name}: {_NEXT}.")
+        return found[0]
 
-        Weights may then have the bits of the settings and of the file, activations those of the file. Raises
-        `BitsMistake` at the first layer whose bits are not among those that the settings were asked to offer.
+    def differences(self, benches: Sequence[Bench]) -> list[str]:
+        """What is not as it was when the figures of the file were measured, a sentence each."""
+        told = [*self.file.aged(self.origin)]
+        for bench in benches:
+            told += self.network(bench).differences(self.origin, bench, self.allocation(bench))
+        return told
+
+    def confirmed(self, bench: Bench, correct: int, count: int) -> str:
+        """Whether so many test images of `count` are right as the file says, in a sentence; "" where it does not."""
+        return self.network(bench).confirmed(self.origin, correct, count)
+
+    def fitted(self, settings: Settings, asked: Collection[str], given: Given | None) -> Settings:
+        """The settings with which to measure the file, of which some were `asked` for, and the others `given` by it.
+
+        Its own stay as they are, since the last digit of a scale hangs on the bits that are rounded together; only a
+        device that is not there gives way. Of others the bits of the file are among those that the baselines may
+        take: weights may have those of the settings and of the file, activations those of the file. Raises
+        `BitsMistake` at the first layer whose bits are not among those that were asked for.
         """
-        layers = [layer for network in self.networks for layer in network.layers]
+        layers = [layer for network in self.file.networks for layer in network.layers]
         weights = {bits for layer in layers for bits in layer.bits}
         activations = {layer.activation_bits for layer in layers}
         for layer in layers:
@@ -146,9 +146,11 @@ class FileSubject:
                 if name in asked and (beside := sorted(bits - set(offered))):
                     flag = f"--{name.replace('_', '-')}"
                     raise BitsMistake(
-                        f"{self.path} gives layer {layer.name} {_listed(beside)} bits, which are not among {flag} "
+                        f"{self.path} gives layer {layer.name} {listed(beside)} bits, which are not among {flag} "
                         f"{','.join(map(str, offered))}: offer them too, or leave out {flag}."
                     )
+        if given is not None and given.path == self.path:
+            return settings if "device" in asked else _at_hand(settings)
         widened = {} if "bits" in asked else {"bits": tuple(sorted(weights | set(settings.bits)))}
         if "activation_bits" not in asked:
             widened["activation_bits"] = tuple(sorted(activations))
@@ -171,14 +173,25 @@ def read_subject(what: str) -> Subject:
         folder = RunFolder(path)
         result = folder.finished()
         best = result.candidate(result.best)
-        return ProxySubject(f"{folder.name}/{best.name}", best.thought, best.code, path / "config.yaml")
+        return ProxySubject(f"{folder.name}/{best.name}", best.thought, best.code, _beside(path))
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ProxyMistake(f"{path} is no proxy and no run: give {KINDS}.") from error
     if path.suffix == ".json" or text.lstrip().startswith("{"):
-        return FileSubject(path, _networks(path, text), _beside(path.parent if path.name == "best.json" else None))
+        file = read_allocation(path, text)
+        own = None if file.settings is None else Given(path, file.settings)
+        return FileSubject(path, file, own or _beside(path.parent if path.name == "best.json" else None))
     return ProxySubject(str(path), "", text, _beside(path.parent.parent if path.parent.name == "proxies" else None))
+
+
+def _at_hand(settings: Settings) -> Settings:
+    """On any device of this machine, where the one of the settings is not there."""
+    try:
+        device.chosen(settings.device, device.found())
+    except device.DeviceMistake:
+        return settings.model_copy(update={"device": "auto"})
+    return settings
 
 
 def _bits(what: str, text: str) -> int:
@@ -190,31 +203,7 @@ def _bits(what: str, text: str) -> int:
     return int(text)
 
 
-def _beside(folder: Path | None) -> Path | None:
-    """The config of the run in `folder`, if it is one."""
+def _beside(folder: Path | None) -> Given | None:
+    """The settings of the run in `folder`, if it is one."""
     config = folder and folder / "config.yaml"
-    return config if config and config.is_file() else None
-
-
-def _networks(path: Path, text: str) -> tuple[_Network, ...]:
-    """What the file at `path` holds; raises `AllocationMistake`, and `BitsMistake` at the first that cannot be."""
-    try:
-        found = _File.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise AllocationMistake(
-            f"{path} is no allocation file ({place and f'{place}: '}{problem['msg']}): give a run's best.json, or what "
-            "`tap-agent apply --out FILE` wrote."
-        ) from error
-    for layer in (layer for network in found.networks for layer in network.layers):
-        if wrong := sorted(bits for bits in layer.bits | {layer.activation_bits} if not LEAST <= bits <= MOST):
-            raise BitsMistake(
-                f"{path} gives layer {layer.name} {_listed(wrong)} bits: whole numbers from {LEAST} to {MOST} can be "
-                "measured, so mend the file, or write it anew with `tap-agent apply --out FILE`."
-            )
-    return found.networks
-
-
-def _listed(bits: Collection[int]) -> str:
-    return " and ".join(map(str, bits))
+    return Given(config, read_yaml(config)) if config and config.is_file() else None

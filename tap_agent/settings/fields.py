@@ -7,11 +7,14 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
 
-from tap_agent.settings.flag import Flag
+from tap_agent.settings.flag import BITS, NETWORK, Flag
 from tap_agent.settings.model import NetworkSettings, Settings
 
 CONFIG = "YAML file of settings; flags win over it."
 """what --config is for, which is no setting"""
+
+_FIGURED = {"networks", "device", "batch", "moments_mib", "seed"}
+"""settings on which figures depend, beside those of networks, images and bits"""
 
 
 class Setting(NamedTuple):
@@ -55,6 +58,14 @@ def flagged(command: str) -> list[Setting]:
     fields = NetworkSettings.model_fields | Settings.model_fields
     found = [(name, field, flag_of(field)) for name, field in fields.items()]
     return [Setting(name, field, flag) for name, field, flag in found if flag and command in flag.commands.split()]
+
+
+def figured(settings: Settings) -> dict[str, Any]:
+    """Those settings on which the figures of given bits depend, as a config has them; none is of a language model."""
+    flags = {name: flag_of(field) for name, field in Settings.model_fields.items()}
+    names = {name for name, flag in flags.items() if flag and flag.panel in (NETWORK, BITS)} | _FIGURED
+    found = settings.model_dump(mode="json", include=names - {"budget"}, exclude={"networks": {"__all__": {"budget"}}})
+    return {name: found[name] for name in Settings.model_fields if name in found}
 
 
 def flag_of(field: FieldInfo) -> Flag | None:

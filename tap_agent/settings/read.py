@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,13 +24,21 @@ class ConfigMistake(Mistake):
     kind = "config"
 
 
-def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+class Given(NamedTuple):
+    """Settings, and the file that they are from."""
+
+    path: Path
+    values: dict[str, Any]
+
+
+def read_settings(config: Path | Given | None, flags: Mapping[str, Any]) -> Settings:
     """The settings of `config` with `flags` over them, where those are not None; raises `ConfigMistake`.
 
     Flags have the names of their settings. Those of a network speak of the one network of the
     config; a `budget` speaks of the run.
     """
-    values = read_yaml(config) if config else {}
+    path, values = config if isinstance(config, Given) else (config, read_yaml(config) if config else {})
+    values = dict(values)
     given = {name: value for name, value in flags.items() if value is not None}
     of_network = {
         name: given.pop(name)
@@ -41,13 +49,13 @@ def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
         networks = values.get("networks") or [{}]
         if not isinstance(networks, list) or len(networks) != 1 or not isinstance(networks[0], dict):
             raise ConfigMistake(
-                f"--{next(iter(of_network))} does not say which network of {config} it means: edit the config instead."
+                f"--{next(iter(of_network))} does not say which network of {path} it means: edit the config instead."
             )
         values["networks"] = [networks[0] | of_network]
     try:
         return Settings.model_validate(values | given)
     except ValidationError as error:
-        raise ConfigMistake(_sentence(error, config)) from error
+        raise ConfigMistake(_sentence(error, path)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -37,6 +37,10 @@ def show_result(folder: RunFolder, result: Result) -> None:
     out.print(results_table(result.table, [network.budget for network in result.networks]), soft_wrap=False)
     out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
     out.print(summary(result))
+    for file in result.files:
+        out.print(f"model: {folder.path / file.name} ({file.size_bytes / 1024:,.1f} KiB)", markup=False)
+    for sentence in result.unwritten:
+        out.print(f"no model: {sentence}", markup=False)
     out.print(f"report: {folder.report}")
 
 

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from tap_eval.export.description import Description, LayerDescription
@@ -32,7 +32,7 @@ from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.quantization.calibration import Observation
+from tap_eval.quantization.calibration import Observation, groups_of
 from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounded
 
@@ -94,7 +94,7 @@ def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: 
         in_float={rest.name: rest.reason for rest in prepared.rest if rest.used},
         about=dict(about),
     )
-    save_file(_tensors(network, allocation), path, {_KEY: header.model_dump_json()})
+    path.write_bytes(save(_tensors(network, allocation), {_KEY: header.model_dump_json()}))
 
 
 def _structure(layer: Layer, module: Quantizable, bits: LayerBits, activation: int, folded: str | None) -> _Layer:
@@ -264,10 +264,8 @@ def _foreign(path: Path, how: str) -> NoReturn:
 
 def _covered(affine: Affine, module: Quantizable) -> Observation:
     """What leads to just these integers of an input, and tells nothing of its mean."""
-    low, high = (affine.scale * (end - affine.zero_point) for end in (0, 2**affine.bits - 1))
-    shape = module.weight.shape[1:]
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    return Observation(low, high, torch.zeros(groups * shape[0], *shape[1:]), 1)
+    inputs, *kernel = module.weight.shape[1:]
+    return Observation(*affine.range, torch.zeros(groups_of(module) * inputs, *kernel), 1)
 
 
 def _no_other(path: Path) -> Any:
@@ -277,7 +275,7 @@ def _no_other(path: Path) -> Any:
     return integers
 
 
-def describe(path: Path) -> Description:
+def described(path: Path) -> Description:
     """What is in a file that `write` wrote; raises `ExportMistake` of any other."""
     file = _File(path)
     layers = []
@@ -285,7 +283,6 @@ def describe(path: Path) -> Description:
         affine, rows, scales = file.affine(layer), file.packed(layer), file.weight(layer).scale
         own = [f"{layer.name}.{part}" for part in ("weight_scale", "corrected_bias", "input_scale", "input_zero_point")]
         own += [f"{layer.name}.weight_bits"] if len(rows) > 1 else []
-        covered = [affine.scale * (end - affine.zero_point) for end in (0, 2**affine.bits - 1)]
         layers.append(
             LayerDescription(
                 name=layer.name,
@@ -296,7 +293,7 @@ def describe(path: Path) -> Description:
                 size=sum(file.tensors[name].nbytes for name in own) + sum(each.nbytes for each in rows.values()),
                 scales=(float(scales.min()), float(scales.max())),
                 activation_bits=affine.bits,
-                inputs=(covered[0], covered[1]),
+                inputs=affine.range,
             )
         )
     values = sum(tensor.nbytes for tensor in file.tensors.values())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -158,6 +158,16 @@ class Bench:
         if allocation is None:
             return full_size(self.prepared)
         return packed_size(self.layers, allocation, FLOAT * self.prepared.left)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Names the tensors of the network by their names and values, BatchNorm folded; the same on every machine."""
+        content = hashlib.sha256()
+        folded = {layer.name: module.weight for layer, module in zip(self.layers, self.prepared.modules, strict=True)}
+        for name, tensor in (*folded.items(), *self.prepared.network.state_dict().items()):
+            content.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+            content.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()[:32]
 
     @cached_property
     def digest(self) -> str:
@@ -304,8 +314,17 @@ class Bench:
     def _job(
         self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray, finished: bool = False
     ) -> Job:
-        integers = allocation is not None and not self.unfit and exact(allocation.most)
+        integers = self._path(allocation) == "integer"
         return Job(allocation, split, draw, rows, integers, finished and allocation is not None)
+
+    def _path(self, allocation: Allocation | None) -> Literal["float", "integer", "simulated"]:
+        if allocation is None:
+            return "float"
+        return "integer" if not self.unfit and exact(allocation.most) else "simulated"
+
+    def measured_on(self, allocation: Allocation) -> dict[str, str]:
+        """By which `path` allocations like this are measured, and on what kind of `device`: floats differ by them."""
+        return {"path": self._path(allocation), "device": (self._where or [CPU.type])[0]}
 
     def _shared(self, job: Job, beside: int) -> np.ndarray:
         """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
@@ -323,8 +342,7 @@ class Bench:
         bits = None if allocation is None else [allocation.weights, allocation.activations]
         if not len(job.rows):
             return np.zeros(0, dtype=bool)
-        path = "float" if allocation is None else "integer" if job.integers else "simulated"
-        how = [path, *self._where, *([] if allocation is None else [*self._rounding, job.finished])]
+        how = [self._path(allocation), *self._where, *([] if allocation is None else [*self._rounding, job.finished])]
         name = key("correct", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)

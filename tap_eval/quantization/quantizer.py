@@ -72,6 +72,12 @@ class Affine:
         scale = torch.tensor(max((high - low) / top, 1e-12), dtype=torch.float32).item()
         return Affine(scale, min(max(round(-low / scale), 0), top), bits)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest real value."""
+        low, high = (self.scale * (end - self.zero_point) for end in (0, 2**self.bits - 1))
+        return low, high
+
     def centred(self, x: Tensor) -> Tensor:
         """`x` as whole numbers `integer - zero_point`, in float32."""
         integers = x.mul(1 / self.scale).add_(self.zero_point).round_().clamp_(0, 2**self.bits - 1)

@@ -135,7 +135,7 @@ document.addEventListener("submit", (event) => {
 document.addEventListener("click", (event) => {
   if (event.defaultPrevented || event.metaKey || event.ctrlKey || event.shiftKey) return;
   const place = event.target.closest("a[href], tr[data-href]");
-  if (!place || place.target) return;
+  if (!place || place.target || place.hasAttribute("download")) return;
   event.preventDefault();
   visit(place.dataset.href || place.href);
 });

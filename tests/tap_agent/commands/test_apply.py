@@ -70,12 +70,15 @@ def test_an_allocation_file_is_what_the_run_measured_and_can_be_passed_on(
     sizes = [float(found) for found in re.findall(r"│ +(\d+\.\d\d) +│", printed)]
     assert max(size for size in sizes if size < 32) <= proxy.bits + 0.005  # the baselines are no larger
     first, second = (json.loads(path.read_text()) for path in (finished / "best.json", work / "bits.json"))
+    for layer in second["networks"][0]["layers"]:
+        del layer["weight_scales"]  # the file beside best.json has them
     assert first["networks"][0]["layers"] == second["networks"][0]["layers"]
     assert second["code"] == ""
     assert tap("apply", "bits.json", *DIGITS, "--draws", "2", "--out", "again.json") == Exit.OK
     assert "test, 2 calibration draws" in capsys.readouterr().out
     again = json.loads((work / "again.json").read_text())["networks"][0]
-    assert again["layers"] == first["networks"][0]["layers"]
+    for one, other in zip(again["layers"], first["networks"][0]["layers"], strict=True):
+        assert (one["name"], one["weight_bits"]) == (other["name"], other["weight_bits"])
     assert len(again["test_top1_by_calibration_draw"]) == 2
 
 
@@ -174,7 +177,9 @@ def test_the_baselines_may_take_the_bits_of_the_file(
         for layer in layers:
             layer.update(weight_bits=3, activation_bits=6)
 
-    assert tap("apply", changed(three), *DIGITS) == Exit.OK
+    file = Path(changed(three))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"settings": None}))  # a file of before, or by hand
+    assert tap("apply", "bits.json", *DIGITS) == Exit.OK
     printed = capsys.readouterr().out
     assert re.search(r"uniform W3A6 +│", printed)
     assert "these bits are not among the choices" not in printed

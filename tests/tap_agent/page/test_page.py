@@ -126,6 +126,29 @@ def agent(request: dict[str, Any]) -> Answer:
     return todo[0] if todo else text("Done. " + done[-1].splitlines()[0])
 
 
+def downloaded(page: Page, name: str) -> bytes:
+    """What a click on the file called `name` brings."""
+    with page.expect_download() as download:
+        page.get_by_role("link", name=name).click()
+    assert download.value.suggested_filename == name
+    return Path(download.value.path()).read_bytes()
+
+
+def test_the_files_of_a_run_are_saved_from_its_result_and_from_its_report(
+    look: Page, site: Site, run: RunFolder, keep: Callable[[Page, str], None]
+) -> None:
+    kept = RunFolder(shutil.copytree(run.path, site.runs / "kept"))
+    look.goto(f"{site.url}/runs/kept/result")
+    for name in ("model.safetensors", "best.json"):
+        assert downloaded(look, name) == (kept.path / name).read_bytes()
+    keep(look, "files")
+    look.goto(f"{site.url}/runs/kept/report")
+    assert downloaded(look, "model.safetensors") == (kept.path / "model.safetensors").read_bytes()
+    look.screenshot(path=Path(os.environ.get("TAP_SCREENSHOTS") or kept.path) / "report-files.png")
+    assert '<a href="model.safetensors">' in kept.report.read_text()  # beside it in the folder
+    shutil.rmtree(kept.path)
+
+
 def test_a_run_is_started_stopped_resumed_and_watched_and_its_proxy_refined(
     look: Page, site: Site, keep: Callable[[Page, str], None]
 ) -> None:
@@ -347,6 +370,24 @@ def test_one_folder_that_cannot_be_read_leaves_the_others(
 @pytest.mark.parametrize(("body", "status"), [(b"network=%FF", 400), (b"seed=1%00", 400), (b"a" * 2**21, 413)])
 def test_a_form_that_no_person_fills_in_starts_nothing(client: TestClient, body: bytes, status: int) -> None:
     assert client.post("/runs", content=body).status_code == status
+
+
+def test_of_a_runs_folder_the_models_and_the_bits_are_served_and_nothing_else(run: RunFolder, cache: Path) -> None:
+    folder = run.path
+    (folder / "model-secret.txt").write_text("secret")
+    (folder / "model-of-elsewhere.safetensors").symlink_to(folder / "config.yaml")
+    (folder / "model.onnx").mkdir()
+    served: dict[str, int] = {}
+    with Conversations(cache) as conversations:
+        client = TestClient(application(Searches(folder.parent), conversations, None), base_url="http://127.0.0.1:7860")
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
+        for name in (*names, "model%2F..%2Fconfig.yaml", "model.safetensors%2F..%2Fconfig.yaml", "model"):
+            answer = client.get(f"/runs/{run.name}/{name}")
+            if answer.status_code == 200 and "attachment" in answer.headers.get("content-disposition", ""):
+                served[name] = len(answer.content)
+                assert answer.headers["x-content-type-options"] == "nosniff"
+        assert client.get("/runs/other/model.safetensors").status_code == 404
+    assert served == {name: (folder / name).stat().st_size for name in ("best.json", "model.safetensors")}
 
 
 def test_wrong_passwords_are_tried_one_after_another(

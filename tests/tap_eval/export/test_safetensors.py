@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import FLOAT, packed_size
-from tap_eval.export.safetensors import describe, read, write
+from tap_eval.export.safetensors import described, read, write
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.prepare import prepare
@@ -144,7 +144,7 @@ def test_a_description_adds_up_to_the_file(tmp_path: Path) -> None:
     allocation = mixed(prepared, 2, 4)
     network = quantized(prepared, allocation)
     write(path, network, allocation, {"accuracy": 0.5, "of": "nothing"})
-    told = describe(path)
+    told = described(path)
     assert told.size is not None
     assert told.overhead is not None
     assert told.size + told.overhead == path.stat().st_size
@@ -294,11 +294,11 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
 @pytest.mark.parametrize(("spoil", "sentence"), BAD, ids=range(len(BAD)))
 def test_what_is_no_such_file_is_one_sentence(written: Path, spoil: Callable[[Path], object], sentence: str) -> None:
     spoil(written)
-    with pytest.raises(ExportMistake) as described:
-        describe(written)
-    assert sentence in str(described.value)
-    assert str(written) in str(described.value)
-    assert len(str(described.value).splitlines()) == 1
+    with pytest.raises(ExportMistake) as refused:
+        described(written)
+    assert sentence in str(refused.value)
+    assert str(written) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
     with pytest.raises(ExportMistake):
         read(written, branchy())
 

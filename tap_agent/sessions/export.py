@@ -1,0 +1,94 @@
+"""Quantized networks as files, by the suffix of the file: what `apply --out` writes and a run leaves in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tap_agent.runs.folder import RunMistake, check_file, replacing, write
+from tap_agent.runs.result import ModelFile
+from tap_agent.sessions.record import Chosen, about
+from tap_eval.export import safetensors
+from tap_eval.mistake import ExportMistake
+
+ALLOCATION = ".json"
+_EXTRA = ("onnx", "onnxscript", "onnxruntime")
+"""what the extra `onnx` brings"""
+
+
+def check(path: Path) -> None:
+    """Raises a `Mistake` where no file can be written to `path`: before there is anything to write."""
+    if path.suffix not in (ALLOCATION, *_WRITERS):
+        given = f"'{path.name}' ends in {path.suffix}" if path.suffix else f"'{path.name}' has no ending"
+        raise ExportMistake(
+            f"{given}, which says nothing of what to write: give --out FILE.json for bits, or FILE"
+            f"{' or FILE'.join(_WRITERS)} for a network."
+        )
+    if path.suffix == ".onnx":
+        onnx()
+    check_file(path)
+
+
+def onnx() -> Any:
+    """The part that writes and describes ONNX; raises `ExportMistake` where what it needs is missing."""
+    name = "tap_eval.export.onnx"
+    if missing := [each for each in (*_EXTRA, name) if find_spec(each) is None]:
+        raise ExportMistake(f"a file of ONNX needs {', '.join(missing)}: pip install 'tap-agent[onnx]'.")
+    return importlib.import_module(name)
+
+
+def _write_safetensors(path: Path, chosen: Chosen) -> None:
+    safetensors.write(path, chosen.network, chosen.allocation, about(chosen))
+
+
+def _write_onnx(path: Path, chosen: Chosen) -> None:
+    texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in about(chosen).items()}
+    onnx().write(path, chosen.network, chosen.allocation, chosen.bench.splits.search, texts)
+
+
+_WRITERS: dict[str, Callable[[Path, Chosen], None]] = {".safetensors": _write_safetensors, ".onnx": _write_onnx}
+
+
+def write_all(path: Path, networks: Sequence[Chosen], record: Callable[[], dict[str, Any]]) -> list[Path]:
+    """The files that `path` asks for: one of bits for all networks, or one a network. `record` makes that of bits.
+
+    Raises a `Mistake` where they cannot be written.
+    """
+    try:
+        if path.suffix == ALLOCATION:
+            write(path, json.dumps(record(), indent=1))
+            return [path]
+        names = file_names(path.stem, path.suffix, [each.row.network for each in networks])
+        return [_written(path.with_name(name), each) for name, each in zip(names, networks, strict=True)]
+    except OSError as error:
+        raise RunMistake(f"{path} cannot be written ({error}): give another --out.") from error
+
+
+def model_file(folder: Path, name: str, chosen: Chosen) -> ModelFile:
+    """Writes a network into the folder of a run, under a name that says by its ending how."""
+    path = _written(folder / name, chosen)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ModelFile(name=name, network=chosen.row.network, size_bytes=path.stat().st_size, sha256=digest)
+
+
+def _written(path: Path, chosen: Chosen) -> Path:
+    with replacing(path) as fresh:
+        _WRITERS[path.suffix](fresh, chosen)
+    return path
+
+
+def file_names(stem: str, suffix: str, networks: Sequence[str]) -> list[str]:
+    """A name for the file of each network, without its name where there is but one."""
+    if len(networks) == 1:
+        return [f"{stem}{suffix}"]
+    words = [re.sub(r"[^\w.]+", "-", network).strip("-.") for network in networks]
+    if len(set(words)) < len(words):
+        words = [f"{place + 1}-{word}" for place, word in enumerate(words)]
+    return [f"{stem}-{word}{suffix}" for word in words]
