@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tap_agent.runs.folder import RunMistake, check_file, replacing, write
 from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
@@ -20,6 +22,8 @@ from tap_eval.mistake import ExportMistake
 ALLOCATION = ".json"
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 """what the extra `onnx` brings"""
+_COMPARED = 64
+"""images on which a file of ONNX is held against the network"""
 
 
 def check(path: Path) -> None:
@@ -48,8 +52,10 @@ def _write_safetensors(path: Path, chosen: Chosen) -> None:
 
 
 def _write_onnx(path: Path, chosen: Chosen) -> None:
+    search = chosen.bench.splits.search
+    images = search.only(np.arange(min(_COMPARED, len(search)))).pixels
     texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in about(chosen).items()}
-    onnx().write(path, chosen.network, chosen.allocation, chosen.bench.splits.search, texts)
+    onnx().write(path, chosen.network, chosen.allocation, images, texts)
 
 
 _WRITERS: dict[str, Callable[[Path, Chosen], None]] = {".safetensors": _write_safetensors, ".onnx": _write_onnx}

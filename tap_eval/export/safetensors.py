@@ -80,9 +80,13 @@ class _Header(_Record):
 def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any]) -> None:
     """Writes a network on the CPU, which has the bits of `allocation`, to `path`; the same bytes each time.
 
-    `about` is what else the file is to say of it, as JSON. Raises `ExportMistake` where names are taken twice.
+    `about` is what else the file is to say of it, as JSON. Raises `ExportMistake` for what the format has no place for.
     """
     prepared = network.prepared
+    if getattr(network, "sums", None) is not None:
+        raise ExportMistake(
+            "safetensors has no place yet for integers that travel between layers: quantize it with --sums float."
+        )
     header = _Header(
         format=_FORMAT,
         layers=tuple(

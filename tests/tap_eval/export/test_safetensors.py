@@ -254,6 +254,16 @@ def test_a_network_that_does_not_have_the_bits_is_not_written(tmp_path: Path) ->
         write(tmp_path / "x", network, uniform(prepared.layers, 2), {})
 
 
+def test_sums_in_integers_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    prepared = branchy()
+    allocation = uniform(prepared.layers, 4)
+    network = quantized(prepared, allocation)
+    network.__dict__["sums"] = ()
+    with pytest.raises(ExportMistake, match="no place yet for integers that travel between layers"):
+        write(tmp_path / "x", network, allocation, {})
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     prepared = branchy()
