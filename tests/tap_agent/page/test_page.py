@@ -1,12 +1,7 @@
-"""The page in a real browser: a run is started, stopped, resumed and watched, a proxy refined; and who may use it.
-
-Screenshots are kept in the folder that `TAP_SCREENSHOTS` names.
-"""
+"""The page in a real browser: a run is started, stopped, resumed and watched, a proxy refined; and who may use it."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from plotly.graph_objects import Figure
 from starlette.testclient import TestClient
 
@@ -32,87 +27,9 @@ from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import of_events
 from tap_agent.settings.model import Settings
 from tests.agents.scripted import Answer, ChatServer, tool_call
+from tests.tap_agent.page.conftest import Site
 from tests.tap_agent.program import tap
 from tests.tap_agent.refining_agent import BY_STD, results, said, text
-
-PATIENCE = 60_000
-"""ms, for a loaded machine: nothing waits longer than it must"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        installed = filter(None, map(shutil.which, ("chromium", "google-chrome")))
-        for place in (*installed, None):  # None is Playwright's own
-            try:
-                opened = playwright.chromium.launch(executable_path=place)
-            except Error as error:
-                reason = str(error).strip().splitlines()[0]
-                continue
-            yield opened
-            opened.close()
-            return
-        pytest.skip(f"no Chromium to drive the page in ({reason}): run `playwright install --with-deps chromium`")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Site]:
-    with Site(tmp_path_factory.mktemp("site"), cache) as opened:
-        yield opened
-
-
-class Site:
-    """`tap-agent ui` in a process of its own, over an empty folder of runs."""
-
-    def __init__(self, folder: Path, cache: Path, *arguments: str, **environment: str) -> None:
-        self.runs = folder / "runs"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tap_agent", "ui", str(self.runs), "--port", "0", "--no-browser", *arguments],
-            env={**os.environ, "TAP_CACHE": str(cache), **environment}, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stdout
-        found = re.match(r"(http://\S+:(\d+)) shows the runs", self.process.stdout.readline())
-        assert found
-        self.url, self.port = found[1], int(found[2])
-
-    def __enter__(self) -> Site:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait()
-
-
-@pytest.fixture
-def look(browser: Browser, site: Site) -> Iterator[Page]:
-    """A tab in which nothing may fail and nothing may come from elsewhere."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
-    wrong: list[str] = []
-    page.on("request", lambda each: each.url.startswith((site.url, "data:", "blob:")) or wrong.append(each.url))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-    yield page
-    page.close()
-    assert wrong == []
-
-
-@pytest.fixture
-def keep(tmp_path: Path) -> Callable[[Page, str], None]:
-    """Looks at a page on a desk and on a telephone, where nothing may stand out to the side, and keeps what is seen."""
-    folder = Path(os.environ.get("TAP_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def screenshots(page: Page, name: str) -> None:
-        for width in (400, 1280):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.evaluate("scrollTo(0, 0)")
-            page.wait_for_timeout(150)  # Plotly draws again
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.screenshot(path=folder / f"{name}-{width}.png", full_page=True)
-
-    return screenshots
 
 
 def agent(request: dict[str, Any]) -> Answer:
@@ -124,29 +41,6 @@ def agent(request: dict[str, Any]) -> Answer:
     done = results(request)
     todo = calls[said(request).split()[0]][len(done) :]
     return todo[0] if todo else text("Done. " + done[-1].splitlines()[0])
-
-
-def downloaded(page: Page, name: str) -> bytes:
-    """What a click on the file called `name` brings."""
-    with page.expect_download() as download:
-        page.get_by_role("link", name=name).click()
-    assert download.value.suggested_filename == name
-    return Path(download.value.path()).read_bytes()
-
-
-def test_the_files_of_a_run_are_saved_from_its_result_and_from_its_report(
-    look: Page, site: Site, run: RunFolder, keep: Callable[[Page, str], None]
-) -> None:
-    kept = RunFolder(shutil.copytree(run.path, site.runs / "kept"))
-    look.goto(f"{site.url}/runs/kept/result")
-    for name in ("model.safetensors", "best.json"):
-        assert downloaded(look, name) == (kept.path / name).read_bytes()
-    keep(look, "files")
-    look.goto(f"{site.url}/runs/kept/report")
-    assert downloaded(look, "model.safetensors") == (kept.path / "model.safetensors").read_bytes()
-    look.screenshot(path=Path(os.environ.get("TAP_SCREENSHOTS") or kept.path) / "report-files.png")
-    assert '<a href="model.safetensors">' in kept.report.read_text()  # beside it in the folder
-    shutil.rmtree(kept.path)
 
 
 def test_a_run_is_started_stopped_resumed_and_watched_and_its_proxy_refined(
@@ -370,24 +264,6 @@ def test_one_folder_that_cannot_be_read_leaves_the_others(
 @pytest.mark.parametrize(("body", "status"), [(b"network=%FF", 400), (b"seed=1%00", 400), (b"a" * 2**21, 413)])
 def test_a_form_that_no_person_fills_in_starts_nothing(client: TestClient, body: bytes, status: int) -> None:
     assert client.post("/runs", content=body).status_code == status
-
-
-def test_of_a_runs_folder_the_models_and_the_bits_are_served_and_nothing_else(run: RunFolder, cache: Path) -> None:
-    folder = run.path
-    (folder / "model-secret.txt").write_text("secret")
-    (folder / "model-of-elsewhere.safetensors").symlink_to(folder / "config.yaml")
-    (folder / "model.onnx").mkdir()
-    served: dict[str, int] = {}
-    with Conversations(cache) as conversations:
-        client = TestClient(application(Searches(folder.parent), conversations, None), base_url="http://127.0.0.1:7860")
-        names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-        for name in (*names, "model%2F..%2Fconfig.yaml", "model.safetensors%2F..%2Fconfig.yaml", "model"):
-            answer = client.get(f"/runs/{run.name}/{name}")
-            if answer.status_code == 200 and "attachment" in answer.headers.get("content-disposition", ""):
-                served[name] = len(answer.content)
-                assert answer.headers["x-content-type-options"] == "nosniff"
-        assert client.get("/runs/other/model.safetensors").status_code == 404
-    assert served == {name: (folder / name).stat().st_size for name in ("best.json", "model.safetensors")}
 
 
 def test_wrong_passwords_are_tried_one_after_another(
