@@ -48,3 +48,9 @@ class ExportMistake(Mistake):
     """A file of a network that cannot be written, or that is none."""
 
     kind = "export"
+
+
+class ProxyMistake(Mistake):
+    """A proxy that cannot be read, or that does not run."""
+
+    kind = "proxy"

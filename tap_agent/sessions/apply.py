@@ -12,11 +12,11 @@ from tap_agent.runs.result import Row
 from tap_agent.sessions.final_table import Entry, beside, finish, full_precision, measured
 from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources
-from tap_agent.sessions.subject import FileSubject, ProxyMistake, ProxySubject, Subject, UniformSubject
+from tap_agent.sessions.subject import FileSubject, ProxySubject, Subject, UniformSubject
 from tap_agent.settings.model import Settings
 from tap_eval.allocation.budget import Budget, check_within, spent
 from tap_eval.measuring.bench import Bench
-from tap_eval.mistake import BudgetMistake
+from tap_eval.mistake import BudgetMistake, ProxyMistake
 from tap_eval.proxies.proxy import Rejection
 from tap_eval.quantization.quantizer import Allocation
 from tools.evaluation import Scored, score

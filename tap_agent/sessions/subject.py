@@ -23,16 +23,14 @@ from tap_eval import device
 from tap_eval.allocation.budget import most_uniform
 from tap_eval.allocation.choices import uniform
 from tap_eval.measuring.bench import Bench
-from tap_eval.mistake import BitsMistake, BudgetMistake, Mistake
+from tap_eval.mistake import BitsMistake, BudgetMistake, ProxyMistake
+from tap_eval.proxies.published import NAMES, published
 from tap_eval.quantization.quantizer import Allocation
 
-KINDS = "a proxy's .py file, a run's folder, an allocation file (a run's best.json) or uniform:BITS"
-
-
-class ProxyMistake(Mistake):
-    """A proxy that cannot be read, or that does not run."""
-
-    kind = "proxy"
+KINDS = (
+    f"a proxy's .py file, a published proxy ({', '.join(NAMES)}), a run's folder, an allocation file (a run's "
+    "best.json) or uniform:BITS"
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +166,9 @@ def read_subject(what: str) -> Subject:
     """
     if match := re.fullmatch(r"uniform(?::(.*))?", what, re.DOTALL):
         return UniformSubject(None if match[1] is None else _bits(what, match[1]))
+    if what in NAMES:
+        proxy = published(what)
+        return ProxySubject(what, proxy.thought, proxy.code, None)
     path = Path(what)
     if path.is_dir():
         folder = RunFolder(path)

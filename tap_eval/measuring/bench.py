@@ -202,7 +202,7 @@ class Bench:
         """What a proxy gets as `task`."""
         return describe_task(
             self.layers,
-            self.splits.search,
+            self.splits.search.size,
             self.splits.name,
             len(self.splits.classes),
             self.task.choices,

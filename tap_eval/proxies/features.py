@@ -94,13 +94,13 @@ def visible(inputs: Inputs) -> dict[str, str]:
 
 
 def describe_task(
-    layers: Sequence[Layer], images: Images, source: str, classes: int, choices: Choices, budget: Budget
+    layers: Sequence[Layer], image_size: int, source: str, classes: int, choices: Choices, budget: Budget
 ) -> Features:
     """The `task` that a proxy gets: exactly the names of `TASK`."""
     task: Features = {
         "dataset": source.split(":")[0],
         "classes": classes,
-        "image_size": images.size,
+        "image_size": image_size,
         "layers": len(layers),
         "params": sum(layer.params for layer in layers),
         "macs": sum(layer.macs for layer in layers),
@@ -119,7 +119,7 @@ class _Seen:
 
 
 @torch.no_grad()
-def describe(prepared: Prepared, calibration: Images, inputs: Inputs, memory: int = 2**29) -> list[Features]:
+def describe(prepared: Prepared, calibration: Images | Tensor, inputs: Inputs, memory: int = 2**29) -> list[Features]:
     """One dict a layer, with exactly the names of `visible(inputs)`.
 
     The calibration images go through the network in parts, twice for the statistics and at least

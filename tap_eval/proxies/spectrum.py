@@ -14,7 +14,7 @@ from tap_eval.quantization.calibration import Sums, block_of, groups_of, togethe
 
 
 @torch.no_grad()
-def spectra(prepared: Prepared, images: Images, at_once: int, memory: int) -> list[tuple[float, float]]:
+def spectra(prepared: Prepared, images: Images | Tensor, at_once: int, memory: int) -> list[tuple[float, float]]:
     """Trace and effective rank of the second moment H, about zero, of each layer's unfolded input on `images`.
 
     The effective rank is `(tr H)^2 / tr(H^2)`, the participation ratio of the eigenvalues (as in Gao et al. 2017):

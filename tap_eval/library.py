@@ -1,0 +1,109 @@
+"""One call for code that has a network in its hands: bits allocated, weights rounded and finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget, check_feasible, most_uniform
+from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.size import FLOAT, Size, packed_size
+from tap_eval.measuring.weights import Kept, RoundedWeights
+from tap_eval.mistake import BudgetMistake, ProxyMistake
+from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.proxies.features import Features, describe, describe_task
+from tap_eval.proxies.proxy import Rejection, checked_scores
+from tap_eval.proxies.published import NAMES, module
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.finishing import finish
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+
+Sensitivity = Callable[[list[Features], Features], Any]
+"""A proxy as a function: a score a layer, or a list of scores, one an output channel."""
+_MEMORY = 2**29
+"""bytes of second moments and of activations that are held at a time"""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized network, and what became of its layers."""
+
+    network: QuantizedNetwork
+    allocation: Allocation
+    size: Size
+    """bytes of the whole, packed"""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """In the order of the allocation."""
+        return self.network.prepared.layers
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float32, as the network wants them, to logits (N, classes)."""
+        return self.network.logits(images, self.network.prepared.batch)
+
+
+def quantize(
+    network: nn.Module,
+    images: Tensor,
+    budget: str,
+    rule: str | Sensitivity = "paper",
+    *,
+    bits: Sequence[int] = (2, 3, 4, 8),
+    finished: bool = True,
+) -> Quantized:
+    """`network`, a classifier in eval mode, within `budget`, as in "4bit", "87%", "0.5MB" or "1.2GBOPs".
+
+    `images` are some 16 calibration images (N, C, H, W), float32, as the network wants them; no
+    labels. `rule` says how sensitive layers are: a function `sensitivity(layers, task)` of your
+    own, the name of a published proxy, or "uniform". Weights get some of `bits`, inputs of layers
+    8. `finished` rounds each layer once more for the inputs that it then gets. Raises
+    `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
+    """
+    prepared = prepare(network, images[:2], [images])
+    limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left), Choices(tuple(bits))
+    check_feasible(prepared.layers, choices, limit)
+    allocation = _allocated(rule, prepared, images, choices, limit)
+    seen = calibrate(prepared, images)
+    weights = RoundedWeights(
+        prepared, images, seen, "gptq", choices.weights, [], Kept(None), _MEMORY, lambda what, done, of: None
+    )
+    integers = [partial(weights, layer.index) for layer in prepared.layers]
+    quantized = QuantizedNetwork(prepared, seen, integers)
+    quantized.choose(allocation)
+    if finished:
+        dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
+        finish(quantized, None, images, allocation, dampings, _MEMORY)
+    return Quantized(quantized, allocation, packed_size(prepared.layers, allocation, FLOAT * prepared.left))
+
+
+def _allocated(
+    rule: str | Sensitivity, prepared: Prepared, images: Tensor, choices: Choices, budget: Budget
+) -> Allocation:
+    layers = prepared.layers
+    if rule == "uniform":
+        same = most_uniform(layers, max(choices.activations), budget)
+        if same is None:
+            raise BudgetMistake(f"2 bits everywhere are above {budget.text}: raise the budget.")
+        return same
+    if isinstance(rule, str) and rule not in NAMES:
+        raise ProxyMistake(
+            f"'{rule}' is no rule: give a function sensitivity(layers, task), {', '.join(NAMES)} or uniform."
+        )
+    sensitivity: Sensitivity = module(rule).sensitivity if isinstance(rule, str) else rule
+    classes = prepared(images[:1]).shape[1]
+    task = describe_task(layers, images.shape[-1], "images", classes, choices, budget)
+    found = sensitivity(describe(prepared, images, "statistics", _MEMORY), task)
+    scores = checked_scores(found, [layer.out_channels for layer in layers], by_channel=False)
+    if isinstance(scores, Rejection):
+        raise ProxyMistake(f"the rule fails ({scores.failure}): {scores.message}")
+    return allocate(scores, layers, choices, budget)

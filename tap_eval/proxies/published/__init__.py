@@ -1,0 +1,22 @@
+"""Proxies that come with the program: each a plain file, that runs in the sandbox as any other does."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
+
+from tap_eval.proxies.proxy import Proxy
+
+NAMES = ("paper",)
+"""what `tap-agent apply` and `quantize` take"""
+
+
+def published(name: str) -> Proxy:
+    """The one called `name`: its docstring as thought, and its code."""
+    return Proxy((module(name).__doc__ or "").strip(), (files(__name__) / f"{name}.py").read_text())
+
+
+def module(name: str) -> Any:
+    """The same as a module, which has a function `sensitivity(layers, task)`."""
+    return import_module(f"{__name__}.{name}")

@@ -1,0 +1,79 @@
+"""`from tap_eval import quantize`: what a user's own code gets of a network that it has in its hands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tap_eval import quantize
+from tap_eval.allocation.size import weight_size
+from tap_eval.measuring.accuracy import mean_kl
+from tap_eval.mistake import BudgetMistake, ProxyMistake
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.norm, self.last = nn.BatchNorm2d(16), nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.second(self.first(x).relu())).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return Small().eval()
+
+
+IMAGES = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+UNSEEN = torch.rand(64, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+
+
+def earlier_layers_more(layers, task):
+    assert task["budget"] == "3bit"
+    return [1 / (1 + layer["index"]) for layer in layers]
+
+
+@pytest.mark.parametrize("rule", ["paper", "uniform", earlier_layers_more])
+def test_a_network_is_quantized_within_the_budget_and_near_to_itself(network: nn.Module, rule: object) -> None:
+    quantized = quantize(network, IMAGES, "3bit", rule)
+
+    assert weight_size(quantized.layers, quantized.allocation) <= 3 * sum(layer.params for layer in quantized.layers)
+    assert [layer.name for layer in quantized.layers] == ["first", "second", "last"]
+    for layer, bits in zip(quantized.network.layers, quantized.allocation.weights, strict=True):
+        assert int(layer.weight.integers.abs().max()) <= 2 ** (bits - 1) - 1
+    with torch.inference_mode():
+        expected = network(UNSEEN)
+    worst = quantize(network, IMAGES, "2bit", "uniform", finished=False)
+    assert mean_kl(expected, quantized(UNSEEN)) < mean_kl(expected, worst(UNSEEN))
+
+
+def test_a_rule_of_ones_own_decides_which_layers_get_bits(network: nn.Module) -> None:
+    def last_alone(layers, task):
+        return [1.0 if layer["last"] else 0.001 for layer in layers]
+
+    first, second, last = quantize(network, IMAGES, "3bit", last_alone).allocation.weights
+    assert last == 8
+    assert first < 8
+    assert second < 8
+
+
+def test_a_mistake_is_a_sentence(network: nn.Module) -> None:
+    with pytest.raises(BudgetMistake, match="1bit"):
+        quantize(network, IMAGES, "1bit")
+    with pytest.raises(ProxyMistake, match="'peper' is no rule: give a function sensitivity"):
+        quantize(network, IMAGES, "4bit", "peper")
+    with pytest.raises(ProxyMistake, match=r"the rule fails \(wrong shape\): .*list of 3 entries"):
+        quantize(network, IMAGES, "4bit", lambda layers, task: [1.0])
+
+
+def test_the_library_costs_nothing_until_it_is_used() -> None:
+    script = "import sys, tap_eval.mistake; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
