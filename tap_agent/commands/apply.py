@@ -21,8 +21,8 @@ def apply(
         typer.Argument(
             metavar="WHAT",
             help="A proxy's .py file; paper, which is the formula of the paper's Table 2; a run's folder; an "
-            "allocation file, which is a run's best.json or what --out wrote; uniform:BITS; or uniform, for the most bits within "
-            "the budget.",
+            "allocation file, which is a run's best.json or what --out wrote; uniform:BITS; or uniform, for the most "
+            "bits within the budget.",
         ),
     ],
     config: ConfigOption = None,
