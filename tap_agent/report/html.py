@@ -17,6 +17,7 @@ from tap_agent.report.text import (
     budget_text,
     draws_text,
     in_float_text,
+    more_bits_text,
     parts_text,
     reads_text,
     rest_text,
@@ -107,6 +108,7 @@ def _headline(history: History, network: NetworkRecord) -> dict[str, Any]:
     return {
         "network": network.name,
         "rest": rest_text(network),
+        "more": more_bits_text(history, network),
         "images": network.images if ":" not in network.images else Path(network.images).name,
         "top1": top1_text(proxy.test),
         "full": f"{100 * full.test.top1:.1f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agents.account import Spent
-from tap_agent.runs.result import MeasuredTop1, NetworkRecord, Result, Row
+from tap_agent.runs.result import History, MeasuredTop1, NetworkRecord, Result, Row
 from tap_eval.allocation.budget import Budget
 
 _PARTS = {
@@ -46,6 +46,19 @@ def parts_text(row: Row) -> str:
     """What a row's size is made of, in KiB, in the order of a packed file; "" where it is not told."""
     parts = [f"{_PARTS[name]} {size / 1024:,.2f}" for name, size in row.parts.items() if size]
     return f"{', '.join(parts)} KiB" if parts else ""
+
+
+def more_bits_text(history: History, network: NetworkRecord) -> str:
+    """What the next larger budget of the curve would buy, and the next smaller one cost; "" where there is no curve."""
+    table = [row for row in history.table if row.network == network.name and row.kind == "proxy"]
+    curve = [row for row in history.curve if row.network == network.name and row.kind == "proxy"]
+    if not table or not curve:
+        return ""
+    own = table[0].bits
+    more = min((row for row in curve if row.bits > own), key=lambda row: row.bits, default=None)
+    less = max((row for row in curve if row.bits < own), key=lambda row: row.bits, default=None)
+    said = [f"{top1_text(row.test)} in {row.size_bytes / 1024:,.1f} KiB at {row.budget}" for row in (more, less) if row]
+    return f"The same proxy gives {', and '.join(said)}." if said else ""
 
 
 def sizes_text(rows: Sequence[Row]) -> str:

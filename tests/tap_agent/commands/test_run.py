@@ -105,6 +105,16 @@ def test_the_report_does_not_claim_more_than_the_file(finished: Path) -> None:
     assert judged[result.best]["size_bytes"] == [size]
 
 
+def test_the_report_says_what_more_bits_would_buy(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    (own,) = (row["bits"] for row in result["table"] if row["kind"] == "proxy")
+    points = sorted((row for row in result["curve"] if row["kind"] == "proxy"), key=lambda row: row["bits"])
+    more = next(row for row in points if row["bits"] > own)
+    sentence = re.search(r"The same proxy gives ([\d.]+) .*? KiB at (\w+)", (finished / "report.html").read_text())
+    assert sentence
+    assert sentence.groups() == (f"{100 * more['test']['top1']:.1f}", more["budget"])
+
+
 def test_a_result_of_before_sizes_were_whole_is_shown_as_it_was(finished: Path) -> None:
     old = json.loads((finished / "result.json").read_text())
     for layer in old["networks"][0]["layers"]:
