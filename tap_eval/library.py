@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, check_feasible, most_uniform
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.size import FLOAT, Size, packed_size
+from tap_eval.export import safetensors
+from tap_eval.export.extra import onnx
 from tap_eval.measuring.weights import Kept, RoundedWeights
-from tap_eval.mistake import BudgetMistake, ProxyMistake
+from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
@@ -40,11 +43,27 @@ class Quantized:
     allocation: Allocation
     size: Size
     """bytes of the whole, packed"""
+    images: Tensor
+    """(N, C, H, W), the calibration images, on which a file is held against the network"""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """In the order of the allocation."""
         return self.network.prepared.layers
+
+    def save(self, path: Path | str) -> None:
+        """Writes the network, packed, to `path`, whose ending says how: .safetensors or .onnx.
+
+        Raises `ExportMistake` for another ending, without the extra `onnx`, and for what a format has no place for.
+        """
+        path = Path(path)
+        match path.suffix:
+            case ".safetensors":
+                safetensors.write(path, self.network, self.allocation, {})
+            case ".onnx":
+                onnx().write(path, self.network, self.allocation, self.images, {})
+            case _:
+                raise ExportMistake(f"'{path.name}' does not end in .safetensors or .onnx: give one of these.")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -83,7 +102,8 @@ def quantize(
     if finished:
         dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
         finish(quantized, None, images, allocation, dampings, _MEMORY)
-    return Quantized(quantized, allocation, packed_size(prepared.layers, allocation, FLOAT * prepared.left))
+    size = packed_size(prepared.layers, allocation, FLOAT * prepared.left)
+    return Quantized(quantized, allocation, size, images)
 
 
 def _allocated(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from tap_agent.runs.folder import RunMistake, check_file, replacing, write
 from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
 from tap_eval.export import safetensors
+from tap_eval.export.extra import onnx
 from tap_eval.mistake import ExportMistake
 
 ALLOCATION = ".json"
-_EXTRA = ("onnx", "onnxscript", "onnxruntime")
-"""what the extra `onnx` brings"""
 _COMPARED = 64
 """images on which a file of ONNX is held against the network"""
 
@@ -37,14 +34,6 @@ def check(path: Path) -> None:
     if path.suffix == ".onnx":
         onnx()
     check_file(path)
-
-
-def onnx() -> Any:
-    """The part that writes and describes ONNX; raises `ExportMistake` where what it needs is missing."""
-    name = "tap_eval.export.onnx"
-    if missing := [each for each in (*_EXTRA, name) if find_spec(each) is None]:
-        raise ExportMistake(f"a file of ONNX needs {', '.join(missing)}: pip install 'tap-agent[onnx]'.")
-    return importlib.import_module(name)
 
 
 def _write_safetensors(path: Path, chosen: Chosen) -> None:

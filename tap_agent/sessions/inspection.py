@@ -10,10 +10,10 @@ from typing import NamedTuple
 from tap_agent.paths import RUNS
 from tap_agent.runs.folder import RunFolder, find
 from tap_agent.sessions.allocation import AllocatedLayer, AllocatedNetwork, read_allocation
-from tap_agent.sessions.export import onnx
 from tap_eval.allocation.size import packed_size
 from tap_eval.export import safetensors
 from tap_eval.export.description import Description, LayerDescription
+from tap_eval.export.extra import onnx
 from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import Affine, Allocation
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 
 from tap_eval import quantize
 from tap_eval.allocation.size import weight_size
+from tap_eval.export import safetensors
 from tap_eval.measuring.accuracy import mean_kl
-from tap_eval.mistake import BudgetMistake, ProxyMistake
+from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
+from tap_eval.preparing.prepare import prepare
 
 
 class Small(nn.Module):
@@ -62,6 +65,15 @@ def test_a_rule_of_ones_own_decides_which_layers_get_bits(network: nn.Module) ->
     assert last == 8
     assert first < 8
     assert second < 8
+
+
+def test_the_network_is_saved_as_a_file_that_gives_it_back(network: nn.Module, tmp_path: Path) -> None:
+    quantized = quantize(network, IMAGES, "3bit", "uniform")
+    quantized.save(tmp_path / "small.safetensors")
+    again = safetensors.read(tmp_path / "small.safetensors", prepare(network, IMAGES[:2]))
+    assert torch.equal(again.logits(UNSEEN, 64), quantized.network.logits(UNSEEN, 64))
+    with pytest.raises(ExportMistake, match=r"'small.tflite' does not end in .safetensors or .onnx"):
+        quantized.save(tmp_path / "small.tflite")
 
 
 def test_a_mistake_is_a_sentence(network: nn.Module) -> None:

@@ -198,7 +198,7 @@ def test_what_is_nothing_to_apply_is_one_sentence(
         (["uniform:"], Exit.BITS, "write one whole number"),
         (["uniform:3", "--budget", "2bit"], Exit.BUDGET, "uniform:3 does not fit: the allocation is"),
         (["empty.json"], Exit.PROXY, "empty.json is no allocation file"),
-        (["nowhere"], Exit.PROXY, "nowhere is no proxy and no run: give a proxy's .py file, a run's folder, an alloc"),
+        (["nowhere"], Exit.PROXY, "nowhere is no proxy and no run: give a proxy's .py file, a published"),
         ([run, "--budget", "2bit,lots"], Exit.BUDGET, "'lots' is no budget"),
         ([run, "--budget", "2bit,"], Exit.BUDGET, "'' is no budget"),
         ([run, "--budget", "3bit,4bit", "--out", "x.json"], Exit.BUDGET, "--out keeps the allocation of one budget"),
