@@ -74,6 +74,7 @@ class Resources(AbstractContextManager["Resources"]):
             Budget.parse(network.budget or settings.budget),
             settings.inputs,
             settings.rounding,
+            settings.sums,
             settings.finish,
         )
         loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)

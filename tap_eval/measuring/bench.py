@@ -43,6 +43,7 @@ from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.rounding import Rounding, nearest
+from tap_eval.quantization.sums import SumsIn
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
@@ -67,6 +68,7 @@ class Task:
     budget: Budget
     inputs: Inputs = "statistics"
     rounding: Rounding = "gptq"
+    sums: SumsIn = "float"
     finish: bool = True
     """whether networks of the final table are rounded once more, each for its allocation"""
 
@@ -119,7 +121,7 @@ class Bench:
         kept = Kept(ledger.path.parent / "weights")
         self._where = key_of(device)
         content = " ".join([self.digest, *self._where])
-        recipe = Recipe(task.rounding, task.choices.weights, content, kept)
+        recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums)
         self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
 
@@ -315,7 +317,8 @@ class Bench:
         self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray, finished: bool = False
     ) -> Job:
         integers = self._path(allocation) == "integer"
-        return Job(allocation, split, draw, rows, integers, finished and allocation is not None)
+        sums = allocation is not None and self._measures.sums
+        return Job(allocation, split, draw, rows, integers, sums, finished and allocation is not None)
 
     def _path(self, allocation: Allocation | None) -> Literal["float", "integer", "simulated"]:
         if allocation is None:
@@ -343,6 +346,7 @@ class Bench:
         if not len(job.rows):
             return np.zeros(0, dtype=bool)
         how = [self._path(allocation), *self._where, *([] if allocation is None else [*self._rounding, job.finished])]
+        how += ["int8"] if job.sums else []
         name = key("correct", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)

@@ -116,6 +116,11 @@ class Spread:
         return self._local.unfit
 
     @property
+    def sums(self) -> bool:
+        """See `Measures.sums`."""
+        return self._local.sums
+
+    @property
     def notes(self) -> list[str]:
         """See `Measures.notes`."""
         return [*self._local.notes, f"by {self.workers} workers"]

@@ -69,6 +69,11 @@ class SideBySide:
         return self._measurers[0].unfit
 
     @property
+    def sums(self) -> bool:
+        """See `Measures.sums`."""
+        return self._measurers[0].sums
+
+    @property
     def notes(self) -> list[str]:
         """See `Measures.notes`."""
         return [*self._measurers[0].notes, f"on {', '.join(str(each.device) for each in self._measurers)} side by side"]

@@ -23,6 +23,8 @@ class Job:
     rows: np.ndarray
     integers: bool
     """multiplied as such, or else simulated"""
+    sums: bool = False
+    """travel between layers in integers"""
     finished: bool = False
     """rounded once more for this allocation"""
 
@@ -38,6 +40,11 @@ class Measures(Protocol):
     @property
     def unfit(self) -> str | None:
         """Why allocations are measured on the simulated path, or None where integers are multiplied."""
+        ...
+
+    @property
+    def sums(self) -> bool:
+        """Whether what travels between layers is in integers, as `tap_eval.quantization.sums` says."""
         ...
 
     @property

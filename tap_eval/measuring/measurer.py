@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -22,15 +22,17 @@ from tap_eval.measuring.devices import brought
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
+from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.program import Program, record
-from tap_eval.quantization.agreement import NOISE, multiplied_otherwise, recorded_otherwise
+from tap_eval.preparing.program import Program, bind
+from tap_eval.quantization.agreement import NOISE, multiplied_otherwise
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
+from tap_eval.quantization.sums import Sums, SumsIn, ranges
 
 _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
@@ -69,6 +71,8 @@ class Recipe:
     content: str
     """names the network"""
     kept: Kept
+    sums: SumsIn = "float"
+    """in integers where the network's steps can be recorded"""
 
 
 class Measurer:
@@ -104,8 +108,7 @@ class Measurer:
         self._rounded: dict[int, RoundedWeights] = {}
         self._integer_networks: OrderedDict[tuple[int, tuple[int, ...]], IntegerNetwork] = OrderedDict()
         self._kept = KeptWeights(bounds.packed)
-        self._programs: dict[int, Program | Unfit] = {}
-        """by the number of images in a batch"""
+        self._recorded = Recorder(self._resident, splits.calibrations[0])
         self._finished_last: tuple[str, list[QuantizedWeight]] = ("", [])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,8 +134,32 @@ class Measurer:
                 self._bounds.moments, self._advance,
             )  # fmt: skip
             self._rounded[draw] = rounded
-            self._networks[draw] = QuantizedNetwork(resident, seen, self._integers_of(draw))
+            self._networks[draw] = QuantizedNetwork(resident, seen, self._integers_of(draw), self._sums(draw))
         return self._networks[draw]
+
+    def _sums(self, draw: int) -> Sums | None:
+        if not self.sums:
+            return None
+        resident, pixels = self._resident, self._splits.calibrations[draw].pixels
+        found = resident.fitting(lambda: ranges(self._program, resident.modules, pixels))
+        return Sums(found, self._recorded)
+
+    @cached_property
+    def _sums_differing(self) -> str | None:
+        """Why sums are in float32 that were to be in integers."""
+        if self._recipe.sums == "float":
+            return None
+        with self._lock, alone(self.device):
+            try:
+                self._resident.fitting(lambda: self._program)
+            except Unfit as reason:
+                return str(reason)
+        return None
+
+    @property
+    def sums(self) -> bool:
+        """See `Measures.sums`."""
+        return self._recipe.sums == "int8" and not self._sums_differing
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]
@@ -146,7 +173,10 @@ class Measurer:
             else:
                 weights = [layer.quantized(bits) for layer, bits in zip(layers, allocation.weights, strict=True)]
             integers = [lambda bits, its=its: on(its(bits), CPU) for its in self._integers_of(draw)]
-            network = QuantizedNetwork(self.prepared, [on(layer.seen, CPU) for layer in layers], integers)
+            sums = self.network(draw).sums
+            if sums and self.device != CPU:
+                sums = replace(sums, recorded=self.beside(CPU)._recorded)
+            network = QuantizedNetwork(self.prepared, [on(layer.seen, CPU) for layer in layers], integers, sums)
             network.take([on(weight, CPU) for weight in weights], allocation.activations)
         return network
 
@@ -175,12 +205,13 @@ class Measurer:
     def _finished_name(self, draw: int, allocation: Allocation) -> str:
         recipe, calibration = self._recipe, self._splits.calibrations[draw]
         bits = [allocation.weights, allocation.activations]
-        how = [recipe.rounding, recipe.choices, self._bounds.moments]
+        how = [recipe.rounding, recipe.choices, self._bounds.moments, *(["int8"] if self.sums else [])]
         return key("finished", VERSION, how, recipe.content, calibration.digest, bits)
 
     def _finish(self, draw: int, allocations: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
         """Finishes and keeps them, each in a network of its own."""
-        pixels, layers = self._splits.calibrations[draw].pixels, self.network(draw).layers
+        pixels, ready = self._splits.calibrations[draw].pixels, self.network(draw)
+        layers, seen = ready.layers, [layer.seen for layer in ready.layers]
         done, count = itertools.count(1), len(layers) * len(allocations)
         try:
             program: Program | None = self._recorded(-(-len(pixels) // -(-len(pixels) // self._resident.batch)))
@@ -188,7 +219,7 @@ class Measurer:
             program = None
 
         def finished(allocation: Allocation) -> list[QuantizedWeight]:
-            network = QuantizedNetwork(self._resident, [layer.seen for layer in layers], self._integers_of(draw))
+            network = QuantizedNetwork(self._resident, seen, self._integers_of(draw), ready.sums)
             pairs = enumerate(allocation.weights)
             dampings = [self._rounded[draw].damping(index, bits) for index, bits in pairs]
             found = finish(
@@ -216,44 +247,25 @@ class Measurer:
         """Integers want more images a batch than floats: each product takes long to begin."""
         return self._recorded(max(self.prepared.batch, _LEAST_INTEGER_BATCH))
 
-    def _recorded(self, batch: int) -> Program:
-        """The steps of the network for so many images; raises `Unfit` when they cannot be recorded."""
-        if batch not in self._programs:
-            try:
-                self._programs[batch] = self._record(batch)
-            except Unfit as reason:
-                self._programs[batch] = reason
-        found = self._programs[batch]
-        if isinstance(found, Unfit):
-            raise found
-        return found
-
-    def _record(self, batch: int) -> Program:
-        image = self._splits.calibrations[0].pixels[:1].to(self.device)
-        try:
-            program = record(self._resident, image.expand(batch, *image.shape[1:]).contiguous())
-            images = program.padded(self._splits.calibrations[0].pixels[: program.batch])
-            place = recorded_otherwise(self._resident, program, images)
-        except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
-            if out_of_memory(error):
-                raise
-            raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
-        if place:
-            raise Unfit(f"its steps, as they were recorded, compute something else than the network, first in {place}")
-        return program
-
     @cached_property
     def _layout(self) -> torch.memory_format:
         """Channels last, as the integer path has them, unless the network's code takes another order for granted."""
         images = self._splits.calibrations[0].pixels[: self._resident.batch].to(self.device)
         try:
             with torch.inference_mode():
-                expected = self._resident(images)
-                got = self._resident(images.contiguous(memory_format=torch.channels_last))
+                expected = self._in_full(images)
+                got = self._in_full(images.contiguous(memory_format=torch.channels_last))
         except RuntimeError:  # it calls `view`
             return torch.contiguous_format
         same = torch.allclose(got, expected, rtol=0, atol=NOISE * float(expected.abs().max()))
         return torch.channels_last if same else torch.contiguous_format
+
+    def _in_full(self, images: torch.Tensor) -> torch.Tensor:
+        """The logits in full precision, computed as the simulated path is."""
+        if not self.sums:
+            return self._resident(images)
+        program = bind(self._program, self._resident.modules)
+        return program.run(program.begin(program.padded(images)))[: len(images)]
 
     @cached_property
     def unfit(self) -> str | None:
@@ -279,6 +291,8 @@ class Measurer:
     def notes(self) -> list[str]:
         """See `Measures.notes`."""
         notes = [*([f"without integers: {self.unfit}"] if self.unfit else []), *self._differing]
+        if self._sums_differing:
+            notes.append(f"with sums in float32, in place of --sums int8: {self._sums_differing}")
         if self._batch < self._bounds.batch:
             notes.append(f"in batches of {self._batch}, since {self._bounds.batch} images did not fit the memory")
         for rounded in self._rounded.values():
@@ -300,6 +314,8 @@ class Measurer:
         images: Images = getattr(self._splits, job.split).on(self.device)
         if job.integers and self.unfit:
             raise RuntimeError(f"this worker cannot measure as the others do: {self.unfit}")
+        if job.allocation and job.sums != self.sums:
+            raise RuntimeError(f"this worker cannot measure as the others do: {self._sums_differing or 'sums'}")
         correct = np.zeros(len(job.rows), dtype=bool)
         with self._lock:
             for start in range(0, len(job.rows), _AT_ONCE):
@@ -337,6 +353,8 @@ class Measurer:
                     found.append(network.logits(part.contiguous(memory_format=layout), batch))
             return torch.cat(found).cpu()
 
+        if network.sums and job.allocation:  # in the batches of steps that are recorded anyway
+            return self._resident.fitting(lambda: logits(self._resident.batch))
         return self._in_batches(logits)
 
     def _in_batches(self, compute: Callable[[int], _Result]) -> _Result:

@@ -188,6 +188,15 @@ def free(steps: Sequence[Step], logits: Value) -> tuple[Step, ...]:
     return tuple(reversed(freed))
 
 
+def readers_of(steps: Sequence[Step]) -> dict[Value, list[Step]]:
+    """Which steps read each value."""
+    readers: dict[Value, list[Step]] = {}
+    for step in steps:
+        for value in step.needs:
+            readers.setdefault(value, []).append(step)
+    return readers
+
+
 def bind(program: Program, layers: Sequence[Callable[[Tensor], Tensor]]) -> Program:
     """The program with something that computes each layer."""
     steps = [step if step.layer is None else replace(step, function=layers[step.layer]) for step in program.steps]

@@ -165,7 +165,7 @@ def _walk(network: QuantizedNetwork, program: Program | None, pixels: Tensor) ->
         return
     parts = pixels.split(program.batch)
     mine, theirs = ([program.begin(program.padded(part)) for part in parts] for _ in range(2))
-    steps = zip(bind(program, network.layers).steps, bind(program, network.prepared.modules).steps, strict=True)
+    steps = zip(network.bound(program).steps, bind(program, network.prepared.modules).steps, strict=True)
     met: set[int] = set()
     for step, other in steps:
         if step.layer is not None and step.layer not in met:

@@ -1,7 +1,8 @@
 """Post-training quantization of a prepared network, and switching between allocations.
 
 Weights are symmetric integers per output channel, rounded as `rounding` says. Activations are
-affine integers per tensor, their range from the calibration images. The shift that quantized
+affine integers per tensor, their range from the calibration images; with `Sums` so are the
+values between layers that `sums` names. The shift that quantized
 weights add to a channel's mean output is taken out of the bias. Every (layer, bits) is
 quantized once and kept: choosing an allocation swaps tensors.
 
@@ -14,7 +15,7 @@ same whole numbers; everything else, full precision above all, is computed in fl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -25,8 +26,10 @@ from tap_eval.device import Form, multiply_whole
 from tap_eval.images.images import Images
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.program import Program, Step, Value, bind
 from tap_eval.quantization.calibration import Observation
 from tap_eval.quantization.rounding import Rounded, nearest
+from tap_eval.quantization.sums import Carried, Sums, carried, convolutions
 
 VERSION = 7
 """Part of the key of every stored measurement: raise it when a change in this room changes results."""
@@ -82,6 +85,10 @@ class Affine:
         """`x` as whole numbers `integer - zero_point`, in float32."""
         integers = x.mul(1 / self.scale).add_(self.zero_point).round_().clamp_(0, 2**self.bits - 1)
         return integers.sub_(self.zero_point)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What the integers of `x` stand for, float32."""
+        return self.centred(x).mul_(self.scale)
 
 
 Integers = Callable[[int], Rounded]
@@ -186,15 +193,25 @@ class QuantizedNetwork:
     """A network whose layers can be given any bits, again and again."""
 
     def __init__(
-        self, prepared: Prepared, seen: Sequence[Observation], integers: Sequence[Integers] | None = None
+        self,
+        prepared: Prepared,
+        seen: Sequence[Observation],
+        integers: Sequence[Integers] | None = None,
+        sums: Sums | None = None,
     ) -> None:
-        """`integers` are those of the layers, rounded to the nearest if they are not given."""
+        """`integers` are those of the layers, rounded to the nearest if they are not given.
+
+        Without `sums` all that travels between layers is in float32, but for what they read.
+        """
         integers = integers or [nearest_of(module) for module in prepared.modules]
         self.prepared = prepared
+        self.sums = sums
         self.layers = [QuantizedLayer(*parts) for parts in zip(prepared.modules, seen, integers, strict=True)]
+        self._in_full = True
 
     def choose(self, allocation: Allocation | None) -> None:
         """Gives every layer its bits; `None` is full precision."""
+        self._in_full = allocation is None
         for index, layer in enumerate(self.layers):
             if allocation is None:
                 layer.choose(None, None)
@@ -203,10 +220,52 @@ class QuantizedNetwork:
 
     def take(self, weights: Sequence[QuantizedWeight], activations: Sequence[int]) -> None:
         """Gives every layer its weight, and the bits of its input."""
+        self._in_full = False
         for layer, weight, bits in zip(self.layers, weights, activations, strict=True):
             layer.take(weight, bits)
+
+    def carried(self, steps: Sequence[Step], result: Value) -> list[tuple[Carried, Affine]]:
+        """What travels in integers between the layers, of `steps` to `result`, and in which: none without `sums`.
+
+        A layer that alone reads a value may have other bits than the 8 of these integers: it then rounds the value
+        to its own. Raises `ValueError` for the steps of another network.
+        """
+        if self.sums is None:
+            return []
+        found = carried(steps, convolutions(self.prepared.modules), result)
+        own = [each for each in found if each.layer is None]
+        ranges = dict(zip(own, self.sums.ranges, strict=True))
+        return [
+            (each, self.layers[each.layer].covering(8))
+            if each.layer is not None
+            else (each, Affine.covering(*ranges[each], 8))
+            for each in found
+        ]
+
+    def bound(self, program: Program) -> Program:
+        """The network's program with what every layer and every sum now is."""
+        bound = bind(program, self.layers)
+        if self._in_full:
+            return bound
+        integers = {
+            each.value: affine for each, affine in self.carried(program.steps, program.logits) if not each.alone
+        }
+        return replace(bound, steps=tuple(_rounded(step, integers.get(step.value)) for step in bound.steps))
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor | Images, batch: int) -> Tensor:
         """(N, C, H, W) float32 to (N, classes), in batches of `batch`."""
-        return torch.cat([self.prepared(part, self.layers) for part in pixels.split(batch)])
+        if self.sums is None or self._in_full:
+            return torch.cat([self.prepared(part, self.layers) for part in pixels.split(batch)])
+        program = self.bound(self.sums.recorded(batch))
+        return torch.cat(
+            [program.run(program.begin(program.padded(part)))[: len(part)] for part in pixels.split(batch)]
+        )
+
+
+def _rounded(step: Step, affine: Affine | None) -> Step:
+    """The step, which gives what is nearest in the integers of `affine` to what it computes."""
+    if affine is None:
+        return step
+    function, rounded = step.function, affine.rounded
+    return replace(step, function=lambda *args, **kwargs: rounded(function(*args, **kwargs)))

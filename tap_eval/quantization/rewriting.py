@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tap_eval.preparing.products import Quantizable
-from tap_eval.preparing.program import Program, Step, Value, free
+from tap_eval.preparing.program import Program, Step, Value, free, readers_of
 from tap_eval.quantization.quantizer import Affine
 
 _ATEN = torch.ops.aten
@@ -44,15 +44,6 @@ def bytes_of(x: Tensor, affine: Affine) -> Tensor:
         real.add_(affine.zero_point)
     whole = real.add_(_MAGIC).clamp_(_MAGIC, _MAGIC + 2**affine.bits - 1)
     return whole.view(torch.int32).to(torch.uint8)  # the low byte; from float it takes five times as long
-
-
-def readers_of(steps: Sequence[Step]) -> dict[Value, list[Step]]:
-    """Which steps read each value."""
-    readers: dict[Value, list[Step]] = {}
-    for step in steps:
-        for value in step.needs:
-            readers.setdefault(value, []).append(step)
-    return readers
 
 
 def with_padding_in_layers(

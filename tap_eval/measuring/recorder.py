@@ -1,0 +1,47 @@
+"""The steps of a network as they are run: recorded once for each size of a batch, and held against the network."""
+
+from __future__ import annotations
+
+from tap_eval.device import out_of_memory
+from tap_eval.images.images import Images
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import Program, record
+from tap_eval.quantization.agreement import recorded_otherwise
+from tap_eval.quantization.integer import Unfit
+
+
+class Recorder:
+    """Called with a number of images, it gives the network's steps for batches of so many."""
+
+    def __init__(self, prepared: Prepared, images: Images) -> None:
+        """`images` are some of the network's."""
+        self._prepared = prepared
+        self._images = images
+        self._found: dict[int, Program | Unfit] = {}
+
+    def __call__(self, batch: int) -> Program:
+        """Raises `Unfit` when they cannot be recorded."""
+        if batch not in self._found:
+            try:
+                self._found[batch] = self._record(batch)
+            except Unfit as reason:
+                self._found[batch] = reason
+        found = self._found[batch]
+        if isinstance(found, Unfit):
+            raise found
+        return found
+
+    def _record(self, batch: int) -> Program:
+        pixels = self._images.pixels
+        image = pixels[:1].to(self._prepared.device)
+        try:
+            program = record(self._prepared, image.expand(batch, *image.shape[1:]).contiguous())
+            images = program.padded(pixels[: program.batch])
+            place = recorded_otherwise(self._prepared, program, images)
+        except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
+            if out_of_memory(error):
+                raise
+            raise Unfit(f"its steps cannot be recorded ({type(error).__name__}: {error})") from error
+        if place:
+            raise Unfit(f"its steps, as they were recorded, compute something else than the network, first in {place}")
+        return program
