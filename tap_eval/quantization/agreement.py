@@ -16,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Environment, Program, Step, bind
 from tap_eval.quantization.integer import IntegerNetwork
+from tap_eval.quantization.kernels import padded
 from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
+from tap_eval.quantization.rewriting import Bytes
 
 NOISE = 1e-4
 """of the largest value: more than the order of additions makes, less than a fault does"""
@@ -74,18 +77,21 @@ def multiplied_otherwise(
     """
     theirs, ours = program.begin(pixels), fast.program.begin(pixels)
     others = iter(bind(program, network.layers).steps)
+    sums = {each.value: affine for each, affine in network.carried(program.steps, program.logits) if not each.alone}
     judged = {step.value for step in fast.program.steps}
     expected: Environment = {}
     layer = "the pixels"
     for step in fast.program.steps:
         whole, affine = fast.in_bytes.get(step.value, (step.value, None))
         if whole is not step.value:
-            expected[step.value] = ours[whole]
+            expected[step.value] = _in_float(step, fast.in_bytes, ours)
         while step.value not in expected:
             other = next(others)
             other.run(theirs)
             if other.value in judged:
                 expected[other.value] = theirs[other.value]
+            if other.value in sums:  # what is judged is what it is nearest to
+                theirs[other.value] = sums[other.value].rounded(theirs[other.value])
         step.run(ours)
         if step.layer is not None:
             layer = network.prepared.layers[step.layer].name
@@ -95,6 +101,15 @@ def multiplied_otherwise(
         equal = [_equal(got, want, affine) for got, want in pairs]
         ours[step.value] = tree_map_only(Tensor, partial(_next, iter(equal)), ours[step.value])
     return None
+
+
+def _in_float(step: Step, in_bytes: Bytes, known: Environment) -> Tensor:
+    """What a step gives that makes bytes of numbers, bytes of bytes, or numbers of bytes: as numbers."""
+    value, *others = step.args
+    _, affine = in_bytes.get(value, (value, None))
+    x = known[value]
+    real = x if affine is None else (x.float() - affine.zero_point) * affine.scale
+    return F.pad(real, others[0]) if step.function is padded else real
 
 
 def _apart(got: Tensor, want: Tensor, affine: Affine | None = None) -> float:

@@ -177,7 +177,8 @@ class IntegerNetwork:
             IntegerLayer(layer, layer.covering(bits), shapes.get(index), paddings.get(index, ()))
             for index, (layer, bits) in enumerate(zip(network.layers, activations, strict=True))
         ]
-        self.program, self.in_bytes = in_bytes(program, self.layers, [layer.affine for layer in self.layers])
+        sums = network.carried(program.steps, program.logits)
+        self.program, self.in_bytes = in_bytes(program, self.layers, [layer.affine for layer in self.layers], sums)
         self._kept = kept
 
     def choose(self, allocation: Allocation) -> None:

@@ -31,9 +31,9 @@ from tap_eval.preparing.program import Program, Step, Value, bind, free, readers
 SumsIn = Literal["int8", "float"]
 """What travels between layers besides their inputs: 8-bit integers where this module says so, or float32."""
 
-_AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "mean"})
+AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "mean"})
 _MAXIMA = frozenset({"max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"})
-_CONCATENATIONS = frozenset({"cat", "concat"})
+CONCATENATIONS = frozenset({"cat", "concat"})
 _MOVES_ALL = frozenset(
     {
         *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "as_strided"),
@@ -114,7 +114,7 @@ def carried(steps: Sequence[Step], convolutions: Collection[int], result: Value)
         inside = [of[step.value] for step, _ in group.readers if step and of.get(step.value) in kept]
         is_read = any(layer is not None for layer in group.layers) or inside
         if is_read or (group.source.layer is not None and any(step for step, _ in group.readers)):
-            joined = len(inside) == len(group.readers) == 1 and name_of(inside[0].source) in _CONCATENATIONS
+            joined = len(inside) == len(group.readers) == 1 and name_of(inside[0].source) in CONCATENATIONS
             kept[group] = kept[inside[0]] if joined else group
     found = []
     for group in groups:
@@ -140,7 +140,7 @@ def _groups(
         if step.layer in convolutions or _computes(step, of):
             groups.append(_begun(step, readers, result))
             of |= dict.fromkeys(groups[-1].members, groups[-1])
-        elif (group := of.get(read_by(step))) and (moves(step) or _is_maximum(step, readers) or _is_relu(step)):
+        elif (group := of.get(read_by(step))) and (moves(step) or is_maximum(step, readers) or _is_relu(step)):
             group.members.append(step.value)
             if read_by(step) in group.some or not _moves_all(step):
                 group.some.add(step.value)
@@ -160,10 +160,10 @@ def _begun(source: Step, readers: Readers, result: Value) -> _Group:
     group = _Group(source, source.value, [source.value])
     while last.value is not result and len(readers[last.value]) == 1:
         step = readers[last.value][0]
-        picks = _is_maximum(step, readers) or limits_of(step) is not None
+        picks = is_maximum(step, readers) or limits_of(step) is not None
         if read_by(step) is not last.value or not (picks or moves(step)):
             break
-        if picks or _is_maximum(last, readers):  # the latter gives its maxima with their places
+        if picks or is_maximum(last, readers):  # the latter gives its maxima with their places
             group.value = step.value
         group.members.append(step.value)
         last = step
@@ -177,9 +177,9 @@ def _computes(step: Step, of: Mapping[Value, Any]) -> bool:
     name = name_of(step)
     if name == "add":
         return len(step.args) == 2 and all(_is_in(value, of) for value in step.args)
-    if name in _CONCATENATIONS:
+    if name in CONCATENATIONS:
         return all(_is_in(value, of) for value in step.args[0])
-    return name in _AVERAGES and _is_in(step.args[0], of)
+    return name in AVERAGES and _is_in(step.args[0], of)
 
 
 def _is_in(value: Any, of: Mapping[Value, Any]) -> bool:
@@ -213,17 +213,17 @@ def limits_of(step: Step) -> tuple[float, float] | None:
 
 
 def pads_with_zeros(step: Step) -> bool:
-    """Whether a step adds zeros at the edges, and takes nothing away."""
-    return name_of(step) == "constant_pad_nd" and not any(step.args[2:]) and not step.kwargs and min(step.args[1]) >= 0
+    """Whether a step adds zeros at the edges, or takes numbers away there."""
+    return name_of(step) == "constant_pad_nd" and not any(step.args[2:]) and not step.kwargs
 
 
 def moves(step: Step) -> bool:
     """Whether a step gives numbers that it reads, in any order, and zeros."""
-    return _moves_all(step) or name_of(step) in _MOVES_SOME
+    return name_of(step) in _MOVES_ALL | _MOVES_SOME or pads_with_zeros(step)
 
 
 def _moves_all(step: Step) -> bool:
-    return name_of(step) in _MOVES_ALL or pads_with_zeros(step)
+    return name_of(step) in _MOVES_ALL or (pads_with_zeros(step) and min(step.args[1]) >= 0)
 
 
 def _is_relu(step: Step) -> bool:
@@ -231,7 +231,7 @@ def _is_relu(step: Step) -> bool:
     return limits_of(step) == (0.0, math.inf)
 
 
-def _is_maximum(step: Step, readers: Readers) -> bool:
+def is_maximum(step: Step, readers: Readers) -> bool:
     """Whether it is maximum pooling, of which nothing but the maxima is read."""
     if name_of(step) == "max_pool2d_with_indices":
         reading = readers.get(step.value, ())

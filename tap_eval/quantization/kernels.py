@@ -1,0 +1,128 @@
+"""Arithmetic on the bytes of activations: each operation gives the bytes nearest to what the bytes that it reads mean.
+
+Where PyTorch has its quantized tensors (their makers say that they are about to go), and these
+add as is right, a tensor of bytes lends them its memory: they add and pool many bytes at a time.
+Otherwise bytes become float32 and bytes again, for the same numbers at several times the time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tap_eval.quantization.quantizer import Affine
+
+_MAGIC = 1.5 * 2**23
+"""a float32 of this size has its whole number in the low bits, rounded half to even"""
+_OFF = 0.5 + 1e-3
+"""from the number that it stands for, in parts of a byte, a byte that is nearest is less"""
+
+
+def bytes_of(x: Tensor, affine: Affine) -> Tensor:
+    """`x` float32 as integers of `affine`, uint8, with channels last."""
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    real = torch.mul(x, 1 / affine.scale, out=torch.empty_like(x, memory_format=layout))
+    if affine.zero_point:
+        real.add_(affine.zero_point)
+    whole = real.add_(_MAGIC).clamp_(_MAGIC, _MAGIC + 2**affine.bits - 1)
+    return whole.view(torch.int32).to(torch.uint8)  # the low byte; from float it takes five times as long
+
+
+def floats_of(x: Tensor, affine: Affine) -> Tensor:
+    """What bytes stand for, float32."""
+    if _lends():
+        return _lent(x, affine).dequantize()
+    return x.to(torch.float32).sub_(affine.zero_point).mul_(affine.scale)
+
+
+def converted(x: Tensor, of: Affine, to: Affine) -> Tensor:
+    """Bytes of one range as those of another."""
+    if of == to:
+        return x
+    real = floats_of(x, of)
+    if _lends() and to.bits == 8:
+        return _taken(torch.quantize_per_tensor(real, to.scale, to.zero_point, torch.quint8))
+    return bytes_of(real, to)
+
+
+def added(x: Tensor, other: Tensor, of: Affine, of_other: Affine, to: Affine) -> Tensor:
+    """The sum of two, in bytes of `to`."""
+    if _lends():
+        return _taken(torch.ops.quantized.add(_lent(x, of), _lent(other, of_other), to.scale, to.zero_point))
+    return bytes_of(floats_of(x, of) + floats_of(other, of_other), to)
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0, *, of: Sequence[Affine], to: Affine) -> Tensor:
+    """Concatenated along `dim`, in bytes of `to`."""
+    return torch.cat([converted(part, each, to) for part, each in zip(parts, of, strict=True)], dim)
+
+
+def averaged(x: Tensor, *args: Any, function: Callable[..., Tensor], of: Affine, to: Affine) -> Tensor:
+    """What `function`, which takes means of some numbers, gives of what bytes stand for, in bytes of `to`."""
+    means = function(x.to(torch.float32).sub_(of.zero_point), *args)
+    return bytes_of(means.mul_(of.scale), to)
+
+
+def largest(x: Tensor, *args: Any, function: Callable[..., Any], affine: Affine) -> Tensor:
+    """The maxima that `function`, maximum pooling in two dimensions, finds in bytes of `affine`."""
+    if _lends() and function is not torch.ops.aten.adaptive_max_pool2d.default:
+        return _taken(torch.max_pool2d(_lent(x, affine), *args))
+    found = function(x.to(torch.float32), *args)
+    return (found if isinstance(found, Tensor) else found[0]).to(torch.uint8)
+
+
+def padded(x: Tensor, widths: Sequence[int], zero: float = 0) -> Tensor:
+    """With `zero` at the edges, `widths` of them from the last dimension on, before it and after it; channels last."""
+    if min(widths) < 0:
+        return torch.constant_pad_nd(x, list(widths), zero)
+    before, after = widths[::2], widths[1::2]
+    sizes = [*x.shape]
+    for place, (first, last) in enumerate(zip(before, after, strict=True), 1):
+        sizes[-place] += first + last
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    found = torch.empty(sizes, dtype=x.dtype, memory_format=layout).fill_(zero)
+    inner = found
+    for place, first in enumerate(before, 1):
+        inner = inner.narrow(-place, first, x.shape[-place])
+    inner.copy_(x)
+    return found
+
+
+def _lent(x: Tensor, affine: Affine) -> Tensor:
+    """A quantized tensor in the memory of bytes."""
+    found = torch._empty_affine_quantized([0], scale=affine.scale, zero_point=affine.zero_point, dtype=torch.quint8)
+    return found.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+
+
+def _taken(x: Tensor) -> Tensor:
+    """The bytes of a quantized tensor, in its memory."""
+    found = torch.empty(0, dtype=torch.uint8)
+    return found.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+
+
+@cache
+def _lends() -> bool:
+    """Whether there are quantized tensors here that take and give the memory of bytes, and add to the nearest byte."""
+    every = torch.arange(256, dtype=torch.uint8)
+    of, of_other, to = Affine(0.0371, 117, 8), Affine(0.0213, 3, 8), Affine(0.0427, 60, 8)
+    x, other = (each.contiguous() for each in torch.meshgrid(every, every, indexing="ij"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that they are deprecated
+            lent, lent_other = _lent(x, of), _lent(other, of_other)
+            got = _taken(torch.ops.quantized.add(lent, lent_other, to.scale, to.zero_point))
+            real = lent.dequantize().double()
+            again = _taken(torch.quantize_per_tensor(lent.dequantize(), of.scale, of.zero_point, torch.quint8))
+            most = _taken(torch.max_pool2d(lent[None, None], [2, 2]))
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+    expected = (x.double() - of.zero_point) * of.scale
+    total = expected + (other.double() - of_other.zero_point) * of_other.scale
+    off = got.double() - (total / to.scale + to.zero_point).clamp(0, 255)
+    nearest = bool((off.abs() < _OFF).all()) and torch.allclose(real, expected, rtol=1e-6, atol=1e-6 * of.scale)
+    return nearest and torch.equal(again, x) and torch.equal(most[0, 0], x[1::2, 1::2])
