@@ -16,10 +16,12 @@ so that other work on the machine counts less. Ratios are medians over rounds of
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +36,11 @@ from tap_eval.allocation.choices import uniform
 from tap_eval.images.sources import open_source
 from tap_eval.networks.load import load_network
 from tap_eval.preparing.prepare import prepare
-from tap_eval.preparing.program import record
+from tap_eval.preparing.program import Program, record
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import QuantizedNetwork
+from tap_eval.quantization.sums import Sums, ranges
 
 CALIBRATION = 16
 PEERS = {"QDQ": QuantFormat.QDQ, "QOperator": QuantFormat.QOperator}
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8", help="of ONNX Runtime, each tried")
     parser.add_argument("--integer-batches", help="of the integer path, each tried; by default what a run would take")
     parser.add_argument("--bits", default="4,8", help="of the integer path's weights, each tried")
+    parser.add_argument("--sums", default="float,int8", help="between layers of the integer path, each tried")
     parser.add_argument("--eager-batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
@@ -72,7 +76,8 @@ def main() -> None:
             return torch.cat([network(part) for part in pixels.split(chosen.eager_batch)])
 
     runs: dict[str, Run] = {"eager float32": eager}
-    runs |= _integers(network, pixels, calibration, chosen.integer_batches, _numbers(chosen.bits))
+    sums = chosen.sums.split(",")
+    runs |= _integers(network, pixels, calibration, chosen.integer_batches, _numbers(chosen.bits), sums)
     with tempfile.TemporaryDirectory() as folder:
         runs |= _peers(network, pixels, calibration, Path(folder), _numbers(chosen.batches), chosen.threads)
         clock = time.process_time if chosen.threads == 1 else time.perf_counter
@@ -90,17 +95,23 @@ def main() -> None:
 
 
 def _integers(
-    network: nn.Module, pixels: Tensor, calibration: Tensor, batches: str | None, bits: list[int]
+    network: nn.Module, pixels: Tensor, calibration: Tensor, batches: str | None, bits: list[int], sums: list[str]
 ) -> dict[str, Run]:
     prepared = prepare(network, pixels[:2])
-    simulated = QuantizedNetwork(prepared, calibrate(prepared, calibration))
+    seen = calibrate(prepared, calibration)
     runs: dict[str, Run] = {}
+
+    @cache
+    def recorded(batch: int) -> Program:
+        return record(prepared, pixels[:1].expand(batch, *pixels.shape[1:]).contiguous())
+
     for batch in _numbers(batches) if batches else [prepared.batch]:
-        program = record(prepared, pixels[:1].expand(batch, *pixels.shape[1:]).contiguous())
-        for each in bits:
-            fast = IntegerNetwork(simulated, program, (8,) * len(prepared.layers), KeptWeights(2**31))
+        carried = Sums(ranges(recorded(batch), prepared.modules, calibration), recorded)
+        for each, kind in itertools.product(bits, sums):
+            simulated = QuantizedNetwork(prepared, seen, sums=carried if kind == "int8" else None)
+            fast = IntegerNetwork(simulated, recorded(batch), (8,) * len(prepared.layers), KeptWeights(2**31))
             fast.choose(uniform(prepared.layers, each))
-            runs[f"integer path, W{each}A8, batches of {batch}"] = lambda fast=fast: fast.logits(pixels)
+            runs[f"integer path, W{each}A8, {kind} sums, batches of {batch}"] = lambda fast=fast: fast.logits(pixels)
     return runs
 
 

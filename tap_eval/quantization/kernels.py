@@ -26,6 +26,9 @@ _OFF = 0.5 + 1e-3
 def bytes_of(x: Tensor, affine: Affine) -> Tensor:
     """`x` float32 as integers of `affine`, uint8, with channels last."""
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    if affine.bits == 8 and _lends():
+        x = x.contiguous(memory_format=layout)
+        return _taken(torch.quantize_per_tensor(x, affine.scale, affine.zero_point, torch.quint8))
     real = torch.mul(x, 1 / affine.scale, out=torch.empty_like(x, memory_format=layout))
     if affine.zero_point:
         real.add_(affine.zero_point)
@@ -42,12 +45,7 @@ def floats_of(x: Tensor, affine: Affine) -> Tensor:
 
 def converted(x: Tensor, of: Affine, to: Affine) -> Tensor:
     """Bytes of one range as those of another."""
-    if of == to:
-        return x
-    real = floats_of(x, of)
-    if _lends() and to.bits == 8:
-        return _taken(torch.quantize_per_tensor(real, to.scale, to.zero_point, torch.quint8))
-    return bytes_of(real, to)
+    return x if of == to else bytes_of(floats_of(x, of), to)
 
 
 def added(x: Tensor, other: Tensor, of: Affine, of_other: Affine, to: Affine) -> Tensor:
@@ -80,15 +78,16 @@ def padded(x: Tensor, widths: Sequence[int], zero: float = 0) -> Tensor:
     """With `zero` at the edges, `widths` of them from the last dimension on, before it and after it; channels last."""
     if min(widths) < 0:
         return torch.constant_pad_nd(x, list(widths), zero)
-    before, after = widths[::2], widths[1::2]
+    pairs = list(zip(widths[::2], widths[1::2], strict=True))
     sizes = [*x.shape]
-    for place, (first, last) in enumerate(zip(before, after, strict=True), 1):
-        sizes[-place] += first + last
+    for place, pair in enumerate(pairs, 1):
+        sizes[-place] += sum(pair)
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    found = torch.empty(sizes, dtype=x.dtype, memory_format=layout).fill_(zero)
-    inner = found
-    for place, first in enumerate(before, 1):
-        inner = inner.narrow(-place, first, x.shape[-place])
+    found = inner = torch.empty(sizes, dtype=x.dtype, memory_format=layout)
+    for place, (before, after) in enumerate(pairs, 1):
+        inner.narrow(-place, 0, before).fill_(zero)
+        inner.narrow(-place, inner.shape[-place] - after, after).fill_(zero)
+        inner = inner.narrow(-place, before, x.shape[-place])
     inner.copy_(x)
     return found
 

@@ -32,11 +32,12 @@ SumsIn = Literal["int8", "float"]
 """What travels between layers besides their inputs: 8-bit integers where this module says so, or float32."""
 
 AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "mean"})
-_MAXIMA = frozenset({"max_pool2d", "max_pool2d_with_indices", "adaptive_max_pool2d"})
+_WITH_PLACES = frozenset({"max_pool2d_with_indices", "adaptive_max_pool2d"})
+"""maximum pooling that gives the maxima and their places"""
 CONCATENATIONS = frozenset({"cat", "concat"})
 _MOVES_ALL = frozenset(
     {
-        *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "as_strided"),
+        *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand"),
         *("permute", "transpose", "t", "clone", "contiguous", "alias", "detach", "lift_fresh", "roll", "flip"),
         *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
     }
@@ -104,7 +105,8 @@ class _Group:
 def carried(steps: Sequence[Step], convolutions: Collection[int], result: Value) -> list[Carried]:
     """The values that travel in integers, in the order in which they begin.
 
-    `steps` are ATen operators and calls of layers, recorded or exported, that compute `result`;
+    `steps` are ATen operators and calls of layers that compute `result`, none of which writes to what it reads: those
+    of `record`, or of a program that torch.export has decomposed. Both give the same values in the same order.
     `convolutions` are the indices of the layers that are convolutions.
     """
     groups, of = _groups(free(steps, result), convolutions, result)
@@ -145,12 +147,12 @@ def _groups(
             if read_by(step) in group.some or not _moves_all(step):
                 group.some.add(step.value)
             of[step.value] = group
-    for group in groups:
-        for value in group.members:
-            others = [step for step in readers.get(value, ()) if of.get(step.value) is not group]
-            group.readers += [(step, value) for step in others]
-            if value is result:
-                group.readers.append((None, value))
+    for step in steps:
+        for value in step.needs:
+            if (group := of.get(value)) and of.get(step.value) is not group:
+                group.readers.append((step, value))
+    if result in of:
+        of[result].readers.append((None, result))
     return groups, of
 
 
@@ -163,7 +165,7 @@ def _begun(source: Step, readers: Readers, result: Value) -> _Group:
         picks = is_maximum(step, readers) or limits_of(step) is not None
         if read_by(step) is not last.value or not (picks or moves(step)):
             break
-        if picks or is_maximum(last, readers):  # the latter gives its maxima with their places
+        if picks or name_of(last) in _WITH_PLACES:
             group.value = step.value
         group.members.append(step.value)
         last = step
@@ -214,7 +216,10 @@ def limits_of(step: Step) -> tuple[float, float] | None:
 
 def pads_with_zeros(step: Step) -> bool:
     """Whether a step adds zeros at the edges, or takes numbers away there."""
-    return name_of(step) == "constant_pad_nd" and not any(step.args[2:]) and not step.kwargs
+    given = step.args[2:]
+    if name_of(step) == "pad" and given:
+        given = given[1:] if given[0] == "constant" else given
+    return name_of(step) in ("constant_pad_nd", "pad") and not any(given) and not step.kwargs
 
 
 def moves(step: Step) -> bool:
@@ -233,10 +238,10 @@ def _is_relu(step: Step) -> bool:
 
 def is_maximum(step: Step, readers: Readers) -> bool:
     """Whether it is maximum pooling, of which nothing but the maxima is read."""
-    if name_of(step) == "max_pool2d_with_indices":
+    if name_of(step) in _WITH_PLACES:
         reading = readers.get(step.value, ())
         return len(reading) == 1 and name_of(reading[0]) == "getitem" and reading[0].args[1] == 0
-    return name_of(step) in _MAXIMA
+    return name_of(step) == "max_pool2d"
 
 
 @torch.inference_mode()

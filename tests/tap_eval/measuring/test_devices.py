@@ -54,7 +54,7 @@ def measurer(network: nn.Module) -> Measurer:
     prepared = prepare(network.eval(), IMAGES.pixels[:8])
     splits = Splits("noise", tuple("0123456789"), (IMAGES.only(np.arange(8)),), IMAGES, IMAGES)
     splits.calibrations[0].digest  # noqa: B018 of images that are real
-    recipe = Recipe("gptq", (2, 4), "noise", Kept(None))
+    recipe = Recipe("gptq", (2, 4), "noise", Kept(None), "int8")
     return Measurer(prepared, splits, uniform(prepared.layers, 4), Bounds(batch=16), recipe)
 
 
@@ -70,8 +70,9 @@ def test_no_operation_takes_tensors_of_two_devices(answer: bool) -> None:
                 there._program  # noqa: B018
         else:
             assert there._program.device == CUDA
+        assert there.sums is not answer
         for allocation, finished in ((None, False), (mixed, False), (mixed, True)):
-            job = Job(allocation, "search", 0, np.arange(40), integers=False, finished=finished)
+            job = Job(allocation, "search", 0, np.arange(40), integers=False, sums=there.sums, finished=finished)
             assert there._simulated(job, there._splits.search.on(CUDA)).shape == (40, 10)
         for weight in there.finished(0, mixed):
             assert {weight.integers.device, weight.scale.device, weight.bias.device} == {CUDA}

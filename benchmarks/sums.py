@@ -1,0 +1,98 @@
+"""What 8-bit sums between layers cost in accuracy, beside sums in float32, on the same images and bits.
+
+    python benchmarks/sums.py cifar_resnet20 --weights data/resnet20-cifar10.pt
+        --images parquet:data/cifar10-val.parquet --calibration parquet:data/cifar10-train.parquet
+        --search 2500 --bits 8,4,2.5
+    PYTHONPATH=. python benchmarks/sums.py benchmarks.lite0:network
+        --images parquet:data/imagenet-sample-val.parquet --search 300 --bits 8,4
+
+Bits that are no whole number are those of {2, 3, 4, 8} that measured layer errors ask for under this budget. Each
+network is measured as it is rounded a layer at a time and, unless `--no-finish`, as it is finished; mean over the
+draws of calibration images, the least and the greatest beside it. The last column is the share of images, in the first
+draw, of which one arithmetic finds the class and the other does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from tap_agent.paths import cache_folder
+from tap_eval.allocation.allocator import allocate
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.images.sources import open_source, split
+from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.networks.load import load_network
+from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.sums import SumsIn
+
+CHOICES = Choices((2, 3, 4, 8))
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--calibration")
+    parser.add_argument("--search", type=int, required=True)
+    parser.add_argument("--bits", default="8,4")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--finish", action=argparse.BooleanOptionalAction, default=True)
+    chosen = parser.parse_args()
+
+    loaded = load_network(chosen.network, chosen.weights, cache_folder())
+    splits = split(
+        open_source(chosen.images),
+        calibration=open_source(chosen.calibration) if chosen.calibration else None,
+        seed=0, draws=chosen.draws, search=chosen.search, test=None, transform=loaded.transform,
+    )  # fmt: skip
+    ledger = Ledger(cache_folder() / "measurements.sqlite")
+
+    def opened(sums: SumsIn, budget: str = "8bit") -> Bench:
+        task = Task(CHOICES, Budget.parse(budget), sums=sums)
+        return Bench(chosen.network, loaded.network, splits, task, ledger)
+
+    benches = {sums: opened(sums) for sums in ("float", "int8")}
+    for note in dict.fromkeys(note for bench in benches.values() for note in bench.notes):
+        print(note)
+    full = benches["float"].measure(None)
+    print(
+        f"{chosen.network}, {len(splits.search):,} images, {chosen.draws} draws; full precision {100 * full.top1:.2f}\n"
+    )
+    print("| bits | | float sums | int8 sums | difference | images of two minds |\n|---|---|---|---|---|---|")
+    for bits in chosen.bits.split(","):
+        allocation = _allocation(benches["float"], bits)
+        for finished in (False, True) if chosen.finish else (False,):
+            top1 = {
+                sums: 100 * bench.measure_all([allocation], "search", range(chosen.draws), finished)[:, 0]
+                for sums, bench in benches.items()
+            }
+            off = np.mean(_correct(benches["float"], allocation) != _correct(benches["int8"], allocation))
+            columns = [_spread(top1["float"]), _spread(top1["int8"]), f"{np.mean(top1['int8'] - top1['float']):+.2f}"]
+            how = "finished" if finished else "a layer at a time"
+            print(f"| {bits} | {how} | {' | '.join(columns)} | {'' if finished else f'{100 * off:.2f} %'} |")
+
+
+def _allocation(bench: Bench, bits: str) -> Allocation:
+    if bits.isdigit():
+        return uniform(bench.layers, int(bits))
+    budget = bench.beside(Budget.parse(f"{bits}bit"))
+    return allocate(bench.layer_errors, bench.layers, CHOICES, budget)
+
+
+def _correct(bench: Bench, allocation: Allocation) -> np.ndarray:
+    return np.concatenate([bench.correct(allocation, stage) for stage in range(len(bench.stages))])
+
+
+def _spread(top1: np.ndarray) -> str:
+    return f"{top1.mean():.2f} ({top1.min():.2f} to {top1.max():.2f})"
+
+
+if __name__ == "__main__":
+    main()

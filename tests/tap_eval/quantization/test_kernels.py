@@ -1,0 +1,44 @@
+"""Arithmetic on bytes gives the nearest bytes, with PyTorch's quantized tensors and without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tap_eval.quantization import kernels
+from tap_eval.quantization.quantizer import Affine
+
+
+def test_a_shortcut_is_padded_with_the_byte_of_zero_and_keeps_its_layout() -> None:
+    x = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    for widths in ([0, 0, 0, 0, 1, 2], [1, 2, 3, 4], [2, 0, 0, 1, 0, 0, 1, 0], [-1, 2], [0, 0]):
+        got = kernels.padded(x[:, :, ::2], widths, 9)
+        assert torch.equal(got, F.pad(x[:, :, ::2], widths, value=9))
+    assert kernels.padded(x, [0, 0, 0, 0, 1, 2], 9).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("lends", [True, False], ids=["quantized tensors", "without"])
+def test_bytes_are_the_nearest_to_what_they_stand_for(lends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels._lends(), "this build of PyTorch has quantized tensors"
+    monkeypatch.setattr(kernels, "_lends", lambda: lends)
+    every = torch.arange(256, dtype=torch.uint8)
+    x, other = (each.contiguous() for each in torch.meshgrid(every, every, indexing="ij"))
+    of, of_other, to = Affine(0.013, 200, 8), Affine(0.05, 0, 8), Affine(0.021, 31, 8)
+    real, real_other = (x.double() - 200) * 0.013, other.double() * 0.05
+    few = Affine(0.9, 3, 4)
+    for got, expected, integers in (
+        (kernels.added(x, other, of, of_other, to), real + real_other, to),
+        (kernels.converted(x, of, to), real, to),
+        (kernels.converted(x, of, few), real, few),
+        (kernels.joined([x, other], 1, of=[of, of_other], to=to), torch.cat([real, real_other], 1), to),
+        (
+            kernels.averaged(x, [0], True, function=torch.ops.aten.mean.dim, of=of, to=to),
+            real.mean(0, keepdim=True),
+            to,
+        ),
+    ):
+        assert got.dtype is torch.uint8
+        wanted = (expected / integers.scale + integers.zero_point).clamp(0, 2**integers.bits - 1)
+        assert float((got.double() - wanted).abs().max()) < 0.501
+    assert torch.allclose(kernels.floats_of(x, of).double(), real, atol=1e-6)
