@@ -19,6 +19,9 @@ from tap_eval.quantization.quantizer import Affine
 
 _MAGIC = 1.5 * 2**23
 """a float32 of this size has its whole number in the low bits, rounded half to even"""
+_AT_ONCE = 64
+"""channels that PyTorch pools together in quantized tensors, and those that are left over one by one"""
+_ANY = Affine(1.0, 0, 8)
 _OFF = 0.5 + 1e-3
 """from the number that it stands for, in parts of a byte, a byte that is nearest is less"""
 
@@ -66,12 +69,35 @@ def averaged(x: Tensor, *args: Any, function: Callable[..., Tensor], of: Affine,
     return bytes_of(means.mul_(of.scale), to)
 
 
-def largest(x: Tensor, *args: Any, function: Callable[..., Any], affine: Affine) -> Tensor:
-    """The maxima that `function`, maximum pooling in two dimensions, finds in bytes of `affine`."""
-    if _lends() and function is not torch.ops.aten.adaptive_max_pool2d.default:
-        return _taken(torch.max_pool2d(_lent(x, affine), *args))
-    found = function(x.to(torch.float32), *args)
-    return (found if isinstance(found, Tensor) else found[0]).to(torch.uint8)
+def largest(
+    x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Tensor:
+    """Maximum pooling in two dimensions: of bytes of one range the largest stands for the largest number."""
+    if _lends() and (ceil or x.shape[1] % _AT_ONCE == 0):
+        return _taken(torch.max_pool2d(_lent(x, _ANY), kernel, stride, padding, dilation, ceil))
+    if ceil:
+        return torch.max_pool2d(x.to(torch.float32), kernel, stride, padding, dilation, ceil).to(torch.uint8)
+    (down, right), (rows, columns) = _pair(padding), _pair(kernel)
+    x = padded(x, [right, right, down, down]) if down or right else x
+    steps, gaps = _pair(stride or kernel), _pair(dilation)
+    return _slid(_slid(x, 2, rows, steps[0], gaps[0]), 3, columns, steps[1], gaps[1])
+
+
+def _slid(x: Tensor, dim: int, count: int, step: int, gap: int) -> Tensor:
+    """The largest of `count` bytes along a dimension, `gap` apart, from every `step` on."""
+    length = (x.shape[dim] - gap * (count - 1) - 1) // step + 1
+    parts = [x.narrow(dim, gap * place, x.shape[dim] - gap * place) for place in range(count)]
+    every = (slice(None),) * dim
+    found, *others = [part[(*every, slice(0, step * (length - 1) + 1, step))] for part in parts]
+    for other in others:
+        found = torch.maximum(found, other)
+    return found
+
+
+def _pair(given: Any) -> tuple[int, int]:
+    """One number, or one or two of them in a list, for both dimensions."""
+    first, *rest = [given] if isinstance(given, int) else given
+    return first, rest[0] if rest else first
 
 
 def padded(x: Tensor, widths: Sequence[int], zero: float = 0) -> Tensor:

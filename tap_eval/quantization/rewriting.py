@@ -38,6 +38,11 @@ _ROUNDED = 0.25
 _NO_ACTIVATION: tuple[str, tuple[float, ...]] = ("none", ())
 _IN_PLACE: dict[Any, Callable[..., Any]] = {
     _ATEN.add.Tensor: _ATEN.add_.Tensor,
+    _ATEN.mul.Tensor: _ATEN.mul_.Tensor,
+    _ATEN.silu.default: _ATEN.silu_.default,
+    _ATEN.sigmoid.default: _ATEN.sigmoid_.default,
+    _ATEN.hardswish.default: _ATEN.hardswish_.default,
+    _ATEN.hardsigmoid.default: _ATEN.hardsigmoid_.default,
     _ATEN.relu.default: _ATEN.relu_.default,
     _ATEN.hardtanh.default: _ATEN.hardtanh_.default,
 }
@@ -164,7 +169,12 @@ class _Rewriting:
 
     def _ends(self, value: Any, step: Step) -> bool:
         """Whether the memory of `value` is of no use after `step`, and fits what it gives."""
-        return value in self.fresh and self.only(value) is step and _kind(value) == _kind(step.value)
+        if value in self.forms:  # what is made of its bytes for those that read float32
+            readers = [each for each in self.readers[value] if each.layer is None and each.value not in self.forms]
+            ends = len(readers) == 1
+        else:
+            ends = value in self.fresh and self.only(value) is step
+        return ends and _kind(value) == _kind(step.value)
 
     def in_layer(self, step: Step, layer: Callable[..., Tensor], affine: Affine) -> None:
         """Writes a layer's call, with the activation that alone reads it."""
@@ -196,7 +206,7 @@ class _Rewriting:
         if pads_with_zeros(step):
             function, args = padded, (parts[0], others[0], float(to.zero_point))
         elif is_maximum(step, self.readers):
-            function, kwargs = partial(largest, function=step.function, affine=to), {}
+            function = largest
             if (after := self.only(value)) and name_of(after) == "getitem":  # the maxima, without their places
                 value = after.value
                 self.absorbed.add(value)

@@ -32,7 +32,7 @@ SumsIn = Literal["int8", "float"]
 """What travels between layers besides their inputs: 8-bit integers where this module says so, or float32."""
 
 AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "mean"})
-_WITH_PLACES = frozenset({"max_pool2d_with_indices", "adaptive_max_pool2d"})
+_WITH_PLACES = "max_pool2d_with_indices"
 """maximum pooling that gives the maxima and their places"""
 CONCATENATIONS = frozenset({"cat", "concat"})
 _MOVES_ALL = frozenset(
@@ -165,7 +165,7 @@ def _begun(source: Step, readers: Readers, result: Value) -> _Group:
         picks = is_maximum(step, readers) or limits_of(step) is not None
         if read_by(step) is not last.value or not (picks or moves(step)):
             break
-        if picks or name_of(last) in _WITH_PLACES:
+        if picks or name_of(last) == _WITH_PLACES:
             group.value = step.value
         group.members.append(step.value)
         last = step
@@ -238,7 +238,7 @@ def _is_relu(step: Step) -> bool:
 
 def is_maximum(step: Step, readers: Readers) -> bool:
     """Whether it is maximum pooling, of which nothing but the maxima is read."""
-    if name_of(step) in _WITH_PLACES:
+    if name_of(step) == _WITH_PLACES:
         reading = readers.get(step.value, ())
         return len(reading) == 1 and name_of(reading[0]) == "getitem" and reading[0].args[1] == 0
     return name_of(step) == "max_pool2d"

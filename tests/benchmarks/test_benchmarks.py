@@ -23,6 +23,10 @@ COMMANDS = {
         "| simulated, channels last |",
     ),
     "peers": (["peers.py", "digits", "--images", "digits", *SMALL, "--batches", "20"], "ONNX Runtime, W8A8 (QDQ)"),
+    "sums": (
+        ["sums.py", "digits", "--images", "digits", "--search", "40", "--bits", "2.5", "--draws", "1"],
+        "| 2.5 | finished |",
+    ),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),

@@ -1,4 +1,4 @@
-"""A network is measured, finished and kept with sums in integers where that is asked for, and told where it cannot be."""
+"""A network is measured, finished and kept with sums in integers where asked for, and told where it cannot be."""
 
 from __future__ import annotations
 

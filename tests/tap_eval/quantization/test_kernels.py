@@ -42,3 +42,24 @@ def test_bytes_are_the_nearest_to_what_they_stand_for(lends: bool, monkeypatch: 
         wanted = (expected / integers.scale + integers.zero_point).clamp(0, 2**integers.bits - 1)
         assert float((got.double() - wanted).abs().max()) < 0.501
     assert torch.allclose(kernels.floats_of(x, of).double(), real, atol=1e-6)
+
+
+POOLINGS: dict[str, tuple[tuple[object, ...], int]] = {
+    "overlapping": (([3, 3], [2, 2], [1, 1]), 64),
+    "few channels": (([3, 3], [2, 2], [1, 1]), 24),
+    "no stride given": (([2, 3],), 24),
+    "numbers for lists": ((3, 1, 1), 24),
+    "dilated": (([3, 2], [1, 2], [1, 0], [2, 1]), 24),
+    "to the edge": (([3, 3], [2, 2], [0, 0], [1, 1], True), 24),
+}
+
+
+@pytest.mark.parametrize("lends", [True, False], ids=["quantized tensors", "without"])
+@pytest.mark.parametrize("case", POOLINGS)
+def test_the_largest_byte_is_found_wherever_it_is(case: str, lends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_lends", lambda: lends)
+    given, channels = POOLINGS[case]
+    x = torch.randint(0, 256, (2, channels, 14, 11), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    got = kernels.largest(x, *given)
+    assert got.dtype is torch.uint8
+    assert torch.equal(got.double(), F.max_pool2d(x.double(), *given))  # type: ignore[arg-type]
