@@ -206,7 +206,8 @@ def kib(candidate: Candidate, index: int, network: NetworkRecord) -> float:
     bits = candidate.allocations[index]
     if not network.sized_whole:
         return sum(map(operator.mul, (layer.params for layer in network.layers), bits.means())) / 8 / 1024
-    return packed_size(network.layers, bits.allocation(), sum(network.in_float_bytes.values())).total / 1024
+    in_float = sum(network.in_float_bytes.values())
+    return packed_size(network.layers, bits.allocation(), in_float, network.sums).total / 1024
 
 
 def family(history: History, chosen: str | None = None) -> go.Figure:

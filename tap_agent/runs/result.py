@@ -78,6 +78,8 @@ class NetworkRecord(_Record):
     """as in `Row`"""
     in_float_bytes: dict[str, int] = {}
     """those weights, by what reads them"""
+    sums: int = 0
+    """values between layers that are in integers of their own"""
     unused_bytes: int = 0
     """weights that nothing reads"""
 

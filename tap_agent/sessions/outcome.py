@@ -150,5 +150,6 @@ def network_record(bench: Bench) -> NetworkRecord:
         layer_errors=bench.layer_errors,
         in_float=bench.prepared.share_left,
         in_float_bytes=in_float,
+        sums=bench.sums,
         unused_bytes=sum(4 * rest.count for rest in bench.prepared.rest if not rest.used),
     )

@@ -12,8 +12,8 @@ from tap_eval.quantization.quantizer import Allocation, LayerBits
 
 FLOAT = 4
 """bytes of a float32"""
-_INPUT = FLOAT + 1
-"""bytes a layer for its input: the scale, and the zero point as a byte"""
+INPUT = FLOAT + 1
+"""bytes for what is read in integers, of a layer its input: the scale, and the zero point as a byte"""
 
 
 class Weighted(Protocol):
@@ -39,7 +39,7 @@ class Size:
     biases: int
     """float32, one an output channel: the correction for what rounding shifts gives every quantized layer one"""
     inputs: int
-    """scale and zero point of each layer's input: a float32 and a byte"""
+    """scale and zero point of each layer's input, and of sums that have their own: a float32 and a byte"""
     channel_bits: int
     """a byte an output channel, its bits, in layers whose channels differ in bits; the order follows from it"""
     rest: int
@@ -55,15 +55,15 @@ class Size:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def packed_size(layers: Sequence[Weighted], allocation: Allocation, rest: int) -> Size:
-    """The packed network's, `rest` bytes of which stay in float32."""
+def packed_size(layers: Sequence[Weighted], allocation: Allocation, rest: int, sums: int = 0) -> Size:
+    """The packed network's, `rest` bytes of which stay in float32, with `sums` values between layers in integers."""
     pairs = list(zip(layers, allocation.weights, strict=True))
     channels = sum(layer.out_channels for layer in layers)
     return Size(
         weights=sum(row_bytes(layer, bits) for layer, bits in pairs),
         scales=FLOAT * channels,
         biases=FLOAT * channels,
-        inputs=_INPUT * len(layers),
+        inputs=INPUT * (len(layers) + sums),
         channel_bits=sum(layer.out_channels for layer, bits in pairs if is_mixed(bits)),
         rest=rest,
     )
@@ -78,7 +78,7 @@ def full_size(prepared: Prepared) -> Size:
 
 def fixed_bytes(layers: Sequence[Weighted], rest: int) -> int:
     """What the packed network takes whatever its bits are: all but the weights and the bits of channels."""
-    return rest + sum(2 * FLOAT * layer.out_channels + _INPUT for layer in layers)
+    return rest + sum(2 * FLOAT * layer.out_channels + INPUT for layer in layers)
 
 
 def row_bytes(layer: Weighted, bits: LayerBits) -> int:

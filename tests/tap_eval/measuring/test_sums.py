@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.budget import Budget, most_uniform
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench, Task
@@ -104,3 +104,15 @@ def test_a_worker_that_measures_otherwise_is_found_out(splits: Splits, tmp_path:
     job = Job(uniform(bench.layers, 4), "search", 0, np.arange(20), integers=False)
     with pytest.raises(RuntimeError, match="cannot measure as the others do"):
         bench._local.correct(job)
+
+
+def test_scales_of_sums_count_within_a_budget_in_bytes(splits: Splits, tmp_path: Path) -> None:
+    plain, summed = (opened(splits, tmp_path, sums) for sums in ("float", "int8"))
+    allocation = uniform(plain.layers, 4)
+    assert (plain.sums, summed.sums) == (0, 3)
+    assert summed.size(allocation).parts() == {
+        **plain.size(allocation).parts(), "inputs": plain.size(allocation).inputs + 3 * 5,
+    }  # fmt: skip
+    exact = Budget.parse(f"{plain.size(allocation).total}B")
+    assert most_uniform(plain.layers, 8, plain.beside(exact)) == allocation
+    assert most_uniform(summed.layers, 8, summed.beside(exact)) == uniform(plain.layers, 3)
