@@ -74,8 +74,8 @@ class Resources(AbstractContextManager["Resources"]):
             Budget.parse(network.budget or settings.budget),
             settings.inputs,
             settings.rounding,
-            settings.sums,
             settings.finish,
+            settings.sums,
         )
         loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
         notes = loaded.notes

@@ -68,9 +68,9 @@ class Task:
     budget: Budget
     inputs: Inputs = "statistics"
     rounding: Rounding = "gptq"
-    sums: SumsIn = "float"
     finish: bool = True
     """whether networks of the final table are rounded once more, each for its allocation"""
+    sums: SumsIn = "float"
 
 
 class Bench:
@@ -322,7 +322,7 @@ class Bench:
     ) -> Job:
         integers = self._path(allocation) == "integer"
         sums = allocation is not None and self._measures.sums
-        return Job(allocation, split, draw, rows, integers, sums, finished and allocation is not None)
+        return Job(allocation, split, draw, rows, integers, finished and allocation is not None, sums)
 
     def _path(self, allocation: Allocation | None) -> Literal["float", "integer", "simulated"]:
         if allocation is None:

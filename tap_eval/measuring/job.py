@@ -23,10 +23,10 @@ class Job:
     rows: np.ndarray
     integers: bool
     """multiplied as such, or else simulated"""
-    sums: bool = False
-    """travel between layers in integers"""
     finished: bool = False
     """rounded once more for this allocation"""
+    sums: bool = False
+    """travel between layers in integers"""
 
 
 class Measures(Protocol):
