@@ -381,10 +381,10 @@ def test_a_finished_network_knows_what_is_rounded_between_its_layers() -> None:
     pixels = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     quantized, recorded = recorder(Residual(), pixels)
     allocation = uniform(quantized.prepared.layers, 4)
-    found = finish(quantized, recorded(4), pixels, allocation, 2**26)
+    found = finish(quantized, recorded(4), pixels, allocation, [0.0] * 6, 2**26)
     full, got = quantized.prepared(pixels), quantized.logits(pixels, 4)
     assert torch.allclose(got.mean(0), full.mean(0), atol=1e-3 * float(full.abs().max())), "biases make up for sums"
     quantized.sums = None
     quantized.choose(allocation)
-    apart = finish(quantized, recorded(4), pixels, allocation, 2**26)
+    apart = finish(quantized, recorded(4), pixels, allocation, [0.0] * 6, 2**26)
     assert any(not torch.equal(one.bias, other.bias) for one, other in zip(found, apart, strict=True))
