@@ -39,7 +39,7 @@ def exact(bits: int = 8) -> bool:
 
 
 @cache
-def _saturates() -> bool:
+def saturates() -> bool:
     """Whether this CPU, as those without VNNI do, adds pairs of products in 16 bits: large weights overflow."""
     return not _multiplies(2 * _HALF - 1)
 
@@ -111,7 +111,7 @@ class IntegerLayer:
         integers, scale, bias = (each.contiguous() for each in (quantized.integers, quantized.scale, quantized.bias))
         zero = torch.zeros(len(scale), dtype=torch.int32)
         one_by_one = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels  # no products are added
-        halved = bool(_saturates() and not one_by_one and (integers.abs() > _HALF).any())
+        halved = bool(saturates() and not one_by_one and (integers.abs() > _HALF).any())
         if halved:
             integers = _halves(integers)
         if isinstance(layer, nn.Linear):

@@ -224,7 +224,7 @@ def test_weights_of_eight_bits_are_multiplied_without_overflow(
     saturates: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if saturates:
-        monkeypatch.setattr(integer, "_saturates", lambda: True)
+        monkeypatch.setattr(integer, "saturates", lambda: True)
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 8, 3, 2, 1, groups=2)]
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(392, 5))
