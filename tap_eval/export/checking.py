@@ -1,17 +1,15 @@
-"""Whether ONNX Runtime computes from a file what its network computes, judged layer by layer on equal inputs.
+"""Whether ONNX Runtime computes from a file what its network computes, judged step by step on equal inputs.
 
 Two correct ways to compute a network differ by single roundings, after which everything differs
-a little: outputs cannot tell that from a fault. So the bytes that each layer reads in ONNX
-Runtime take the place of those of the simulated path, and have to be the nearest to what the
-simulated path makes of the bytes before them.
+a little: outputs cannot tell that from a fault. So the bytes that ONNX Runtime makes of a value
+take the place of those of the simulated path, and have to be the nearest to what the simulated
+path makes of the bytes before them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import onnx
 import onnxruntime
@@ -19,60 +17,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tap_eval.export.graph import INPUT
+from tap_eval.export.graph import INPUT, OUTPUT, Values, labels_of, name_of, recorded, unpadded
 from tap_eval.export.nodes import ENOUGH
 from tap_eval.mistake import ExportMistake
-from tap_eval.quantization.agreement import NOISE
+from tap_eval.preparing.program import Program, Step, Value, bind
+from tap_eval.quantization.agreement import NOISE, recorded_otherwise
 from tap_eval.quantization.integer import saturates
-from tap_eval.quantization.quantizer import Affine, QuantizedLayer, QuantizedNetwork
+from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
 
 _ALIKE = 0.25
-"""of the spread of logits: single roundings make less, a fault more"""
+"""of the spread of logits: single roundings make less, a fault in a kernel more"""
 
 
 class _Otherwise(Exception):
     """Where something else is computed."""
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What a call of a layer reads in a file."""
-
-    value: str
-    """its bytes"""
-    pads: tuple[int, ...]
-    """zeros that a convolution adds: left, right, above and below"""
-    bias: Tensor | None
-    """what an int32 bias stands for (O,), float32"""
-    off: float
-    """by how much that may be another than the network's"""
-
-
 @torch.inference_mode()
-def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor) -> None:
+def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor, values: Values = lambda _: {}) -> None:
     """Holds `model` against `network`, of which it was made and which has the same bits, on images (N, C, H, W).
 
     Raises `ExportMistake` when the file is not valid, or ONNX Runtime computes something else from it.
     """
     onnx.checker.check_model(model, full_check=True)
-    read = _read(model)
-    plain, watched = session(model), session(_showing(model, [each.value for each in read.values()]))
-    names = [output.name for output in watched.get_outputs()]
-    for part in images.split(network.prepared.batch):
-        given = {INPUT: part.numpy()}
-        known = dict(zip(names, map(torch.from_numpy, watched.run(None, given)), strict=True))
-        (logits,) = map(torch.from_numpy, plain.run(None, given))
-        try:
-            wanted = _followed(network, part, {name: known[each.value] for name, each in read.items()}, read)
-            if _apart(known[names[0]], wanted) > NOISE:
+    program = recorded(network.prepared, images[:1].expand(min(network.prepared.batch, len(images)), -1, -1, -1))
+    wholes = [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    shown = [name for name in dict.fromkeys(wholes) if ":" in name]
+    plain, watched = session(model), session(_showing(model, shown))
+    following = _Following(network, bind(program, network.layers), values(program), _whole_biases(model))
+    try:
+        for part in images.split(program.batch):
+            padded = program.padded(part)
+            if place := recorded_otherwise(network.prepared, program, padded):
+                raise _Otherwise(f"{place}, as its steps were recorded")
+            names, given = [OUTPUT, *shown], {INPUT: padded.numpy()}
+            found = dict(zip(names, map(torch.from_numpy, watched.run(names, given)), strict=True))
+            wanted = following.logits(padded, found)
+            if _apart(found[OUTPUT], wanted) > NOISE:
                 raise _Otherwise("the logits")
+            (logits,) = map(torch.from_numpy, plain.run([OUTPUT], given))
             if _apart(logits, wanted) > NOISE and _spread(logits - wanted) > _ALIKE * _spread(wanted):
                 raise _Otherwise("the logits, where it fuses more")
-        except _Otherwise as place:
-            raise ExportMistake(
-                f"ONNX Runtime {onnxruntime.__version__} computes something else from the file than the network does, "
-                f"first in {place}: take --out with another suffix, or another version of it."
-            ) from None
+    except _Otherwise as place:
+        raise ExportMistake(
+            f"ONNX Runtime {onnxruntime.__version__} computes something else from the file than the network does, "
+            f"first in {place}: try another version of it, or export to another format."
+        ) from None
 
 
 def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -85,8 +75,27 @@ def session(model: onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSe
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _read(model: onnx.ModelProto) -> dict[str, _Read]:
-    """What calls of layers read, by the names of their nodes; nothing of layers that read floats."""
+def _showing(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with bytes among its outputs."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    whole = onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.UINT8))
+    made.graph.output.extend(onnx.ValueInfoProto(name=name, type=whole) for name in names)
+    return made
+
+
+@dataclass(frozen=True)
+class _WholeBias:
+    """A bias of int32."""
+
+    real: Tensor
+    """what it stands for (O,), float64"""
+    off: Tensor
+    """by how much that may be another number than the network's (O,)"""
+
+
+def _whole_biases(model: onnx.ModelProto) -> dict[str, _WholeBias]:
+    """By the names of the layers' nodes."""
     makers = {output: node for node in model.graph.node for output in node.output}
     readers = {value: node for node in model.graph.node for value in node.input}
     constants = {each.name: each for each in model.graph.initializer}
@@ -96,70 +105,77 @@ def _read(model: onnx.ModelProto) -> dict[str, _Read]:
 
     found = {}
     for node in model.graph.node:
-        maker = makers.get(node.input[0]) if node.name else None
-        if maker is not None and maker.op_type == "DequantizeLinear":
-            above, left, below, right = next((each.ints for each in node.attribute if each.name == "pads"), (0,) * 4)
-            bias, off = None, 0.0
-            if len(node.input) > 2 and (held := makers.get(node.input[2])):
-                scales = [constant(scale) for scale in makers[held.input[1]].input]
-                bias, then = constant(held.input[0]) * (scales[0] * scales[1]), readers[node.output[0]]
-                while then.op_type != "QuantizeLinear":
-                    then = readers[then.output[0]]
-                off = 1.01 * ENOUGH * float(constant(then.input[1]))
-            found[node.name] = _Read(maker.input[0], (left, right, above, below), bias, off)
+        maker = makers.get(node.input[2]) if node.name and len(node.input) > 2 else None
+        if maker is not None:
+            scale, other = (constant(each) for each in makers[maker.input[1]].input)
+            then = readers[node.output[0]]
+            while then.op_type != "QuantizeLinear":
+                then = readers[then.output[0]]
+            unit, step = (scale * other).double(), constant(then.input[1])
+            off = 1.001 * torch.minimum(unit / 2, ENOUGH * step)
+            found[node.name] = _WholeBias(constant(maker.input[0]) * unit, off)
     return found
 
 
-def _showing(model: onnx.ModelProto, values: Sequence[str]) -> onnx.ModelProto:
-    """The model with bytes among its outputs."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    whole = onnx.TypeProto(tensor_type=onnx.TypeProto.Tensor(elem_type=onnx.TensorProto.UINT8))
-    made.graph.output.extend(onnx.ValueInfoProto(name=value, type=whole) for value in dict.fromkeys(values))
-    return made
+class _Following:
+    """The simulated path, which goes on with the bytes that ONNX Runtime has."""
 
+    def __init__(
+        self,
+        network: QuantizedNetwork,
+        program: Program,
+        values: Mapping[Value, Affine],
+        biases: Mapping[str, _WholeBias],
+    ) -> None:
+        self.network = network
+        self.program = program
+        self.values = values
+        self.biases = biases
+        self.labels = labels_of(program, network.prepared)
+        self.makers = {step.value: step for step in program.steps}
 
-def _followed(
-    network: QuantizedNetwork, images: Tensor, known: Mapping[str, Tensor], read: Mapping[str, _Read]
-) -> Tensor:
-    """The logits of the simulated path, whose layers read the bytes that are known."""
-    calls = Counter[int]()
+    def logits(self, images: Tensor, shown: Mapping[str, Tensor]) -> Tensor:
+        """(N, classes), from the bytes that are shown; raises `_Otherwise`."""
+        known = self.program.begin(images)
+        for step in self.program.steps:
+            if step.layer is None:
+                step.run(known)
+            else:
+                step.put(self._layer(step, known, shown), known)
+            if affine := self.values.get(step.value):
+                known[step.value] = self._real(known[step.value], step.value, affine, shown, f"{step.value}")
+        return known[self.program.logits]
 
-    def call(index: int, layer: QuantizedLayer, x: Tensor) -> Tensor:
-        name, again = network.prepared.layers[index].name, calls[index]
-        calls[index] += 1
-        label = f"{name}:{again}" if again else name
-        if label not in known or layer.affine is None:
-            return layer(x)
-        pads = [each - own for each, own in zip(read[label].pads, _padding(layer), strict=True)]
-        whole = F.pad(known[label].float() - layer.affine.zero_point, pads)
-        if not _is_nearest(whole, x, layer.affine):
-            raise _Otherwise(f"the input of {label}")
-        y = layer(whole * layer.affine.scale)
-        bias = read[label].bias
-        if bias is not None and layer.weight is not None:
-            off = bias - layer.weight.bias
-            if float(off.abs().max()) > read[label].off:
+    def _layer(self, step: Step, known: Mapping[Value, Tensor], shown: Mapping[str, Tensor]) -> Tensor:
+        assert step.layer is not None
+        assert step.call is not None
+        layer, label = self.network.layers[step.layer], self.labels[step.call]
+        value, pads = unpadded(step, self.makers, layer.layer)
+        x = known[step.args[0]]
+        if layer.affine is not None:
+            rows, columns = x.shape[-2:] if x.dim() == 4 else (0, 0)
+            left, right, above, below = pads
+            own = x[..., above : rows - below, left : columns - right] if any(pads) else x
+            x = F.pad(self._real(own, value, layer.affine, shown, f"the input of {label}"), pads)
+        y = layer(x)
+        if label in self.biases and layer.weight is not None:
+            bias = self.biases[label]
+            off = bias.real - layer.weight.bias
+            if bool((off.abs() > bias.off).any()):
                 raise _Otherwise(f"the bias of {label}")
-            y += off.view(-1, 1, 1) if y.dim() == 4 else off
+            y += (off.view(-1, 1, 1) if y.dim() == 4 else off).float()
         return y
 
-    layers = [partial(call, index, layer) for index, layer in enumerate(network.layers)]
-    return network.prepared(images, layers)
-
-
-def _padding(layer: QuantizedLayer) -> tuple[int, ...]:
-    rows, columns = getattr(layer.layer, "padding", (0, 0))
-    return columns, columns, rows, rows
-
-
-def _is_nearest(whole: Tensor, x: Tensor, affine: Affine) -> bool:
-    """Whether integers, less the zero point, are those that stand for `x`."""
-    if whole.shape != x.shape:
-        return False
-    low, high = -affine.zero_point, 2**affine.bits - 1 - affine.zero_point
-    real = x.double() / affine.scale
-    return bool(((whole - real.clamp(low, high)).abs() <= 0.5 + NOISE * real.abs().max()).all())
+    def _real(self, x: Tensor, value: Value, affine: Affine, shown: Mapping[str, Tensor], place: str) -> Tensor:
+        """What the bytes of a value stand for, which have to be the nearest to `x`."""
+        whole = shown[name_of(value, affine)].float()
+        real = x.double() / affine.scale + affine.zero_point
+        if whole.shape != x.shape:
+            raise _Otherwise(place)
+        off = (whole - real.clamp(0, 2**affine.bits - 1)).abs()
+        if not bool((off <= 0.5 + NOISE * (real - affine.zero_point).abs().max()).all()):
+            raise _Otherwise(place)
+        return (whole - affine.zero_point) * affine.scale
 
 
 def _apart(got: Tensor, want: Tensor) -> float:

@@ -9,7 +9,8 @@ convolution that reads them, and ReLU and ReLU6 are left to bytes that end there
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,8 +21,8 @@ from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Program, Step, Value, record
-from tap_eval.quantization.quantizer import Affine
-from tap_eval.quantization.rewriting import activation_of, ends_in, pads_with_zeros, readers_of
+from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
+from tap_eval.quantization.rewriting import _activation, _ends_in, _pads_with_zeros, readers_of
 
 INPUT, OUTPUT = "pixels", "logits"
 _FEW, _MORE = 2, 3
@@ -33,7 +34,9 @@ _MOVING = {
 }  # fmt: skip
 """steps that only move numbers, or take the largest, so that it is the same to make bytes of them before"""
 DOMAIN, PRODUCT, BYTES = "tap", "Product", "Bytes"
-"""of our own nodes: a call of a layer; and a value that becomes bytes, and numbers again"""
+"""of our own nodes: a call of a layer, and a value that becomes bytes and numbers again"""
+Values = Callable[[Program], Mapping[Value, Affine]]
+"""The values of a program that become bytes besides those that layers read."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Call:
 
     layer: int
     """the layer's index"""
+    label: str
+    """the layer's name, with a number where it is called again"""
     pads: tuple[int, ...]
     """zeros that a convolution adds to its input: left, right, above and below"""
     rank: int
@@ -51,45 +56,82 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Bytes:
+    """A value that becomes bytes."""
+
+    name: str
+    """see `name_of`"""
+    affine: Affine
+    reader: str | None
+    """the label of the first call of a layer that reads it"""
+
+
+@dataclass(frozen=True)
 class Graph:
-    """From images to logits; a `PRODUCT` has the number of its `call`, and `BYTES` a `place` in `affines`."""
+    """From images to logits; a `PRODUCT` has the number of its `call`, and `BYTES` a `place` in `bytes`."""
 
     module: fx.GraphModule
+    names: Mapping[str, str]
+    """of constants: what they are called in the network"""
     calls: Mapping[int, Call]
     """by their number in a pass"""
-    affines: Sequence[Affine]
+    bytes: Sequence[Bytes]
 
 
-def graph_of(
-    prepared: Prepared, image: Tensor, inputs: Sequence[Affine | None], values: Mapping[int, Affine] | None = None
-) -> Graph:
-    """The graph of a network for images like `image` (1, C, H, W).
+def graph_of(network: QuantizedNetwork, image: Tensor, values: Values = lambda _: {}) -> Graph:
+    """The graph of a network that has its bits, for images like `image` (1, C, H, W).
 
-    `inputs` are the integers of the layers' inputs, None of those that stay in float, and
-    `values` those of further values, by the place of their step in the network's program.
-    Raises `ExportMistake` for a network whose steps cannot be recorded, or are others for
-    another number of images.
+    Raises `ExportMistake` for a network whose steps cannot be recorded, or are others for another
+    number of images.
     """
-    few, more = (_recorded(prepared, image, count) for count in (_FEW, _MORE))
+    prepared = network.prepared
+    few, more = (recorded(prepared, image.expand(count, -1, -1, -1)) for count in (_FEW, _MORE))
     if [step.function for step in few.steps] != [step.function for step in more.steps]:
         raise _depends_on_count("takes other steps")
     if len(few.constants) != len(more.constants):
         raise _depends_on_count("has other constants")
     others = {step.value: other.value for step, other in zip(few.steps, more.steps, strict=True)}
-    building = _Building(few, {few.pixels: more.pixels, **others}, prepared.modules, inputs)
+    labels = labels_of(few, prepared)
+    building = _Building(few, {few.pixels: more.pixels, **others}, network, labels, values(few))
     for (value, tensor), again in zip(few.constants.items(), more.constants.values(), strict=True):
         if value in building.readers or value is few.logits:
             building.known[value] = building.constant(tensor, again)
-    for place, (step, other) in enumerate(zip(few.steps, more.steps, strict=True)):
+    for step, other in zip(few.steps, more.steps, strict=True):
         building.add(step, other)
-        if values and place in values:
-            building.instead[step.value] = building.bytes_of(step.value, values[place])
     return building.done()
 
 
-def _recorded(prepared: Prepared, image: Tensor, count: int) -> Program:
+def name_of(value: Value, affine: Affine) -> str:
+    """What the bytes of a value are called in a file, the same in every recording."""
+    return f"{value.name}:{affine.bits}"
+
+
+def labels_of(program: Program, prepared: Prepared) -> dict[int, str]:
+    """What calls of layers are called in a file, by their number in a pass."""
+    labels: dict[int, str] = {}
+    before = Counter[int]()
+    for step in program.steps:
+        if step.layer is not None and step.call is not None:
+            name = prepared.layers[step.layer].name
+            labels[step.call] = f"{name}:{before[step.layer]}" if before[step.layer] else name
+            before[step.layer] += 1
+    return labels
+
+
+def unpadded(step: Step, makers: Mapping[Value, Step], module: Quantizable) -> tuple[Value, tuple[int, ...]]:
+    """What a layer's call reads, without zeros that a convolution can pad by itself: left, right, above, below."""
+    value, maker = step.args[0], makers.get(step.args[0])
+    if maker is not None and isinstance(module, nn.Conv2d) and _pads_with_zeros(maker):
+        pads = tuple(int(each) for each in (*maker.args[1], 0, 0))
+        if min(pads) >= 0 and not any(pads[4:]):
+            return maker.args[0], pads[:4]
+    return value, (0, 0, 0, 0)
+
+
+def recorded(prepared: Prepared, images: Tensor) -> Program:
+    """The steps of a network for as many images; raises `ExportMistake` where they cannot be recorded."""
     try:
-        return record(prepared, image.expand(count, *image.shape[1:]).contiguous())
+        return record(prepared, images.contiguous())
     except Exception as error:  # the network's code under a tracer: whatever it raises, it cannot be recorded
         raise ExportMistake(
             f"the network's steps cannot be recorded ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
@@ -111,8 +153,10 @@ class _Building:
     few: Program
     others: Mapping[Value, Value]
     """the value that each is in the program of more images"""
-    modules: Sequence[Quantizable]
-    inputs: Sequence[Affine | None]
+    network: QuantizedNetwork
+    labels: Mapping[int, str]
+    values: Mapping[Value, Affine]
+    """that become bytes besides those that layers read"""
     graph: fx.Graph = field(default_factory=fx.Graph)
     constants: dict[str, Tensor] = field(default_factory=dict)
     known: dict[Value, fx.Node] = field(default_factory=dict)
@@ -121,7 +165,7 @@ class _Building:
     """the bytes of values that all read as such"""
     layers: dict[int, tuple[Call, fx.Node]] = field(default_factory=dict)
     """by the number of the call"""
-    affines: list[Affine] = field(default_factory=list)
+    bytes: list[Bytes] = field(default_factory=list)
     places: dict[tuple[Value, Affine], fx.Node] = field(default_factory=dict)
     """bytes of values"""
 
@@ -138,38 +182,29 @@ class _Building:
         else:
             args, kwargs = self.joined(step.args, other.args), self.joined(dict(step.kwargs), dict(other.kwargs))
             self.known[step.value] = self.graph.call_function(step.function, args, kwargs)
+        if affine := self.values.get(step.value):
+            self.instead[step.value] = self.bytes_of(step.value, affine)
 
     def _add_layer(self, step: Step) -> None:
         assert step.layer is not None
         assert step.call is not None
-        value, module, affine = step.args[0], self.modules[step.layer], self.inputs[step.layer]
-        pads: tuple[int, ...] = ()
-        if isinstance(module, nn.Conv2d):
-            value, pads = self._unpadded(value)
-            rows, columns = (int(each) for each in module.padding)
-            pads = tuple(map(operator.add, pads, (columns, columns, rows, rows)))
-        x = self.read(value) if affine is None else self.bytes_of(value, affine)
-        self.known[step.value] = self._own(PRODUCT, x, step.value, call=step.call)
-        self.layers[step.call] = Call(step.layer, pads, value.meta["val"].dim(), None), self.known[step.value]
-
-    def _unpadded(self, value: Value) -> tuple[Value, tuple[int, ...]]:
-        """What was padded with zeros, and how, where a convolution can do that."""
-        maker = self.makers.get(value)
-        if maker is not None and pads_with_zeros(maker):
-            pads = tuple(int(each) for each in (*maker.args[1], 0, 0))
-            if min(pads) >= 0 and not any(pads[4:]):
-                return maker.args[0], pads[:4]
-        return value, (0, 0, 0, 0)
+        layer, label = self.network.layers[step.layer], self.labels[step.call]
+        value, pads = unpadded(step, self.makers, layer.layer)
+        x = self.read(value) if layer.affine is None else self.bytes_of(value, layer.affine, label)
+        node = self.known[step.value] = self._own(PRODUCT, x, step.value, call=step.call)
+        rows, columns = getattr(layer.layer, "padding", (0, 0))
+        whole = tuple(int(each) for each in map(operator.add, pads, (columns, columns, rows, rows)))
+        self.layers[step.call] = Call(step.layer, label, whole, value.meta["val"].dim(), None), node
 
     def read(self, value: Value) -> fx.Node:
         """The node of a value, as steps read it."""
         return self.instead.get(value) or self.known[value]
 
-    def bytes_of(self, value: Value, affine: Affine) -> fx.Node:
-        """The node of a value's bytes."""
+    def bytes_of(self, value: Value, affine: Affine, reader: str | None = None) -> fx.Node:
+        """The node of a value's bytes; `reader` is the call of a layer that reads them."""
         if (value, affine) not in self.places:
-            self.places[value, affine] = self._own(BYTES, self.known[value], value, place=len(self.affines))
-            self.affines.append(affine)
+            self.places[value, affine] = self._own(BYTES, self.known[value], value, place=len(self.bytes))
+            self.bytes.append(Bytes(name_of(value, affine), affine, reader))
         return self.places[value, affine]
 
     def _own(self, kind: str, x: fx.Node, like: Value, **attributes: int) -> fx.Node:
@@ -219,9 +254,9 @@ class _Building:
         self.graph.output(self.read(self.few.logits))
         self.graph.eliminate_dead_code()
         for value, step in self.makers.items():
-            found = activation_of(step)
+            found = _activation(step)
             affine = self._then(self.known[value])
-            if found and affine and ends_in(affine, *found):
+            if found and affine and _ends_in(affine, *found):
                 self.known[value].replace_all_uses_with(self.known[step.args[0]])
         self.graph.eliminate_dead_code()
         root = nn.Module()
@@ -229,7 +264,19 @@ class _Building:
             root.register_buffer(name, tensor)
         module = fx.GraphModule(root, self.graph)
         calls = {number: replace(call, then=self._then(node)) for number, (call, node) in self.layers.items()}
-        return Graph(module, calls, self.affines)
+        return Graph(module, self._names(), calls, self.bytes)
+
+    def _names(self) -> dict[str, str]:
+        """Those of constants that are tensors of the network as they are."""
+        network = self.network.prepared.network
+        held = {name: each for named in (network.named_parameters, network.named_buffers) for name, each in named()}
+        found: dict[str, str] = {}
+        for constant, tensor in self.constants.items():
+            for name, each in held.items():
+                if name not in found.values() and each.shape == tensor.shape and torch.equal(each, tensor):
+                    found[constant] = name
+                    break
+        return found
 
     def _then(self, node: fx.Node) -> Affine | None:
         """The integers that all become that is made of a node."""

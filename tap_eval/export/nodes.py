@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.export import unpacking
-from tap_eval.export.graph import DOMAIN, Call
+from tap_eval.export.graph import Bytes, Call
 from tap_eval.export.packing import packed
-from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight
 
 Weights = Literal["packed", "native", "int8"]
 """how a file stores weights: at exactly their bits, in ONNX's own types, or as int8"""
@@ -78,33 +78,24 @@ class Nodes:
         scale = torch.where(silent, unit / affine.scale, weight.scale)
         return QuantizedWeight(weight.integers.masked_fill(rows, 0), scale, weight.bias)
 
-    def put_bytes(self, node: ir.Node, affine: Affine) -> None:
-        """A value that becomes bytes, and numbers again; its scale is named after the first layer that reads it."""
-        self.place, x = node, node.inputs[0]
-        assert x is not None
-        readers = [use.node.attributes["call"].as_int() for use in node.outputs[0].uses() if use.node.domain == DOMAIN]
-        name = f"{self.label(min(readers))}.input_scale" if readers else f"{x.name}.scale"
+    def put_bytes(self, node: ir.Node, made: Bytes) -> None:
+        """A value that becomes bytes, and numbers again."""
+        self.place, affine = node, made.affine
+        name = f"{made.reader}.input_scale" if made.reader else f"{made.name}.scale"
         parameters = [self._constant(name, np.float32(affine.scale)), self._byte(affine.zero_point)]
-        whole = self._add("QuantizeLinear", [x, *parameters])
+        whole = self._add("QuantizeLinear", [node.inputs[0], *parameters])
         if affine.bits < 8:
             whole = self._add("Min", [whole, self._byte(2**affine.bits - 1)])
+        whole.name = made.name
         self._replace(self._add("DequantizeLinear", [whole, *parameters]))
 
     def _byte(self, value: int) -> ir.Value:
         return self._constant(f"byte_{value}", np.uint8(value))
 
-    def label(self, number: int) -> str:
-        """The name of a call: the layer's, with a number where it is not the first call."""
-        index = self.calls[number].layer
-        name = self.network.prepared.layers[index].name
-        before = sum(call.layer == index for other, call in self.calls.items() if other < number)
-        return f"{name}:{before}" if before else name
-
     def put_layer(self, node: ir.Node) -> None:
         """A call of a layer."""
         self.place, x = node, node.inputs[0]
-        number = node.attributes["call"].as_int()
-        call, label = self.calls[number], self.label(number)
+        call = self.calls[node.attributes["call"].as_int()]
         layer, name = self.network.layers[call.layer], self.network.prepared.layers[call.layer].name
         operator, attributes = _operator(layer.layer, call)
         inputs = [x, self._weight(call.layer, operator)]
@@ -115,14 +106,14 @@ class Nodes:
             inputs.append(self._dequantized_bias(call.layer, whole, x))
             beside = False
         elif bias is not None and not beside:
-            inputs.append(self._constant(f"{name}.bias", bias))
-        made = self._add(operator, inputs, attributes, label)
+            inputs.append(self._constant(f"{name}.corrected_bias", bias))
+        made = self._add(operator, inputs, attributes, call.label)
         if beside:
             assert bias is not None
             if operator == "Conv":  # an Add would be fused, and its bias be made whole numbers after all
-                made = self._add("Sub", [made, self._constant(f"{name}.bias_negated", -bias.view(-1, 1, 1))])
+                made = self._add("Sub", [made, self._constant(f"{name}.corrected_bias_negated", -bias.view(-1, 1, 1))])
             else:
-                made = self._add("Add", [made, self._constant(f"{name}.bias_beside", bias)])
+                made = self._add("Add", [made, self._constant(f"{name}.corrected_bias", bias)])
         self._replace(made)
 
     def _whole_bias(self, index: int) -> Tensor | None:
@@ -153,7 +144,7 @@ class Nodes:
             dequantize = x.producer()
             assert dequantize is not None
             units = self._add("Mul", [dequantize.inputs[1], self._constant(f"{name}.weight_scale", self._scale(index))])
-            given = [self._constant(f"{name}.bias_int32", whole), units]
+            given = [self._constant(f"{name}.corrected_bias_int32", whole), units]
             self.known[f"{name}.dequantized_bias"] = self._add("DequantizeLinear", given, {"axis": 0})
         return self.known[f"{name}.dequantized_bias"]
 
@@ -169,12 +160,9 @@ class Nodes:
         return torch.tensor([self._factor(index, each) for each in bits.tolist()])
 
     def _factor(self, index: int, bits: int) -> int:
-        module = self.network.layers[index].layer
-        if self.stored == "native":
-            return 1
-        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
-        largest = (_LARGEST if depthwise else _LARGEST_ADDED) // (2 ** (bits - 1) - 1)
-        return int(2 ** max(largest.bit_length() - 1, 0))
+        weight = self.network.layers[index].layer.weight
+        groups = getattr(self.network.layers[index].layer, "groups", 1)
+        return 1 if self.stored == "native" else factor(bits, weight.shape, groups)
 
     def _weight(self, index: int, operator: str) -> ir.Value:
         """A layer's weight, as an operator takes it."""
@@ -216,7 +204,7 @@ class Nodes:
         else:
             rows = [(each == kind).nonzero().flatten() for kind in kinds]
             parts = [self._unpacked(index, weight.integers[row], kind) for row, kind in zip(rows, kinds, strict=True)]
-            order = np.argsort(torch.cat(rows).numpy()).astype(np.uint8 if len(each) <= 2**8 else np.uint16)
+            order = torch.cat(rows).argsort().numpy().astype(np.min_scalar_type(len(each) - 1))
             places = self._add("Cast", [self._constant(f"{name}.weight_order", order)], {"to": ir.DataType.INT32})
             made = self._add("Gather", [self._add("Concat", parts, {"axis": 0}), places])
         self.known[f"{name} in int8"] = made
@@ -226,10 +214,11 @@ class Nodes:
         """Rows (R, ...) of a layer's integers at `bits`, as the file stores them and as int8."""
         name = self.network.prepared.layers[index].name
         if self.stored == "native" and bits in _NATIVE:
-            small = self._constant(f"{name}.weight_int_{bits}", rows.numpy().astype(_NATIVE[bits]))
-            return self._add("Cast", [small], {"to": ir.DataType.INT8})
+            small = rows.numpy().astype(_NATIVE[bits])
+            given = self._constant(f"{name}.weight_{small.dtype}_{bits}", small)
+            return self._add("Cast", [given], {"to": ir.DataType.INT8})
         if self.stored == "native" or bits == 8:
-            return self._constant(f"{name}.weight_int_{bits}", rows)
+            return self._constant(f"{name}.weight_int8_{bits}", rows)
         given = self._constant(f"{name}.weight_packed_{bits}", packed(rows, bits))
         attributes = {"bits": bits, "factor": self._factor(index, bits), "shape": list(rows.shape)}
         return self._add(unpacking.NAME, [given], attributes, domain=unpacking.DOMAIN, outputs=2)
@@ -270,6 +259,13 @@ class Nodes:
             made.name, made.type, made.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(made, replace_graph_outputs=True)
         self.graph.remove(self.place, safe=True)
+
+
+def factor(bits: int, shape: Sequence[int], groups: int) -> int:
+    """The power of two by which integers of a weight (O, I, ...) are raised, but for those of native types."""
+    is_depthwise = groups > 1 and tuple(shape[:2]) == (groups, 1)
+    largest = (_LARGEST if is_depthwise else _LARGEST_ADDED) // (2 ** (bits - 1) - 1)
+    return int(2 ** max(largest.bit_length() - 1, 0))
 
 
 def _operator(module: nn.Module, call: Call) -> tuple[str, dict[str, Any]]:

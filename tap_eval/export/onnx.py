@@ -9,21 +9,52 @@ few bits, or plain int8; what is not stored as int8 becomes that when a runtime 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Container, Mapping
+from pathlib import Path
 
-import onnx
-import onnx_ir as ir
+from tap_eval.mistake import ExportMistake
+
+try:
+    import onnx
+    import onnx_ir as ir
+    import onnxruntime  # noqa: F401 the files are checked with it
+    import onnxscript  # noqa: F401 torch's exporter is made of it
+except ImportError as missing:
+    raise ExportMistake(f"a file of ONNX needs {missing.name}: pip install 'tap-agent[onnx]'.") from missing
+
 import torch
 from torch import Tensor
 
 from tap_eval.export import unpacking
-from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, graph_of
+from tap_eval.export.checking import check
+from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, Values, graph_of
 from tap_eval.export.nodes import Nodes, Weights
+from tap_eval.export.reading import KEYS, described
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 
+__all__ = ["Weights", "described", "onnx_model", "write"]
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25
 """the first with all that is used, and the first with integers of two bits"""
+
+
+def write(
+    path: Path,
+    network: QuantizedNetwork,
+    allocation: Allocation,
+    images: Tensor,
+    metadata: Mapping[str, str],
+    weights: Weights = "packed",
+) -> None:
+    """Writes a network that has the bits of `allocation` to `path`, once ONNX Runtime has given its answers.
+
+    They are compared on `images` (N, C, H, W), 64 of which are enough. Raises `ExportMistake` where they differ, and
+    for a network that torch does not export.
+    """
+    model = onnx_model(network, allocation, images, metadata, weights)
+    check(model, network, images)
+    path.write_bytes(model.SerializeToString())
 
 
 def onnx_model(
@@ -32,26 +63,30 @@ def onnx_model(
     example: Tensor,
     metadata: Mapping[str, str],
     weights: Weights = "packed",
+    values: Values = lambda _: {},
 ) -> onnx.ModelProto:
     """A network that has the bits of `allocation`, for any number of images like `example` (N, C, H, W).
 
-    Its input is called `pixels`, its output `logits`. `metadata` is what the file says of it, beside bits a layer.
-    Raises `ExportMistake` for a network that torch does not export.
+    Its input is called `pixels`, its output `logits`. `metadata` is what the file says of it, beside
+    bits a layer; `values` become bytes besides those that layers read. Raises `ExportMistake` for a
+    network that torch does not export.
     """
-    graph = graph_of(network.prepared, example[:1], [layer.affine for layer in network.layers])
+    graph = graph_of(network, example[:1], values)
     two_bits = weights == "native" and any(2 in _each(bits) for bits in allocation.weights)
     model = _exported(graph, example, _OPSET_OF_TWO_BITS if two_bits else _OPSET)
+    for constant in list(model.graph.initializers):
+        model.graph.initializers[constant].name = graph.names.get(constant, constant)
     nodes = Nodes(model.graph, graph.calls, network, allocation, weights)
     for node in model.graph:
         if node.domain == DOMAIN and node.op_type == BYTES:
-            nodes.put_bytes(node, graph.affines[node.attributes["place"].as_int()])
+            nodes.put_bytes(node, graph.bytes[node.attributes["place"].as_int()])
         elif node.domain == DOMAIN and node.op_type == PRODUCT:
             nodes.put_layer(node)
-    names = [layer.name for layer in network.prepared.layers]
     model.metadata_props.update(metadata)
-    model.metadata_props["weight_bits"] = json.dumps(dict(zip(names, allocation.weights, strict=True)))
-    model.metadata_props["activation_bits"] = json.dumps(dict(zip(names, allocation.activations, strict=True)))
-    return _plain(model, {nodes.label(number) for number in graph.calls})
+    names = [layer.name for layer in network.prepared.layers]
+    for key, bits in zip(KEYS, (allocation.weights, allocation.activations), strict=True):
+        model.metadata_props[key] = json.dumps(dict(zip(names, bits, strict=True)))
+    return _plain(model, {call.label for call in graph.calls.values()})
 
 
 def _each(bits: LayerBits) -> set[int]:
@@ -61,14 +96,27 @@ def _each(bits: LayerBits) -> set[int]:
 def _exported(graph: Graph, example: Tensor, opset: int) -> ir.Model:
     images = example[:1].expand(2, *example.shape[1:])
     shapes = ({0: torch.export.Dim("batch")},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(graph.module, (images,), dynamic_shapes=shapes)
-        found = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(graph.module, (images,), dynamic_shapes=shapes)
+            found = torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            )
+    except Exception as error:  # of torch's exporter, which has many
+        raise ExportMistake(
+            f"torch does not export the network as ONNX{_why(error)}: export another format."
+        ) from error
     assert found is not None
     return found.model
+
+
+def _why(error: BaseException) -> str:
+    """What the first cause of an error says, above all which operator ONNX lacks."""
+    while error.__cause__:
+        error = error.__cause__
+    lacking = re.search(r"op='([^']+)'", str(error))
+    return f", which has no {lacking[1]}" if lacking else f" ({' '.join(str(error).split())[:200]})"
 
 
 def _plain(model: ir.Model, names: Container[str]) -> onnx.ModelProto:
@@ -83,6 +131,7 @@ def _plain(model: ir.Model, names: Container[str]) -> onnx.ModelProto:
             made.ClearField("name")
     if any(node.op_type == unpacking.NAME for node in proto.graph.node):
         proto.functions.append(unpacking.unpack())
-    else:
-        del proto.opset_import[1:]
+    opsets = [each for each in proto.opset_import if each.domain == "" or proto.functions]
+    del proto.opset_import[:]
+    proto.opset_import.extend(opsets)
     return proto
