@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tap_eval.export.graph import INPUT, OUTPUT, Values, labels_of, name_of, recorded, unpadded
+from tap_eval.export.graph import INPUT, OUTPUT, Values, bytes_name, labels_of, names_of, recorded, unpadded
 from tap_eval.export.nodes import ENOUGH
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.program import Program, Step, Value, bind
@@ -133,6 +133,7 @@ class _Following:
         self.biases = biases
         self.labels = labels_of(program, network.prepared)
         self.makers = {step.value: step for step in program.steps}
+        self.names = names_of(program)
 
     def logits(self, images: Tensor, shown: Mapping[str, Tensor]) -> Tensor:
         """(N, classes), from the bytes that are shown; raises `_Otherwise`."""
@@ -168,7 +169,7 @@ class _Following:
 
     def _real(self, x: Tensor, value: Value, affine: Affine, shown: Mapping[str, Tensor], place: str) -> Tensor:
         """What the bytes of a value stand for, which have to be the nearest to `x`."""
-        whole = shown[name_of(value, affine)].float()
+        whole = shown[bytes_name(self.names[value], affine)].float()
         real = x.double() / affine.scale + affine.zero_point
         if whole.shape != x.shape:
             raise _Otherwise(place)

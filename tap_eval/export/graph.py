@@ -28,11 +28,14 @@ INPUT, OUTPUT = "pixels", "logits"
 _FEW, _MORE = 2, 3
 """images with which a network is recorded"""
 _ATEN = torch.ops.aten
-_MOVING = {
-    _ATEN.max_pool2d_with_indices.default, _ATEN.reshape.default, _ATEN.permute.default, _ATEN.transpose.int,
-    _ATEN.unsqueeze.default, _ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.clone.default, operator.getitem,
+_PASSING = {
+    _ATEN.relu.default, _ATEN.hardtanh.default, _ATEN.clamp.default, _ATEN.max_pool2d_with_indices.default,
+    _ATEN.reshape.default, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.expand.default, _ATEN.clone.default,
+    _ATEN.unsqueeze.default, _ATEN.squeeze.default, _ATEN.squeeze.dim, _ATEN.squeeze.dims,
+    _ATEN.slice.Tensor, _ATEN.select.int, operator.getitem,
 }  # fmt: skip
-"""steps that only move numbers, or take the largest, so that it is the same to make bytes of them before"""
+"""steps that move numbers, cut them off or take the largest: whether bytes are made before or after, to runtimes a
+convolution ends in bytes"""
 DOMAIN, PRODUCT, BYTES = "tap", "Product", "Bytes"
 """of our own nodes: a call of a layer, and a value that becomes bytes and numbers again"""
 Values = Callable[[Program], Mapping[Value, Affine]]
@@ -60,7 +63,7 @@ class Bytes:
     """A value that becomes bytes."""
 
     name: str
-    """see `name_of`"""
+    """see `bytes_name`"""
     affine: Affine
     reader: str | None
     """the label of the first call of a layer that reads it"""
@@ -101,9 +104,14 @@ def graph_of(network: QuantizedNetwork, image: Tensor, values: Values = lambda _
     return building.done()
 
 
-def name_of(value: Value, affine: Affine) -> str:
-    """What the bytes of a value are called in a file, the same in every recording."""
-    return f"{value.name}:{affine.bits}"
+def names_of(program: Program) -> dict[Value, str]:
+    """What values are called, the same for any number of images."""
+    return {program.pixels: INPUT, **{step.value: f"step_{place}" for place, step in enumerate(program.steps)}}
+
+
+def bytes_name(name: str, affine: Affine) -> str:
+    """What the bytes of a value are called in a file."""
+    return f"{name}:{affine.bits}"
 
 
 def labels_of(program: Program, prepared: Prepared) -> dict[int, str]:
@@ -174,6 +182,7 @@ class _Building:
         self.batch = self.graph.call_function(_ATEN.sym_size.int, (self.known[self.few.pixels], 0))
         self.readers = readers_of(self.few.steps)
         self.makers = {step.value: step for step in self.few.steps}
+        self.names = names_of(self.few)
 
     def add(self, step: Step, other: Step) -> None:
         """A step, as it is with few and with more images."""
@@ -204,7 +213,7 @@ class _Building:
         """The node of a value's bytes; `reader` is the call of a layer that reads them."""
         if (value, affine) not in self.places:
             self.places[value, affine] = self._own(BYTES, self.known[value], value, place=len(self.bytes))
-            self.bytes.append(Bytes(name_of(value, affine), affine, reader))
+            self.bytes.append(Bytes(bytes_name(self.names[value], affine), affine, reader))
         return self.places[value, affine]
 
     def _own(self, kind: str, x: fx.Node, like: Value, **attributes: int) -> fx.Node:
@@ -253,7 +262,7 @@ class _Building:
         """The graph, with activations left to bytes that end there."""
         self.graph.output(self.read(self.few.logits))
         self.graph.eliminate_dead_code()
-        for value, step in self.makers.items():
+        for value, step in reversed(self.makers.items()):
             found = _activation(step)
             affine = self._then(self.known[value])
             if found and affine and _ends_in(affine, *found):
@@ -267,15 +276,15 @@ class _Building:
         return Graph(module, self._names(), calls, self.bytes)
 
     def _names(self) -> dict[str, str]:
-        """Those of constants that are tensors of the network as they are."""
+        """Of constants that are tensors of the network as they are, their names; the others keep theirs."""
         network = self.network.prepared.network
         held = {name: each for named in (network.named_parameters, network.named_buffers) for name, each in named()}
-        found: dict[str, str] = {}
+        found = {constant: constant for constant in self.constants}
         for constant, tensor in self.constants.items():
-            for name, each in held.items():
-                if name not in found.values() and each.shape == tensor.shape and torch.equal(each, tensor):
-                    found[constant] = name
-                    break
+            same = (name for name, each in held.items() if each.shape == tensor.shape and torch.equal(each, tensor))
+            if name := next(same, None):
+                found[constant] = name
+                del held[name]
         return found
 
     def _then(self, node: fx.Node) -> Affine | None:
@@ -284,6 +293,6 @@ class _Building:
         read_as = {bytes_of.get(user) for user in node.users}
         if len(read_as) == 1 and None not in read_as:
             return read_as.pop()
-        if len(node.users) == 1 and (user := next(iter(node.users))).target in _MOVING:
+        if len(node.users) == 1 and (user := next(iter(node.users))).target in _PASSING:
             return self._then(user)
         return None

@@ -30,8 +30,8 @@ Weights = Literal["packed", "native", "int8"]
 """how a file stores weights: at exactly their bits, in ONNX's own types, or as int8"""
 ENOUGH = 1 / 4
 """steps of the output: a bias that is further off as a whole number of units is added as a float"""
-_SILENT = 1 / 400
-"""steps of the output that a channel's weights make at most, and that make no difference"""
+_MOST_UNITS = 2**30
+"""of a bias, so that the sum of products fits into an int32 with it"""
 _LARGEST, _LARGEST_ADDED = 127, 64
 """of raised weights; of those whose products are added, two with bytes fit into the 16 bits in which some CPUs do it"""
 _NATIVE = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4}
@@ -55,28 +55,22 @@ class Nodes:
     """values that are named by numbers"""
 
     def __post_init__(self) -> None:
-        self.weights = [self._heard(index) for index in range(len(self.network.layers))]
+        self.weights = [self._fitting(index) for index in range(len(self.network.layers))]
 
-    def _heard(self, index: int) -> QuantizedWeight | None:
-        """A layer's weight, with zeros for channels of which no byte tells what their weights are.
+    def _fitting(self, index: int) -> QuantizedWeight | None:
+        """A layer's weight, coarser in channels whose bias would be more units than an int32 holds.
 
-        Such are left where training has no use for a channel. Its scale may be so small that a
-        bias would be more units than an int32 holds.
+        Their weights make next to nothing of it: training has left such channels without use.
         """
         layer = self.network.layers[index]
-        affine, weight, then = layer.affine, layer.weight, [c.then for c in self.calls.values() if c.layer == index]
-        if affine is None or weight is None or not then or None in then:
+        affine, weight = layer.affine, layer.weight
+        if affine is None or weight is None or None in (c.then for c in self.calls.values() if c.layer == index):
             return weight
-        largest = affine.scale * (2**affine.bits - 1)
-        reach = weight.integers.flatten(1).abs().sum(1) * weight.scale * largest
-        silent = torch.ones_like(reach, dtype=torch.bool)
-        for each in filter(None, then):
-            low, high = (each.scale * (end - each.zero_point) for end in (0, 2**each.bits - 1))
-            silent &= (reach < _SILENT * each.scale) | (weight.bias + reach < low) | (weight.bias - reach > high)
-        unit = min(each.scale for each in filter(None, then)) / 64
-        rows = silent.view(-1, *[1] * (weight.integers.dim() - 1))
-        scale = torch.where(silent, unit / affine.scale, weight.scale)
-        return QuantizedWeight(weight.integers.masked_fill(rows, 0), scale, weight.bias)
+        units = weight.scale / self._raised(index) * affine.scale
+        coarser = 2 ** (weight.bias.double() / units / _MOST_UNITS).abs().log2().ceil().clamp_min(0)
+        rows = coarser.view(-1, *[1] * (weight.integers.dim() - 1))
+        integers = (weight.integers / rows).round().to(torch.int8)
+        return QuantizedWeight(integers, (weight.scale * coarser).float(), weight.bias)
 
     def put_bytes(self, node: ir.Node, made: Bytes) -> None:
         """A value that becomes bytes, and numbers again."""
@@ -225,7 +219,7 @@ class Nodes:
 
     def _constant(self, name: str, value: Tensor | np.ndarray | np.generic) -> ir.Value:
         if name not in self.known:
-            array = np.array(value.detach() if isinstance(value, Tensor) else value, order="C")
+            array = np.array(value.detach().numpy() if isinstance(value, Tensor) else value, order="C")
             tensor = ir.tensor(array, name=name)
             made = ir.Value(
                 name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor

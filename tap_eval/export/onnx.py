@@ -31,7 +31,7 @@ from tap_eval.export import unpacking
 from tap_eval.export.checking import check
 from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, Values, graph_of
 from tap_eval.export.nodes import Nodes, Weights
-from tap_eval.export.reading import KEYS, described
+from tap_eval.export.reading import KEYS, MADE, described
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 
 __all__ = ["Weights", "described", "onnx_model", "write"]
@@ -75,7 +75,7 @@ def onnx_model(
     two_bits = weights == "native" and any(2 in _each(bits) for bits in allocation.weights)
     model = _exported(graph, example, _OPSET_OF_TWO_BITS if two_bits else _OPSET)
     for constant in list(model.graph.initializers):
-        model.graph.initializers[constant].name = graph.names.get(constant, constant)
+        model.graph.initializers[constant].name = graph.names.get(constant, f"{MADE}{constant}")
     nodes = Nodes(model.graph, graph.calls, network, allocation, weights)
     for node in model.graph:
         if node.domain == DOMAIN and node.op_type == BYTES:

@@ -18,6 +18,8 @@ from tap_eval.mistake import ExportMistake
 
 KEYS = "weight_bits", "activation_bits"
 """in the file's metadata, as JSON by the names of layers"""
+MADE = "graph:"
+"""how constants are called that the exporter has made: shapes, slopes, limits"""
 _OWN = re.compile(r"(?P<layer>.+)\.(weight_\w+|corrected_bias\w*|input_scale)")
 _STORED = {"packed": "uint8, packed"}
 _WEIGHT = re.compile(r".+\.weight_(?P<kind>packed|int[248])(_(?P<bits>\d))?")
@@ -83,7 +85,7 @@ class _File:
     def in_float(self) -> dict[str, int]:
         """Bytes of what no layer holds, by name."""
         floats = [each.name for each in self.constants.values() if each.data_type == onnx.TensorProto.FLOAT]
-        return {name: self._size(name) for name in floats if not _OWN.fullmatch(name)}
+        return {name: self._size(name) for name in floats if not (_OWN.fullmatch(name) or name.startswith(MADE))}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of a weight, unpacked."""

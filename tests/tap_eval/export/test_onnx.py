@@ -1,0 +1,445 @@
+"""ONNX Runtime computes from a file what its network computes; a file that is not right is not written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tap_eval.allocation.choices import uniform
+from tap_eval.allocation.size import FLOAT, packed_size
+from tap_eval.export.checking import check, session
+from tap_eval.export.nodes import Weights, factor
+from tap_eval.export.onnx import described, onnx_model, write
+from tap_eval.mistake import ExportMistake
+from tap_eval.networks.resnet import CifarResNet
+from tap_eval.preparing.prepare import prepare
+from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.program import Program, Value
+from tap_eval.quantization import integer
+from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork
+from tests.tap_eval.preparing.networks import randomized
+from tests.tap_eval.quantization.test_integer import Odd, vit
+
+IMAGES = 24
+
+
+class Straight(nn.Module):
+    """Convolutions of every kind whose outputs layers alone read, but for the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)
+        self.deep, self.group = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1, groups=2)
+        self.wide, self.last = nn.Conv2d(16, 16, 3, padding=2, dilation=2, bias=False), nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(8, 5)
+        nn.init.normal_(self.deep.weight, std=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(F.pad(x, (0, 1, 0, 1)))), inplace=True)
+        x = F.relu6(self.deep(F.pad(x, (1, 1, 1, 1))))
+        x = F.max_pool2d(F.relu(self.group(x)), 2)
+        x = F.leaky_relu(self.last(F.relu(self.wide(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Perceptron(nn.Module):
+    """Linear layers on rows, one after the other, and one that is called again on tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(192, 24), nn.Linear(24, 24), nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x.flatten(1)))
+        tokens = self.second(F.gelu(x).unflatten(0, (-1, 1)).expand(-1, 3, -1) * torch.arange(1.0, 4).view(1, 3, 1))
+        return self.third(F.relu(self.second(x)) + tokens.mean(1))
+
+
+class Case(NamedTuple):
+    """A quantized network, with images."""
+
+    prepared: Prepared
+    network: QuantizedNetwork
+    pixels: Tensor
+
+    def at(self, allocation: Allocation) -> QuantizedNetwork:
+        self.network.choose(allocation)
+        return self.network
+
+    def mixed(self, *bits: int, activations: int = 8) -> Allocation:
+        """Every output channel with the next of `bits`."""
+        layers = self.prepared.layers
+        each = tuple(tuple(bits[row % len(bits)] for row in range(layer.out_channels)) for layer in layers)
+        return Allocation(each, (activations,) * len(layers))
+
+
+def case(network: nn.Module, size: int = 16) -> Case:
+    pixels = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    prepared = prepare(randomized(network), pixels[:2])
+    return Case(prepared, QuantizedNetwork(prepared, calibrate(prepared, pixels[:16])), pixels)
+
+
+NETWORKS: dict[str, Callable[[], Case]] = {
+    "straight": lambda: case(Straight()),
+    "perceptron": lambda: case(Perceptron(), 8),
+    "odd": lambda: case(Odd()),
+    "resnet20": lambda: case(CifarResNet(20), 32),
+    "vit": lambda: case(vit(), 32),
+}
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    torch.manual_seed(0)
+    return {name: make() for name, make in NETWORKS.items()}
+
+
+def logits(model: onnx.ModelProto, pixels: Tensor) -> Tensor:
+    return torch.from_numpy(session(model, 1).run(["logits"], {"pixels": pixels.numpy()})[0])
+
+
+def optimized(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """What ONNX Runtime makes of a model when it loads it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"), [*product(["straight", "odd"], ["native", "int8"]), *((name, "packed") for name in NETWORKS)]
+)
+def test_the_file_computes_what_the_network_computes(cases: dict[str, Case], name: str, stored: Weights) -> None:
+    given = cases[name]
+    allocation = given.mixed(2, 3, 4, 8) if stored == "packed" else uniform(given.prepared.layers, 4)
+    network = given.at(allocation)
+
+    model = onnx_model(network, allocation, given.pixels, {}, stored)
+
+    check(model, network, given.pixels)
+    got, wanted = logits(model, given.pixels), network.logits(given.pixels, 8)
+    assert (got - wanted).square().mean() < 0.01 * wanted.var(), "but for single roundings"
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_weights_are_int8_and_convolutions_in_integers_once_the_file_is_loaded(
+    cases: dict[str, Case], bits: int, tmp_path: Path
+) -> None:
+    given = cases["straight"]
+    allocation = uniform(given.prepared.layers, bits)
+    network = given.at(allocation)
+
+    loaded = optimized(onnx_model(network, allocation, given.pixels, {}), tmp_path)
+
+    count = Counter(node.op_type for node in loaded.graph.node)
+    assert count["QLinearConv"] == 4, "all but the last, which leaky ReLU reads"
+    assert count["Conv"] + count["FusedConv"] == 1
+    assert not count["Unpack"]
+    assert not count["BitShift"]
+    assert not count["Clip"]
+    held = [numpy_helper.to_array(each) for each in loaded.graph.initializer if each.data_type == onnx.TensorProto.INT8]
+    for layer in network.layers:
+        assert layer.weight is not None
+        raised = factor(bits, layer.layer.weight.shape, getattr(layer.layer, "groups", 1))
+        wanted = layer.weight.integers.numpy() * raised
+        assert any(np.array_equal(each, wanted) for each in held if each.shape == wanted.shape)
+
+
+@pytest.mark.parametrize("name", ["odd", "perceptron"])
+def test_it_takes_any_number_of_images(cases: dict[str, Case], name: str) -> None:
+    given = cases[name]
+    allocation = uniform(given.prepared.layers, 4)
+    model = onnx_model(given.at(allocation), allocation, given.pixels, {})
+
+    one_by_one = torch.cat([logits(model, image) for image in given.pixels[:7].split(1)])
+
+    assert torch.allclose(logits(model, given.pixels[:7]), one_by_one, atol=1e-4 * float(one_by_one.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["straight", "perceptron"])
+def test_inputs_of_few_bits_end_where_their_integers_end(cases: dict[str, Case], name: str) -> None:
+    given = cases[name]
+    allocation = uniform(given.prepared.layers, 4, 3)
+    network = given.at(allocation)
+
+    model = onnx_model(network, allocation, given.pixels, {})
+
+    check(model, network, 30 * given.pixels)
+
+
+class Dead(nn.Module):
+    """Channels that training has left without weights to speak of, with biases that matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3), nn.Linear(4, 3)
+        scale = torch.tensor([1.0, 1e-9, 1e-9, 1e-6, 0.0, 1e-4]).view(-1, 1, 1, 1)
+        self.first.weight.data.mul_(scale)
+        self.first.bias.data.copy_(torch.tensor([0.1, 0.7, -0.9, 0.3, 0.5, -0.4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.last(F.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_channels_without_weights_to_speak_of_stay_in_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Dead())
+    allocation = uniform(given.prepared.layers, 4)
+    network = given.at(allocation)
+
+    model = onnx_model(network, allocation, given.pixels, {})
+
+    check(model, network, given.pixels)
+    assert "QLinearConv" in {node.op_type for node in optimized(model, tmp_path).graph.node}
+
+
+def test_a_bias_that_is_no_whole_number_of_units_stays_a_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Straight())
+    allocation = uniform(given.prepared.layers, 2)
+    network = given.at(allocation)
+
+    model = onnx_model(network, allocation, given.pixels, {}, "native")  # whose integers are not raised
+
+    check(model, network, given.pixels)
+    negated = [each.name for each in model.graph.initializer if each.name.endswith("corrected_bias_negated")]
+    assert "deep.corrected_bias_negated" in negated
+
+
+def _bit(array: np.ndarray) -> None:
+    array.flat[1] ^= 4
+
+
+def _more(array: np.ndarray) -> None:
+    array *= np.asarray(1.01, array.dtype)
+
+
+def _another(array: np.ndarray) -> None:
+    array += np.ones_like(array)
+
+
+FAULTS: dict[str, tuple[str, Callable[[np.ndarray], None], str]] = {
+    "an integer": ("deep.weight_packed_4", _bit, "group"),
+    "a scale of weights": ("group.weight_scale", _more, "group"),
+    "a scale of inputs": ("wide.input_scale", _more, "wide"),
+    "a whole bias": ("group.corrected_bias_int32", _another, "group"),
+    "a bias in float": ("last.corrected_bias", _more, "head"),
+    "a bias of the logits": ("head.corrected_bias", _more, "logits"),
+}
+
+
+@pytest.fixture(scope="module")
+def right(cases: dict[str, Case]) -> tuple[Case, Allocation, onnx.ModelProto]:
+    given = cases["straight"]
+    allocation = uniform(given.prepared.layers, 4)
+    return given, allocation, onnx_model(given.at(allocation), allocation, given.pixels, {})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_file_is_found_and_named(right: tuple[Case, Allocation, onnx.ModelProto], fault: str) -> None:
+    given, allocation, model = right
+    name, change, place = FAULTS[fault]
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(model)
+    (tensor,) = (each for each in wrong.graph.initializer if each.name == name)
+    array = numpy_helper.to_array(tensor).copy()
+    change(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+    with pytest.raises(ExportMistake, match=place):
+        check(wrong, given.at(allocation), given.pixels)
+
+
+def test_a_fault_in_the_graph_is_found(right: tuple[Case, Allocation, onnx.ModelProto]) -> None:
+    given, allocation, model = right
+    wrong = onnx.ModelProto()
+    wrong.CopyFrom(model)
+    (stem,) = (node for node in wrong.graph.node if node.name == "stem")
+    (pads,) = (each for each in stem.attribute if each.name == "pads")
+    pads.ints[:] = pads.ints[::-1]
+
+    with pytest.raises(ExportMistake, match="first in the input of deep"):
+        check(wrong, given.at(allocation), given.pixels)
+
+
+def test_what_is_in_a_file_can_be_read_without_running_it(cases: dict[str, Case], tmp_path: Path) -> None:
+    given, path = cases["straight"], tmp_path / "model.onnx"
+    allocation = given.mixed(2, 4, 8, activations=6)
+    network = given.at(allocation)
+    write(path, network, allocation, given.pixels, {"dataset": "none"})
+
+    found = described(path)
+
+    size = packed_size(given.prepared.layers, allocation, FLOAT * given.prepared.left)
+    assert found.size == size.total
+    assert found.overhead == path.stat().st_size - size.total
+    assert found.about == {"dataset": "none"}
+    assert [layer.name for layer in found.layers] == [layer.name for layer in given.prepared.layers]
+    for layer, quantized, bits in zip(found.layers, network.layers, allocation.weights, strict=True):
+        assert quantized.weight is not None
+        assert quantized.affine is not None
+        assert layer.shape == tuple(quantized.layer.weight.shape)
+        assert isinstance(bits, tuple)
+        assert layer.bits == Counter(bits)
+        assert layer.scales == pytest.approx([float(quantized.weight.scale.min()), float(quantized.weight.scale.max())])
+        assert layer.activation_bits == 6
+        step, zero = quantized.affine.scale, quantized.affine.zero_point
+        assert layer.inputs == pytest.approx((-zero * step, (63 - zero) * step))
+
+
+@pytest.mark.parametrize(("stored", "types"), [("native", ["int2", "int4", "int8"]), ("int8", ["int8"])])
+def test_native_and_plain_files_say_what_they_hold(
+    cases: dict[str, Case], stored: Weights, types: list[str], tmp_path: Path
+) -> None:
+    given, path = cases["straight"], tmp_path / "model.onnx"
+    allocation = given.mixed(2, 3, 4, 7)
+    network = given.at(allocation)
+    write(path, network, allocation, given.pixels, {}, stored)
+
+    for layer, quantized in zip(described(path).layers, network.layers, strict=True):
+        assert quantized.weight is not None
+        assert layer.stored == " and ".join(types)
+        assert layer.scales == pytest.approx([float(quantized.weight.scale.min()), float(quantized.weight.scale.max())])
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"nothing of the kind", "no ONNX"), (None, "cannot be read")])
+def test_a_file_that_is_none_is_told(content: bytes | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ExportMistake, match=said):
+        described(tmp_path / "model.onnx")
+
+
+def test_a_network_of_others_is_told(tmp_path: Path) -> None:
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "graph", [], [])), tmp_path / "model.onnx")
+    with pytest.raises(ExportMistake, match="TAP quantized"):
+        described(tmp_path / "model.onnx")
+
+
+class Between(nn.Module):
+    """A layer, something else, and a layer."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.step, self.head = nn.Conv2d(3, 8, 3), step, nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.step(self.layer(x)).mean((2, 3)))
+
+
+def _asks(x: Tensor) -> Tensor:
+    return 2 * x if len(x) > 2 else x
+
+
+def _looks(x: Tensor) -> Tensor:
+    return 2 * x if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(torch.special.bessel_j0, "bessel_j0"), (_asks, "how many images"), (_looks, "depend on the images")],
+    ids=["an operator that ONNX lacks", "asks how many", "looks at numbers"],
+)
+def test_what_cannot_be_exported_is_a_mistake_and_no_file(
+    step: Callable[[Tensor], Tensor], said: str, tmp_path: Path
+) -> None:
+    given = case(Between(step))
+    allocation = uniform(given.prepared.layers, 4)
+
+    with pytest.raises(ExportMistake, match=said):
+        write(tmp_path / "model.onnx", given.at(allocation), allocation, given.pixels, {})
+
+    assert not list(tmp_path.iterdir())
+
+
+def _of_each_image(x: Tensor) -> Tensor:
+    places = torch.arange(8.0).view(1, 8, 1, 1).expand(len(x), 8, 1, 1)
+    return (x + places).view(len(x) * 2, -1, *x.shape[2:]).unflatten(0, (len(x), 2)).flatten(1, 2) / len(x)
+
+
+def test_code_may_compute_with_the_number_of_images() -> None:
+    given = case(Between(_of_each_image))
+    allocation = uniform(given.prepared.layers, 8)
+    network = given.at(allocation)
+
+    model = onnx_model(network, allocation, given.pixels, {})
+
+    for count in (1, 5):
+        pixels = given.pixels[:count]
+        with torch.no_grad():
+            wanted = given.prepared(pixels, network.layers)
+        assert torch.allclose(logits(model, pixels), wanted, atol=1e-2 * float(wanted.abs().max()))
+
+
+class Added(nn.Module):
+    """What two convolutions give, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.one(x) + self.other(x)).mean((2, 3)))
+
+
+def test_other_values_become_bytes_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Added())
+    allocation = uniform(given.prepared.layers, 4)
+    network = given.at(allocation)
+
+    def values(program: Program) -> dict[Value, Affine]:
+        found = [step for step in program.steps if step.layer in (0, 1)]
+        (relu,) = (step for step in program.steps if step.function is torch.ops.aten.relu.default)
+        return {
+            **{step.value: Affine.covering(-3, 3, 8) for step in found},
+            relu.value: Affine.covering(0, 4, 8),
+        }
+
+    model = onnx_model(network, allocation, given.pixels, {}, values=values)
+
+    check(model, network, given.pixels, values)
+    count = Counter(node.op_type for node in optimized(model, tmp_path).graph.node)
+    assert count["QLinearConv"] == 2
+    assert count["QLinearAdd"] == 1
+    with pytest.raises(ExportMistake):
+        check(model, network, given.pixels)
+
+
+def test_bits_are_in_the_metadata_by_the_names_of_the_network(
+    right: tuple[Case, Allocation, onnx.ModelProto],
+) -> None:
+    given, allocation, model = right
+    held = {each.key: each.value for each in model.metadata_props}
+    names = [layer.name for layer in given.prepared.layers]
+
+    assert json.loads(held["weight_bits"]) == dict(zip(names, allocation.weights, strict=True))
+    assert json.loads(held["activation_bits"]) == dict(zip(names, allocation.activations, strict=True))
+    assert {node.name for node in model.graph.node if node.name} == set(names)
+    assert not any("/" in each or "\\" in each for node in model.graph.node for each in (node.doc_string, node.name))
+
+
+@pytest.mark.skipif(not integer.exact(), reason="this build multiplies no integers")
+def test_a_file_classifies_as_the_integer_path_does(bench, tmp_path: Path) -> None:
+    allocation = uniform(bench.layers, 4)
+    images, path = bench.splits.search, tmp_path / "digits.onnx"
+    network = bench.quantized(allocation, finished=False)
+
+    write(path, network, allocation, images.pixels[:64], {})
+
+    correct = logits(onnx.load(path), images.pixels).argmax(1) == images.labels
+    assert abs(int(correct.sum()) - bench.measure(allocation).correct) <= 1
