@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tap_eval.export.graph import INPUT, OUTPUT, Values, bytes_name, labels_of, names_of, recorded, unpadded
+from tap_eval.export.graph import INPUT, OUTPUT, bytes_name, labels_of, names_of, recorded, unpadded
 from tap_eval.export.nodes import ENOUGH
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.program import Program, Step, Value, bind
@@ -34,7 +34,7 @@ class _Otherwise(Exception):
 
 
 @torch.inference_mode()
-def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor, values: Values = lambda _: {}) -> None:
+def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor) -> None:
     """Holds `model` against `network`, of which it was made and which has the same bits, on images (N, C, H, W).
 
     Raises `ExportMistake` when the file is not valid, or ONNX Runtime computes something else from it.
@@ -44,7 +44,7 @@ def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor, val
     wholes = [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
     shown = [name for name in dict.fromkeys(wholes) if ":" in name]
     plain, watched = session(model), session(_showing(model, shown))
-    following = _Following(network, bind(program, network.layers), values(program), _whole_biases(model))
+    following = _Following(network, bind(program, network.layers), network.rounded_in(program), _whole_biases(model))
     try:
         for part in images.split(program.batch):
             padded = program.padded(part)

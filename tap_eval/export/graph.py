@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +20,10 @@ from torch import Tensor, fx, nn
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.preparing.program import Program, Step, Value, record
+from tap_eval.preparing.program import Program, Step, Value, readers_of, record
 from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
-from tap_eval.quantization.rewriting import _activation, _ends_in, _pads_with_zeros, readers_of
+from tap_eval.quantization.rewriting import activation_of, ends_in
+from tap_eval.quantization.sums import pads_with_zeros
 
 INPUT, OUTPUT = "pixels", "logits"
 _FEW, _MORE = 2, 3
@@ -38,8 +39,6 @@ _PASSING = {
 convolution ends in bytes"""
 DOMAIN, PRODUCT, BYTES = "tap", "Product", "Bytes"
 """of our own nodes: a call of a layer, and a value that becomes bytes and numbers again"""
-Values = Callable[[Program], Mapping[Value, Affine]]
-"""The values of a program that become bytes besides those that layers read."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Graph:
     bytes: Sequence[Bytes]
 
 
-def graph_of(network: QuantizedNetwork, image: Tensor, values: Values = lambda _: {}) -> Graph:
+def graph_of(network: QuantizedNetwork, image: Tensor) -> Graph:
     """The graph of a network that has its bits, for images like `image` (1, C, H, W).
 
     Raises `ExportMistake` for a network whose steps cannot be recorded, or are others for another
@@ -95,7 +94,7 @@ def graph_of(network: QuantizedNetwork, image: Tensor, values: Values = lambda _
         raise _depends_on_count("has other constants")
     others = {step.value: other.value for step, other in zip(few.steps, more.steps, strict=True)}
     labels = labels_of(few, prepared)
-    building = _Building(few, {few.pixels: more.pixels, **others}, network, labels, values(few))
+    building = _Building(few, {few.pixels: more.pixels, **others}, network, labels, network.rounded_in(few))
     for (value, tensor), again in zip(few.constants.items(), more.constants.values(), strict=True):
         if value in building.readers or value is few.logits:
             building.known[value] = building.constant(tensor, again)
@@ -129,7 +128,7 @@ def labels_of(program: Program, prepared: Prepared) -> dict[int, str]:
 def unpadded(step: Step, makers: Mapping[Value, Step], module: Quantizable) -> tuple[Value, tuple[int, ...]]:
     """What a layer's call reads, without zeros that a convolution can pad by itself: left, right, above, below."""
     value, maker = step.args[0], makers.get(step.args[0])
-    if maker is not None and isinstance(module, nn.Conv2d) and _pads_with_zeros(maker):
+    if maker is not None and isinstance(module, nn.Conv2d) and pads_with_zeros(maker):
         pads = tuple(int(each) for each in (*maker.args[1], 0, 0))
         if min(pads) >= 0 and not any(pads[4:]):
             return maker.args[0], pads[:4]
@@ -263,9 +262,9 @@ class _Building:
         self.graph.output(self.read(self.few.logits))
         self.graph.eliminate_dead_code()
         for value, step in reversed(self.makers.items()):
-            found = _activation(step)
+            found = activation_of(step)
             affine = self._then(self.known[value])
-            if found and affine and _ends_in(affine, *found):
+            if found and affine and ends_in(affine, *found):
                 self.known[value].replace_all_uses_with(self.known[step.args[0]])
         self.graph.eliminate_dead_code()
         root = nn.Module()

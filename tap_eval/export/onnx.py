@@ -29,7 +29,7 @@ from torch import Tensor
 
 from tap_eval.export import unpacking
 from tap_eval.export.checking import check
-from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, Values, graph_of
+from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, graph_of
 from tap_eval.export.nodes import Nodes, Weights
 from tap_eval.export.reading import KEYS, MADE, described
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
@@ -63,15 +63,13 @@ def onnx_model(
     example: Tensor,
     metadata: Mapping[str, str],
     weights: Weights = "packed",
-    values: Values = lambda _: {},
 ) -> onnx.ModelProto:
     """A network that has the bits of `allocation`, for any number of images like `example` (N, C, H, W).
 
     Its input is called `pixels`, its output `logits`. `metadata` is what the file says of it, beside
-    bits a layer; `values` become bytes besides those that layers read. Raises `ExportMistake` for a
-    network that torch does not export.
+    bits a layer. Raises `ExportMistake` for a network that torch does not export.
     """
-    graph = graph_of(network, example[:1], values)
+    graph = graph_of(network, example[:1])
     two_bits = weights == "native" and any(2 in _each(bits) for bits in allocation.weights)
     model = _exported(graph, example, _OPSET_OF_TWO_BITS if two_bits else _OPSET)
     for constant in list(model.graph.initializers):

@@ -242,14 +242,16 @@ class QuantizedNetwork:
             for each in found
         ]
 
+    def rounded_in(self, program: Program) -> dict[Value, Affine]:
+        """The values that are rounded as soon as they are computed, by no layer that reads them, and to what."""
+        return {each.value: affine for each, affine in self.carried(program.steps, program.logits) if not each.alone}
+
     def bound(self, program: Program) -> Program:
         """The network's program with what every layer and every sum now is."""
         bound = bind(program, self.layers)
         if self._in_full:
             return bound
-        integers = {
-            each.value: affine for each, affine in self.carried(program.steps, program.logits) if not each.alone
-        }
+        integers = self.rounded_in(program)
         return replace(bound, steps=tuple(_rounded(step, integers.get(step.value)) for step in bound.steps))
 
     @torch.inference_mode()

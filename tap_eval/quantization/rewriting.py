@@ -181,7 +181,7 @@ class _Rewriting:
         x, value = self.bytes_of(step.args[0], affine), step.value
         activation, limits = _NO_ACTIVATION
         after = self.only(value)
-        if after is not None and (found := _activation(after)):
+        if after is not None and (found := activation_of(after)):
             activation, limits = found
             value = after.value
             self.absorbed.add(value)
@@ -189,7 +189,7 @@ class _Rewriting:
         then = then if then and then.bits == 8 else None
         if then:
             self.known[value, then] = value
-            activation, limits = _NO_ACTIVATION if _ends_in(then, activation, limits) else (activation, limits)
+            activation, limits = _NO_ACTIVATION if ends_in(then, activation, limits) else (activation, limits)
         else:
             self.fresh.add(value)
         function = partial(layer, then=then, activation=activation, limits=limits)
@@ -226,9 +226,9 @@ class _Rewriting:
     def _cut_by(self, value: Value, affine: Affine) -> Value:
         """What a value is after the activation that alone reads it, if the bytes of `affine` end where that does."""
         after = self.only(value)
-        if after is None or after.value not in self.forms or not (found := _activation(after)):
+        if after is None or after.value not in self.forms or not (found := activation_of(after)):
             return value
-        if not _ends_in(affine, *found):
+        if not ends_in(affine, *found):
             return value
         self.absorbed.add(after.value)
         return after.value
@@ -267,7 +267,7 @@ def in_bytes(
     return replace(program, steps=free(new.steps, logits), logits=logits), stands_for
 
 
-def _activation(step: Step) -> tuple[str, tuple[float, ...]] | None:
+def activation_of(step: Step) -> tuple[str, tuple[float, ...]] | None:
     """What oneDNN calls the activation that a step computes."""
     limits = limits_of(step)
     if limits == (0.0, math.inf):
@@ -275,7 +275,7 @@ def _activation(step: Step) -> tuple[str, tuple[float, ...]] | None:
     return ("hardtanh", limits) if limits and all(map(math.isfinite, limits)) else None
 
 
-def _ends_in(affine: Affine, activation: str, limits: Sequence[float]) -> bool:
+def ends_in(affine: Affine, activation: str, limits: Sequence[float]) -> bool:
     """Whether the least and the largest byte are those of the least and the largest number after `activation`."""
     low, high = {"relu": (0.0, torch.inf), "hardtanh": tuple(limits)}.get(activation, (-torch.inf, torch.inf))
     least, largest = (limit / affine.scale + affine.zero_point for limit in (low, high))

@@ -27,10 +27,11 @@ from tap_eval.mistake import ExportMistake
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.program import Program, Value
+from tap_eval.preparing.program import Program, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.calibration import calibrate
-from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantization.sums import Sums, ranges
 from tests.tap_eval.preparing.networks import randomized
 from tests.tap_eval.quantization.test_integer import Odd, vit
 
@@ -396,26 +397,24 @@ class Added(nn.Module):
         return self.head(F.relu(self.one(x) + self.other(x)).mean((2, 3)))
 
 
-def test_other_values_become_bytes_too(tmp_path: Path) -> None:
+def test_sums_in_integers_are_the_files_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = case(Added())
     allocation = uniform(given.prepared.layers, 4)
     network = given.at(allocation)
 
-    def values(program: Program) -> dict[Value, Affine]:
-        found = [step for step in program.steps if step.layer in (0, 1)]
-        (relu,) = (step for step in program.steps if step.function is torch.ops.aten.relu.default)
-        return {
-            **{step.value: Affine.covering(-3, 3, 8) for step in found},
-            relu.value: Affine.covering(0, 4, 8),
-        }
+    def recorded(batch: int) -> Program:
+        return record(given.prepared, given.pixels[:1].expand(batch, -1, -1, -1).contiguous())
 
-    model = onnx_model(network, allocation, given.pixels, {}, values=values)
+    network.sums = Sums(ranges(recorded(4), given.prepared.modules, given.pixels), recorded)
+    model = onnx_model(network, allocation, given.pixels, {})
 
-    check(model, network, given.pixels, values)
+    check(model, network, given.pixels)
     count = Counter(node.op_type for node in optimized(model, tmp_path).graph.node)
     assert count["QLinearConv"] == 2
     assert count["QLinearAdd"] == 1
+    assert not count["Conv"]
+    network.sums = None
     with pytest.raises(ExportMistake):
         check(model, network, given.pixels)
 
