@@ -9,6 +9,7 @@ import typer
 
 from tap_agent.commands.options import ConfigOption, takes_settings
 from tap_agent.settings.flag import BITS, NETWORK
+from tap_eval.export.extra import Weights
 
 if TYPE_CHECKING:
     from tap_agent.sessions.apply import Applied
@@ -46,6 +47,13 @@ def apply(
             rich_help_panel=BITS,
         ),
     ] = None,
+    onnx_weights: Annotated[
+        Weights,
+        typer.Option(
+            help="How FILE.onnx stores weights: packed at exactly their bits, which any runtime unpacks as it loads "
+            "them; native, in ONNX's own types of 2, 4 and 8 bits, for compilers; or int8."
+        ),
+    ] = "packed",
     draws: Annotated[
         int,
         typer.Option(min=1, help="Draws of calibration images to measure each row under.", rich_help_panel=NETWORK),
@@ -97,6 +105,7 @@ def apply(
                 path.resolve(),
                 applied.chosen,
                 lambda: session.allocation_record(subject, applied, resources.settings),
+                onnx_weights,
             )
     _show(applied, len(benches[0].layers))
     if isinstance(subject, FileSubject) and not differences:

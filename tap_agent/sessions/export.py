@@ -15,10 +15,11 @@ from tap_agent.runs.folder import RunMistake, check_file, replacing, write
 from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
 from tap_eval.export import safetensors
-from tap_eval.export.extra import onnx
+from tap_eval.export.extra import Weights, onnx
 from tap_eval.mistake import ExportMistake
 
-ALLOCATION = ".json"
+ALLOCATION, NETWORKS = ".json", (".safetensors", ".onnx")
+"""endings of files of bits, and of networks"""
 _COMPARED = 64
 """images on which a file of ONNX is held against the network"""
 
@@ -36,46 +37,51 @@ def check(path: Path) -> None:
     check_file(path)
 
 
-def _write_safetensors(path: Path, chosen: Chosen) -> None:
+def _write_safetensors(path: Path, chosen: Chosen, _: Weights) -> None:
     safetensors.write(path, chosen.network, chosen.allocation, about(chosen))
 
 
-def _write_onnx(path: Path, chosen: Chosen) -> None:
+def _write_onnx(path: Path, chosen: Chosen, weights: Weights) -> None:
     search = chosen.bench.splits.search
     images = search.only(np.arange(min(_COMPARED, len(search)))).pixels
     texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in about(chosen).items()}
-    onnx().write(path, chosen.network, chosen.allocation, images, texts)
+    onnx().write(path, chosen.network, chosen.allocation, images, texts, weights)
 
 
-_WRITERS: dict[str, Callable[[Path, Chosen], None]] = {".safetensors": _write_safetensors, ".onnx": _write_onnx}
+_WRITERS: dict[str, Callable[[Path, Chosen, Weights], None]] = {
+    ".safetensors": _write_safetensors,
+    ".onnx": _write_onnx,
+}
 
 
-def write_all(path: Path, networks: Sequence[Chosen], record: Callable[[], dict[str, Any]]) -> list[Path]:
+def write_all(
+    path: Path, networks: Sequence[Chosen], record: Callable[[], dict[str, Any]], weights: Weights
+) -> list[Path]:
     """The files that `path` asks for: one of bits for all networks, or one a network. `record` makes that of bits.
 
-    Raises a `Mistake` where they cannot be written.
+    `weights` is how ONNX has them. Raises a `Mistake` where they cannot be written.
     """
     try:
         if path.suffix == ALLOCATION:
             write(path, json.dumps(record(), indent=1))
             return [path]
         names = file_names(path.stem, path.suffix, [each.row.network for each in networks])
-        return [_written(path.with_name(name), each) for name, each in zip(names, networks, strict=True)]
+        return [_written(path.with_name(name), each, weights) for name, each in zip(names, networks, strict=True)]
     except OSError as error:
         raise RunMistake(f"{path} cannot be written ({error}): give another --out.") from error
 
 
 def model_file(folder: Path, name: str, chosen: Chosen) -> ModelFile:
     """Writes a network into the folder of a run, under a name that says by its ending how."""
-    path = _written(folder / name, chosen)
+    path = _written(folder / name, chosen, "packed")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ModelFile(name=name, network=chosen.row.network, size_bytes=path.stat().st_size, sha256=digest)
 
 
-def _written(path: Path, chosen: Chosen) -> Path:
+def _written(path: Path, chosen: Chosen, weights: Weights) -> Path:
     with replacing(path) as fresh:
-        _WRITERS[path.suffix](fresh, chosen)
+        _WRITERS[path.suffix](fresh, chosen, weights)
     return path
 
 

@@ -12,7 +12,7 @@ from tap_agent.report import html
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import LayerRecord, ModelFile, NetworkRecord, Result
 from tap_agent.sessions.curve import curve_entries
-from tap_agent.sessions.export import file_names, model_file
+from tap_agent.sessions.export import NETWORKS, file_names, model_file
 from tap_agent.sessions.final_table import Advance, final_table, measured
 from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources
@@ -96,15 +96,15 @@ def conclude_run(
 
 
 def _written(folder: RunFolder, networks: Sequence[Chosen]) -> tuple[list[ModelFile], list[str]]:
-    """Writes a file of each network, and says why where there is none: a search is not to fail by that."""
+    """Writes the files of each network, and says why where there is none: a search is not to fail by that."""
     files, unwritten = [], []
-    for name, each in zip(
-        file_names("model", ".safetensors", [x.row.network for x in networks]), networks, strict=True
-    ):
-        try:
-            files.append(model_file(folder.path, name, each))
-        except ExportMistake as mistake:
-            unwritten.append(f"{each.row.network}: {mistake}")
+    for suffix in NETWORKS:
+        names = file_names("model", suffix, [each.row.network for each in networks])
+        for name, each in zip(names, networks, strict=True):
+            try:
+                files.append(model_file(folder.path, name, each))
+            except ExportMistake as mistake:
+                unwritten.append(f"{name}: {mistake}")
     return files, unwritten
 
 

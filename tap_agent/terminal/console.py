@@ -40,7 +40,7 @@ def show_result(folder: RunFolder, result: Result) -> None:
     for file in result.files:
         out.print(f"model: {folder.path / file.name} ({file.size_bytes / 1024:,.1f} KiB)", markup=False)
     for sentence in result.unwritten:
-        out.print(f"no model: {sentence}", markup=False)
+        out.print(f"there is no {sentence}", markup=False)
     out.print(f"report: {folder.report}")
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,18 @@ _ALIKE = 0.25
 """of the spread of logits: single roundings make less, a fault in a kernel more"""
 
 
+_REFUSALS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    refusals.Fail,
+    refusals.InvalidArgument,
+    refusals.InvalidGraph,
+    refusals.NotImplemented,
+    refusals.RuntimeException,
+)
+"""what is raised of a file that is not valid, or that ONNX Runtime does not run"""
+
+
 class _Otherwise(Exception):
     """Where something else is computed."""
 
@@ -39,13 +52,13 @@ def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor) -> 
 
     Raises `ExportMistake` when the file is not valid, or ONNX Runtime computes something else from it.
     """
-    onnx.checker.check_model(model, full_check=True)
     program = recorded(network.prepared, images[:1].expand(min(network.prepared.batch, len(images)), -1, -1, -1))
     wholes = [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"]
     shown = [name for name in dict.fromkeys(wholes) if ":" in name]
-    plain, watched = session(model), session(_showing(model, shown))
     following = _Following(network, bind(program, network.layers), network.rounded_in(program), _whole_biases(model))
     try:
+        onnx.checker.check_model(model, full_check=True)
+        plain, watched = session(model), session(_showing(model, shown))
         for part in images.split(program.batch):
             padded = program.padded(part)
             if place := recorded_otherwise(network.prepared, program, padded):
@@ -58,6 +71,11 @@ def check(model: onnx.ModelProto, network: QuantizedNetwork, images: Tensor) -> 
             (logits,) = map(torch.from_numpy, plain.run([OUTPUT], given))
             if _apart(logits, wanted) > NOISE and _spread(logits - wanted) > _ALIKE * _spread(wanted):
                 raise _Otherwise("the logits, where it fuses more")
+    except _REFUSALS as fault:
+        raise ExportMistake(
+            f"ONNX Runtime {onnxruntime.__version__} does not take the file ({' '.join(str(fault).split())[:200]}): "
+            "try another version of it, or export to another format."
+        ) from fault
     except _Otherwise as place:
         raise ExportMistake(
             f"ONNX Runtime {onnxruntime.__version__} computes something else from the file than the network does, "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from tap_eval.mistake import ExportMistake
 
+Weights = Literal["packed", "native", "int8"]
+"""how a file of ONNX stores weights: at exactly their bits, in ONNX's own types, or as int8"""
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """what the extra `onnx` brings"""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.export import unpacking
+from tap_eval.export.extra import Weights
 from tap_eval.export.graph import Bytes, Call
 from tap_eval.export.packing import packed
+from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight
 
-Weights = Literal["packed", "native", "int8"]
-"""how a file stores weights: at exactly their bits, in ONNX's own types, or as int8"""
 ENOUGH = 1 / 4
 """steps of the output: a bias that is further off as a whole number of units is added as a float"""
 _MOST_UNITS = 2**30
@@ -224,6 +224,8 @@ class Nodes:
             made = ir.Value(
                 name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
             )
+            if name in self.graph.initializers:
+                raise ExportMistake(f"two tensors of the network are called {name} in the file: rename a module.")
             self.graph.register_initializer(made)
             self.known[name] = made
         return self.known[name]

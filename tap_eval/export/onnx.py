@@ -29,12 +29,13 @@ from torch import Tensor
 
 from tap_eval.export import unpacking
 from tap_eval.export.checking import check
+from tap_eval.export.extra import Weights
 from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, graph_of
-from tap_eval.export.nodes import Nodes, Weights
+from tap_eval.export.nodes import Nodes
 from tap_eval.export.reading import KEYS, MADE, described
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 
-__all__ = ["Weights", "described", "onnx_model", "write"]
+__all__ = ["described", "onnx_model", "write"]
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25
 """the first with all that is used, and the first with integers of two bits"""
 

@@ -16,6 +16,8 @@ from tap_agent.page.searches import Searches
 from tap_agent.runs.folder import RunFolder
 from tests.tap_agent.page.conftest import Site
 
+NETWORKS = ("model.safetensors", "model.onnx")
+
 
 def downloaded(page: Page, name: str) -> bytes:
     """What a click on the file called `name` brings."""
@@ -30,7 +32,7 @@ def test_the_files_of_a_run_are_saved_from_its_result_and_from_its_report(
 ) -> None:
     kept = RunFolder(shutil.copytree(run.path, site.runs / "kept"))
     look.goto(f"{site.url}/runs/kept/result")
-    for name in ("model.safetensors", "best.json"):
+    for name in (*NETWORKS, "best.json"):
         assert downloaded(look, name) == (kept.path / name).read_bytes()
     keep(look, "files")
     look.goto(f"{site.url}/runs/kept/report")
@@ -44,7 +46,7 @@ def test_of_a_runs_folder_the_models_and_the_bits_are_served_and_nothing_else(ru
     folder = run.path
     (folder / "model-secret.txt").write_text("secret")
     (folder / "model-of-elsewhere.safetensors").symlink_to(folder / "config.yaml")
-    (folder / "model.onnx").mkdir()
+    (folder / "model-2.onnx").mkdir()
     served: dict[str, int] = {}
     with Conversations(cache) as conversations:
         client = TestClient(application(Searches(folder.parent), conversations, None), base_url="http://127.0.0.1:7860")
@@ -55,4 +57,4 @@ def test_of_a_runs_folder_the_models_and_the_bits_are_served_and_nothing_else(ru
                 served[name] = len(answer.content)
                 assert answer.headers["x-content-type-options"] == "nosniff"
         assert client.get("/runs/other/model.safetensors").status_code == 404
-    assert served == {name: (folder / name).stat().st_size for name in ("best.json", "model.safetensors")}
+    assert served == {name: (folder / name).stat().st_size for name in ("best.json", *NETWORKS)}

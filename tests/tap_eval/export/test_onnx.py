@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import FLOAT, packed_size
 from tap_eval.export.checking import check, session
-from tap_eval.export.nodes import Weights, factor
+from tap_eval.export.extra import Weights
+from tap_eval.export.nodes import factor
 from tap_eval.export.onnx import described, onnx_model, write
 from tap_eval.mistake import ExportMistake
 from tap_eval.networks.resnet import CifarResNet
