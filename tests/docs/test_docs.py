@@ -66,7 +66,7 @@ def test_the_commands_and_the_code_of_a_page_run(
     for block in blocks(page.read_text()):
         if block.title:
             Path(block.title).write_text(block.text + "\n")
-        elif block.language == "python":
+        elif block.language == "python" and not block.reason:
             exec(compile(block.text, f"{page.name}: a block of Python", "exec"), names)
         for command in block.commands():
             if command.program == "tap-agent" and not block.reason:
