@@ -23,10 +23,10 @@ def main() -> None:
 
     for layer, bits in zip(quantized.layers, quantized.allocation.weights, strict=True):
         print(f"{layer.name:14} {bits} bits")
+    print(f"{quantized.size.total:,} bytes")
     pixels, labels = images.search.pixels, images.search.labels
     for name, logits in (("full precision", network(pixels)), ("quantized", quantized(pixels))):
-        print(f"{name:14} {(logits.argmax(1) == labels).sum()} of {len(labels)} right")
-    print(f"{quantized.size.total:,} bytes")
+        print(f"{name:14} {100 * (logits.argmax(1) == labels).double().mean():.1f} % of {len(labels)} images")
 
 
 if __name__ == "__main__":

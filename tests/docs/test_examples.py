@@ -17,6 +17,7 @@ LAST_LINE = {
     "apply_proxy": "quantized      ",
     "compare": "full precision ",
     "own_network": "these bits ",
+    "quantize": "quantized ",
 }
 
 
