@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs |= _peers(network, pixels, calibration, Path(folder), _numbers(chosen.batches), chosen.threads)
         clock = time.process_time if chosen.threads == 1 else time.perf_counter
-        logits, seconds = _alternating(runs, chosen.rounds, clock)
+        logits, seconds = alternating(runs, chosen.rounds, clock)
     best = min(
         (name for name in runs if name.startswith("ONNX Runtime, W8A8")),
         key=lambda name: statistics.median(seconds[name]),
@@ -132,11 +132,23 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def _peers(
     network: nn.Module, pixels: Tensor, calibration: Tensor, folder: Path, batches: list[int], threads: int
 ) -> dict[str, Run]:
+    runs: dict[str, Run] = {}
+    for name, file in runtime_files(network, calibration, folder).items():
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        for batch in batches:
+            runs[f"ONNX Runtime, {name}, batches of {batch}"] = partial(answers, session, pixels, batch)
+    return runs
+
+
+def runtime_files(network: nn.Module, calibration: Tensor, folder: Path) -> dict[str, Path]:
+    """The network in float32, and quantized by ONNX Runtime in both of its layouts."""
     plain, ready = folder / "plain.onnx", folder / "ready.onnx"
     torch.onnx.export(
-        network, (pixels[:2],), plain, input_names=["pixels"], output_names=["logits"], opset_version=17,
+        network, (calibration[:2],), plain, input_names=["pixels"], output_names=["logits"], opset_version=17,
         dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
-        dynamo=False,  # the exporter that needs no further package
+        dynamo=False,  # whose graphs the runtime's quantizer knows best
     )  # fmt: skip
     quant_pre_process(str(plain), str(ready))
     files = {"float32": ready}
@@ -146,19 +158,13 @@ def _peers(
             str(ready), str(files[f"W8A8 ({name})"]), _Reader(calibration), quant_format=layout, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
-    runs: dict[str, Run] = {}
-    for name, file in files.items():
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        for batch in batches:
+    return files
 
-            def run(session: onnxruntime.InferenceSession = session, batch: int = batch) -> Tensor:
-                parts = [session.run(None, {"pixels": part.numpy()})[0] for part in pixels.split(batch)]
-                return torch.from_numpy(np.concatenate(parts))
 
-            runs[f"ONNX Runtime, {name}, batches of {batch}"] = run
-    return runs
+def answers(session: onnxruntime.InferenceSession, pixels: Tensor, batch: int) -> Tensor:
+    """(N, classes), in batches."""
+    parts = [session.run(None, {"pixels": part.numpy()})[0] for part in pixels.split(batch)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _numbers(text: str) -> list[int]:
@@ -169,7 +175,7 @@ def _ratio(others: list[float], mine: list[float]) -> float:
     return statistics.median(other / own for other, own in zip(others, mine, strict=True))
 
 
-def _alternating(
+def alternating(
     runs: Mapping[str, Run], rounds: int, clock: Callable[[], float]
 ) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     """What each gives, and its seconds in each round, after one to warm up."""

@@ -23,7 +23,7 @@ from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Program, Step, Value, readers_of, record
 from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
 from tap_eval.quantization.rewriting import activation_of, ends_in
-from tap_eval.quantization.sums import pads_with_zeros
+from tap_eval.quantization.sums import moves, pads_with_zeros, read_by
 
 INPUT, OUTPUT = "pixels", "logits"
 _FEW, _MORE = 2, 3
@@ -170,6 +170,8 @@ class _Building:
     """the node of each value"""
     instead: dict[Value, fx.Node] = field(default_factory=dict)
     """the bytes of values that all read as such"""
+    held: dict[Value, Affine] = field(default_factory=dict)
+    """values whose numbers are bytes"""
     layers: dict[int, tuple[Call, fx.Node]] = field(default_factory=dict)
     """by the number of the call"""
     bytes: list[Bytes] = field(default_factory=list)
@@ -190,8 +192,11 @@ class _Building:
         else:
             args, kwargs = self.joined(step.args, other.args), self.joined(dict(step.kwargs), dict(other.kwargs))
             self.known[step.value] = self.graph.call_function(step.function, args, kwargs)
-        if affine := self.values.get(step.value):
-            self.instead[step.value] = self.bytes_of(step.value, affine)
+        affine = self.values.get(step.value) or (self.held.get(read_by(step)) if moves(step) else None)
+        if affine:
+            self.held[step.value] = affine
+            if step.value in self.values or pads_with_zeros(step):  # runtimes see that other moves give bytes of bytes
+                self.instead[step.value] = self.bytes_of(step.value, affine)
 
     def _add_layer(self, step: Step) -> None:
         assert step.layer is not None

@@ -388,14 +388,17 @@ def test_code_may_compute_with_the_number_of_images() -> None:
 
 
 class Added(nn.Module):
-    """What two convolutions give, added."""
+    """What two convolutions give, added, and what a third makes of it added to every second pixel, padded."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.one, self.other, self.down = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, 2, padding=1)
+        self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.one(x) + self.other(x)).mean((2, 3)))
+        x = F.relu(self.one(x) + self.other(x))
+        x = F.relu(self.down(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+        return self.head(x.mean((2, 3)))
 
 
 def test_sums_in_integers_are_the_files_too(tmp_path: Path) -> None:
@@ -412,8 +415,8 @@ def test_sums_in_integers_are_the_files_too(tmp_path: Path) -> None:
 
     check(model, network, given.pixels)
     count = Counter(node.op_type for node in optimized(model, tmp_path).graph.node)
-    assert count["QLinearConv"] == 2
-    assert count["QLinearAdd"] == 1
+    assert count["QLinearConv"] == 3
+    assert count["QLinearAdd"] == 2
     assert not count["Conv"]
     network.sums = None
     with pytest.raises(ExportMistake):
