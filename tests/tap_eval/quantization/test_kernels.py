@@ -10,6 +10,13 @@ from tap_eval.quantization import kernels
 from tap_eval.quantization.quantizer import Affine
 
 
+def lent(lends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch's quantized tensors, where it still has them, or without."""
+    if lends and not kernels._lends():
+        pytest.skip("this build of PyTorch has no quantized tensors")
+    monkeypatch.setattr(kernels, "_lends", lambda: lends)
+
+
 def test_a_shortcut_is_padded_with_the_byte_of_zero_and_keeps_its_layout() -> None:
     x = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8).to(memory_format=torch.channels_last)
     for widths in ([0, 0, 0, 0, 1, 2], [1, 2, 3, 4], [2, 0, 0, 1, 0, 0, 1, 0], [-1, 2], [0, 0]):
@@ -20,8 +27,7 @@ def test_a_shortcut_is_padded_with_the_byte_of_zero_and_keeps_its_layout() -> No
 
 @pytest.mark.parametrize("lends", [True, False], ids=["quantized tensors", "without"])
 def test_bytes_are_the_nearest_to_what_they_stand_for(lends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels._lends(), "this build of PyTorch has quantized tensors"
-    monkeypatch.setattr(kernels, "_lends", lambda: lends)
+    lent(lends, monkeypatch)
     every = torch.arange(256, dtype=torch.uint8)
     x, other = (each.contiguous() for each in torch.meshgrid(every, every, indexing="ij"))
     of, of_other, to = Affine(0.013, 200, 8), Affine(0.05, 0, 8), Affine(0.021, 31, 8)
@@ -57,7 +63,7 @@ POOLINGS: dict[str, tuple[tuple[object, ...], int]] = {
 @pytest.mark.parametrize("lends", [True, False], ids=["quantized tensors", "without"])
 @pytest.mark.parametrize("case", POOLINGS)
 def test_the_largest_byte_is_found_wherever_it_is(case: str, lends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_lends", lambda: lends)
+    lent(lends, monkeypatch)
     given, channels = POOLINGS[case]
     x = torch.randint(0, 256, (2, channels, 14, 11), dtype=torch.uint8).to(memory_format=torch.channels_last)
     got = kernels.largest(x, *given)
