@@ -16,13 +16,12 @@ medians over rounds of all files one after the other.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import statistics
 import tempfile
 import time
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +30,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from benchmarks.peers import CALIBRATION, alternating, answers, runtime_files
-from tap_agent.paths import cache_folder
+from benchmarks.peers import alternating, answers, arguments, opened, runtime_files
 from tap_eval.allocation.size import FLOAT, packed_size
 from tap_eval.export.onnx import write
-from tap_eval.images.sources import open_source
-from tap_eval.networks.load import load_network
+from tap_eval.measuring.recorder import Recorder
 from tap_eval.preparing.prepare import prepare
-from tap_eval.preparing.program import Program, record
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
@@ -49,32 +45,21 @@ PRODUCTS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 def main() -> None:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--count", type=int, default=48)
+    parser = arguments(__doc__)
     parser.add_argument("--bits", default="8,4,2.5", help="of weights, each tried")
     parser.add_argument("--sums", default="float,int8", help="between layers, each tried")
     parser.add_argument("--stored", default="packed", help="packed, native or int8, each tried")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
 
-    source = open_source(chosen.images)
-    found = source.decode(range(chosen.count + CALIBRATION), None).pixels
-    pixels, calibration = found[: chosen.count], found[chosen.count :]
-    network = load_network(chosen.network, chosen.weights, cache_folder()).network.eval()
+    network, pixels, calibration = opened(chosen)
     with torch.inference_mode():
         expected = torch.cat([network(part) for part in pixels.split(16)]).argmax(1)
     prepared = prepare(network, pixels[:2])
     seen = calibrate(prepared, calibration)
 
-    @cache
-    def recorded(batch: int) -> Program:
-        return record(prepared, pixels[:1].expand(batch, *pixels.shape[1:]).contiguous())
-
+    recorded = Recorder(prepared, pixels)
     program = recorded(max(prepared.batch, 8))
     between = Sums(ranges(program, prepared.modules, calibration), recorded)
 
@@ -96,8 +81,8 @@ def main() -> None:
             fast = IntegerNetwork(quantized, program, allocation.activations, KeptWeights(2**31))
             fast.choose(allocation)
             integers[row] = fast.logits(pixels).argmax(1)
-        opened = {row: _opened(file, folder / "optimized.onnx") for row, file in files.items()}
-        runs = {row: partial(answers, each.session, pixels, chosen.batch) for row, each in opened.items()}
+        files_opened = {row: _opened(file, folder / "optimized.onnx") for row, file in files.items()}
+        runs = {row: partial(answers, each.session, pixels, chosen.batch) for row, each in files_opened.items()}
         logits, seconds = alternating(runs, chosen.rounds, time.process_time)
         print(
             f"{chosen.network}, {len(pixels):,} images in batches of {chosen.batch}, torch {torch.__version__}, ",
@@ -106,7 +91,7 @@ def main() -> None:
         print(f"onnxruntime {onnxruntime.__version__}\n")
         print("| | ms an image | bytes | values | load, ms | in float | class of float32 | class of the integer path |")
         print("|---|---|---|---|---|---|---|---|")
-        for row, each in opened.items():
+        for row, each in files_opened.items():
             ms = 1e3 * statistics.median(seconds[row]) / len(pixels)
             same = [_same(logits[row], classes) for classes in (expected, integers.get(row))]
             sizes = [f"{size:,}" if size else "" for size in (files[row].stat().st_size, values.get(row, 0))]

@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from tap_agent.paths import cache_folder
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.sources import open_source
+from tap_eval.measuring.recorder import Recorder
 from tap_eval.networks.load import load_network
 from tap_eval.preparing.prepare import prepare
-from tap_eval.preparing.program import Program, record
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import QuantizedNetwork
@@ -51,25 +51,17 @@ Run = Callable[[], Tensor]
 
 def main() -> None:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--count", type=int, default=48)
+    parser = arguments(__doc__)
     parser.add_argument("--batches", default="1,8", help="of ONNX Runtime, each tried")
     parser.add_argument("--integer-batches", help="of the integer path, each tried; by default what a run would take")
     parser.add_argument("--bits", default="4,8", help="of the integer path's weights, each tried")
     parser.add_argument("--sums", default="float,int8", help="between layers of the integer path, each tried")
     parser.add_argument("--eager-batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
 
-    network = load_network(chosen.network, chosen.weights, cache_folder()).network.eval()
-    source = open_source(chosen.images)
-    found = source.decode(range(chosen.count + CALIBRATION), None).pixels
-    pixels, calibration = found[: chosen.count], found[chosen.count :]
+    network, pixels, calibration = opened(chosen)
 
     def eager() -> Tensor:
         with torch.inference_mode():
@@ -97,6 +89,24 @@ def main() -> None:
         print(f"| {name} | {speed:,.1f} | {' | '.join(ratios)} | {100 * same:.1f} % |")
 
 
+def arguments(described: str | None) -> argparse.ArgumentParser:
+    """Those of every benchmark beside ONNX Runtime."""
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=7)
+    return parser
+
+
+def opened(chosen: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, the images that are asked for, and those after them that it is calibrated on."""
+    network = load_network(chosen.network, chosen.weights, cache_folder()).network.eval()
+    pixels = open_source(chosen.images).decode(range(chosen.count + CALIBRATION), None).pixels
+    return network, pixels[: chosen.count], pixels[chosen.count :]
+
+
 def _integers(
     network: nn.Module, pixels: Tensor, calibration: Tensor, batches: str | None, bits: list[int], sums: list[str]
 ) -> dict[str, Run]:
@@ -104,10 +114,7 @@ def _integers(
     seen = calibrate(prepared, calibration)
     runs: dict[str, Run] = {}
 
-    @cache
-    def recorded(batch: int) -> Program:
-        return record(prepared, pixels[:1].expand(batch, *pixels.shape[1:]).contiguous())
-
+    recorded = Recorder(prepared, pixels)
     for batch in _numbers(batches) if batches else [prepared.batch]:
         carried = Sums(ranges(recorded(batch), prepared.modules, calibration), recorded)
         for each, kind in itertools.product(bits, sums):

@@ -17,8 +17,10 @@ from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.size import FLOAT, Size, packed_size
 from tap_eval.export import safetensors
 from tap_eval.export.extra import onnx
-from tap_eval.measuring.weights import Kept, RoundedWeights
-from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
+from tap_eval.measuring.measurer import Bounds
+from tap_eval.measuring.recorder import Recorder
+from tap_eval.measuring.weights import Kept, RoundedWeights, silent
+from tap_eval.mistake import ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
@@ -31,8 +33,6 @@ from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 
 Sensitivity = Callable[[list[Features], Features], Any]
 """A proxy as a function: a score a layer, or a list of scores, one an output channel."""
-_MEMORY = 2**29
-"""bytes of second moments and of activations that are held at a time"""
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,18 @@ def quantize(
     8. `finished` rounds each layer once more for the inputs that it then gets. Raises
     `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
     """
-    prepared = prepare(network, images[:2], [images])
+    bounds, prepared = Bounds(), prepare(network, images[:2], [images])
     limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left), Choices(tuple(bits))
     check_feasible(prepared.layers, choices, limit)
     allocation = _allocated(rule, prepared, images, choices, limit)
     seen = calibrate(prepared, images)
-    weights = RoundedWeights(
-        prepared, images, seen, "gptq", choices.weights, [], Kept(None), _MEMORY, lambda what, done, of: None
-    )
+    weights = RoundedWeights(prepared, images, seen, "gptq", choices.weights, [], Kept(None), bounds.moments, silent)
     integers = [partial(weights, layer.index) for layer in prepared.layers]
     quantized = QuantizedNetwork(prepared, seen, integers)
     quantized.choose(allocation)
     if finished:
         dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
-        finish(quantized, None, images, allocation, dampings, _MEMORY)
+        finish(quantized, Recorder(prepared, images).evenly(len(images)), images, allocation, dampings, bounds.moments)
     size = packed_size(prepared.layers, allocation, FLOAT * prepared.left)
     return Quantized(quantized, allocation, size, images)
 
@@ -112,8 +110,7 @@ def _allocated(
     layers = prepared.layers
     if rule == "uniform":
         same = most_uniform(layers, max(choices.activations), budget)
-        if same is None:
-            raise BudgetMistake(f"2 bits everywhere are above {budget.text}: raise the budget.")
+        assert same  # the least of the choices, which are no fewer bits, are within the budget
         return same
     if isinstance(rule, str) and rule not in NAMES:
         raise ProxyMistake(
@@ -122,7 +119,7 @@ def _allocated(
     sensitivity: Sensitivity = module(rule).sensitivity if isinstance(rule, str) else rule
     classes = prepared(images[:1]).shape[1]
     task = describe_task(layers, images.shape[-1], "images", classes, choices, budget)
-    found = sensitivity(describe(prepared, images, "statistics", _MEMORY), task)
+    found = sensitivity(describe(prepared, images, "statistics", Bounds().features), task)
     scores = checked_scores(found, [layer.out_channels for layer in layers], by_channel=False)
     if isinstance(scores, Rejection):
         raise ProxyMistake(f"the rule fails ({scores.failure}): {scores.message}")

@@ -26,7 +26,7 @@ from tap_agent.settings.read import dump, read_settings
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
 
-_MODELS = ("safetensors", "onnx")
+NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
 
 
@@ -97,7 +97,7 @@ class RunFolder:
     @property
     def models(self) -> list[Path]:
         """What it holds for others to run, and the bits in words: files that are its own, and no other."""
-        found = [path for ending in _MODELS for path in self.path.glob(f"model*.{ending}")]
+        found = [path for ending in NETWORKS for path in self.path.glob(f"model*{ending}")]
         return [path for path in (*sorted(found), self.best) if path.is_file() and not path.is_symlink()]
 
     @property

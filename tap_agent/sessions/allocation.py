@@ -12,7 +12,7 @@ from tap_agent.runs.result import MeasuredTop1
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BitsMistake, Mistake
 from tap_eval.quantization import quantizer
-from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.quantizer import Allocation, distinct
 
 LEAST, MOST = 2, 8
 """bits that a weight or an activation may have"""
@@ -49,7 +49,7 @@ class AllocatedLayer(BaseModel):
     @property
     def bits(self) -> set[int]:
         """Of its weights."""
-        return {self.weight_bits} if isinstance(self.weight_bits, int) else set(self.weight_bits)
+        return distinct(self.weight_bits)
 
 
 class _Split(BaseModel):

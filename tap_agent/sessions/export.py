@@ -18,8 +18,8 @@ from tap_eval.export import safetensors
 from tap_eval.export.extra import Weights, onnx
 from tap_eval.mistake import ExportMistake
 
-ALLOCATION, NETWORKS = ".json", (".safetensors", ".onnx")
-"""endings of files of bits, and of networks"""
+ALLOCATION = ".json"
+"""ending of files of bits"""
 _COMPARED = 64
 """images on which a file of ONNX is held against the network"""
 

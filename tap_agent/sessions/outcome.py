@@ -9,10 +9,10 @@ from agents import replay
 from agents.account import Account
 from graphs.state import Candidate, Generation, SearchState
 from tap_agent.report import html
-from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.folder import NETWORKS, RunFolder
 from tap_agent.runs.result import LayerRecord, ModelFile, NetworkRecord, Result
 from tap_agent.sessions.curve import curve_entries
-from tap_agent.sessions.export import NETWORKS, file_names, model_file
+from tap_agent.sessions.export import file_names, model_file
 from tap_agent.sessions.final_table import Advance, final_table, measured
 from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources

@@ -29,7 +29,7 @@ from tap_eval.measuring.devices import spread_over
 from tap_eval.measuring.job import Measures
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer
-from tap_eval.measuring.weights import Advance
+from tap_eval.measuring.weights import Advance, silent
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
@@ -42,7 +42,7 @@ class Resources(AbstractContextManager["Resources"]):
         self.settings = settings
         self.cache = cache
         self._held = ExitStack()
-        self.watch: Advance = lambda what, done, of: None
+        self.watch: Advance = silent
         """is told of what takes long"""
         self.stopping = threading.Event()
         """set once no call of a language model is to begin"""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.quantization.quantizer import Allocation, LayerBits
+from tap_eval.quantization.quantizer import Allocation, LayerBits, distinct
 
 FLOAT = 4
 """bytes of a float32"""
@@ -91,7 +91,7 @@ def row_bytes(layer: Weighted, bits: LayerBits) -> int:
 
 def is_mixed(bits: LayerBits) -> bool:
     """Whether the output channels of a layer differ in bits."""
-    return not isinstance(bits, int) and len(set(bits)) > 1
+    return len(distinct(bits)) > 1
 
 
 def weight_size(layers: Sequence[Weighted], allocation: Allocation) -> int:

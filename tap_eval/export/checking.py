@@ -28,8 +28,6 @@ from tap_eval.quantization.quantizer import Affine, QuantizedNetwork
 
 _ALIKE = 0.25
 """of the spread of logits: single roundings make less, a fault in a kernel more"""
-
-
 _REFUSALS = (
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,

@@ -14,16 +14,8 @@ import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
 
-from tap_eval.mistake import ExportMistake
-
-try:
-    import onnx
-    import onnx_ir as ir
-    import onnxruntime  # noqa: F401 the files are checked with it
-    import onnxscript  # noqa: F401 torch's exporter is made of it
-except ImportError as missing:
-    raise ExportMistake(f"a file of ONNX needs {missing.name}: pip install 'tap-agent[onnx]'.") from missing
-
+import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -33,7 +25,8 @@ from tap_eval.export.extra import Weights
 from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, graph_of
 from tap_eval.export.nodes import Nodes
 from tap_eval.export.reading import KEYS, MADE, described
-from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
+from tap_eval.mistake import ExportMistake
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, distinct
 
 __all__ = ["described", "onnx_model", "write"]
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25
@@ -71,7 +64,7 @@ def onnx_model(
     bits a layer. Raises `ExportMistake` for a network that torch does not export.
     """
     graph = graph_of(network, example[:1])
-    two_bits = weights == "native" and any(2 in _each(bits) for bits in allocation.weights)
+    two_bits = weights == "native" and any(2 in distinct(bits) for bits in allocation.weights)
     model = _exported(graph, example, _OPSET_OF_TWO_BITS if two_bits else _OPSET)
     for constant in list(model.graph.initializers):
         model.graph.initializers[constant].name = graph.names.get(constant, f"{MADE}{constant}")
@@ -86,10 +79,6 @@ def onnx_model(
     for key, bits in zip(KEYS, (allocation.weights, allocation.activations), strict=True):
         model.metadata_props[key] = json.dumps(dict(zip(names, bits, strict=True)))
     return _plain(model, {call.label for call in graph.calls.values()})
-
-
-def _each(bits: LayerBits) -> set[int]:
-    return {bits} if isinstance(bits, int) else set(bits)
 
 
 def _exported(graph: Graph, example: Tensor, opset: int) -> ir.Model:

@@ -33,7 +33,7 @@ from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Observation, groups_of
-from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedNetwork, QuantizedWeight, distinct
 from tap_eval.quantization.rounding import Rounded
 
 _KEY = "tap"
@@ -83,7 +83,7 @@ def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: 
     `about` is what else the file is to say of it, as JSON. Raises `ExportMistake` for what the format has no place for.
     """
     prepared = network.prepared
-    if getattr(network, "sums", None) is not None:
+    if network.sums is not None:
         raise ExportMistake(
             "safetensors has no place yet for integers that travel between layers: quantize it with --sums float."
         )
@@ -110,7 +110,7 @@ def _structure(layer: Layer, module: Quantizable, bits: LayerBits, activation: i
         kind=layer.kind,
         module="Conv2d" if own else "Linear",
         shape=tuple(module.weight.shape),
-        bits=tuple(sorted({bits} if isinstance(bits, int) else set(bits))),
+        bits=tuple(sorted(distinct(bits))),
         activation_bits=activation,
         folded=folded,
         **own,

@@ -31,7 +31,7 @@ from tap_eval.measuring.job import Job, Measures, SplitName
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
-from tap_eval.measuring.weights import Advance, Kept, one_thread_each
+from tap_eval.measuring.weights import Advance, Kept, one_thread_each, silent
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
@@ -88,7 +88,7 @@ class Bench:
         spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
         output: str | None = None,
         notes: Sequence[str] = (),
-        advance: Advance = lambda what, done, count: None,
+        advance: Advance = silent,
         device: torch.device = CPU,
     ) -> None:
         """`spread` brings measuring from `device` to others, or to other machines; `output` names the logits among what

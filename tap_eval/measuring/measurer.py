@@ -23,7 +23,7 @@ from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
 from tap_eval.measuring.recorder import Recorder
-from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each
+from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each, silent
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.agreement import NOISE, multiplied_otherwise
@@ -41,10 +41,6 @@ _LEAST_INTEGER_BATCH = 8
 _AT_ONCE = 5000
 """images whose logits are held together"""
 _PARTS = ("integers", "scale", "bias")
-
-
-def _silent(_: str, __: int, ___: int) -> None:
-    """Tells nobody how far it has come."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Measurer:
         highest: Allocation,
         bounds: Bounds,
         recipe: Recipe,
-        advance: Advance = _silent,
+        advance: Advance = silent,
         device: torch.device = CPU,
     ) -> None:
         """`highest` is the allocation on which both paths are compared; `prepared` is on the CPU.
@@ -113,7 +109,7 @@ class Measurer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process makes everything else anew."""
-        return Measurer, (*self._made_of, _silent, self.device)
+        return Measurer, (*self._made_of, silent, self.device)
 
     @property
     def _made_of(self) -> tuple[Prepared, Splits, Allocation, Bounds, Recipe]:
@@ -222,10 +218,7 @@ class Measurer:
         pixels, ready = self._splits.calibrations[draw].pixels, self.network(draw)
         layers, seen = ready.layers, [layer.seen for layer in ready.layers]
         done, count = itertools.count(1), len(layers) * len(allocations)
-        try:
-            program: Program | None = self._recorded(-(-len(pixels) // -(-len(pixels) // self._resident.batch)))
-        except Unfit:
-            program = None
+        program = self._recorded.evenly(len(pixels))
 
         def finished(allocation: Allocation) -> list[QuantizedWeight]:
             network = QuantizedNetwork(self._resident, seen, self._integers_of(draw), ready.sums)

@@ -23,7 +23,7 @@ from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import HELD_OUT, Observation, block_of, second_moments, together
 from tap_eval.quantization.gptq import DAMPINGS, gptq
-from tap_eval.quantization.quantizer import VERSION, LayerBits
+from tap_eval.quantization.quantizer import VERSION, LayerBits, distinct
 from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
 
 _COUNTING = threading.Lock()
@@ -32,6 +32,10 @@ _USERS: list[int] = []
 
 Advance = Callable[[str, int, int], None]
 """Told of work that takes long: what it is, how much is done, of how much."""
+
+
+def silent(_: str, __: int, ___: int) -> None:
+    """Tells nobody."""
 
 
 class Kept:
@@ -111,10 +115,9 @@ class RoundedWeights:
 
     def damping(self, index: int, bits: LayerBits) -> float:
         """With which GPTQ does best on images left out, the largest of several bits; 0 where none was chosen."""
-        several = {bits} if isinstance(bits, int) else set(bits)
-        for each in several:
+        for each in distinct(bits):
             self(index, each)
-        return min(max(self._dampings[index, each] for each in several), DAMPINGS[-1])
+        return min(max(self._dampings[index, each] for each in distinct(bits)), DAMPINGS[-1])
 
     @property
     def fallen(self) -> tuple[int, int]:

@@ -39,6 +39,11 @@ LayerBits = int | tuple[int, ...]
 """Weight bits of one layer: of all of it, or one number an output channel."""
 
 
+def distinct(bits: LayerBits) -> set[int]:
+    """Those that some output channel has."""
+    return {bits} if isinstance(bits, int) else set(bits)
+
+
 @dataclass(frozen=True)
 class Allocation:
     """Bits a layer, in the order of the layers, for its weights and for its input activations."""
@@ -49,7 +54,7 @@ class Allocation:
     @property
     def most(self) -> int:
         """The most bits of any weight."""
-        return max(bits if isinstance(bits, int) else max(bits) for bits in self.weights)
+        return max(max(distinct(bits)) for bits in self.weights)
 
 
 @dataclass(frozen=True)
