@@ -32,7 +32,7 @@ from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
-from tap_eval.quantization.sums import Sums, SumsIn, carried, convolutions, ranges
+from tap_eval.quantization.sums import Sums, SumsIn, ranges, with_own_range
 
 _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
@@ -160,11 +160,7 @@ class Measurer:
     @cached_property
     def own_sums(self) -> int:
         """Values between layers that are in integers of their own."""
-        if not self.sums:
-            return 0
-        program = self._program
-        found = carried(program.steps, convolutions(self.prepared.modules), program.logits)
-        return sum(each.layer is None for each in found)
+        return len(with_own_range(self._program, self.prepared.modules)) if self.sums else 0
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]

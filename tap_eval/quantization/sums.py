@@ -244,11 +244,16 @@ def is_maximum(step: Step, readers: Readers) -> bool:
     return name_of(step) == "max_pool2d"
 
 
+def with_own_range(program: Program, modules: Sequence[Quantizable]) -> list[Carried]:
+    """The values that travel in integers whose range is no layer's input's, in the order of `carried`."""
+    found = carried(program.steps, convolutions(modules), program.logits)
+    return [each for each in found if each.layer is None]
+
+
 @torch.inference_mode()
 def ranges(program: Program, modules: Sequence[Quantizable], pixels: Tensor) -> tuple[tuple[float, float], ...]:
     """See `Sums.ranges`, of a network with these layers on images (N, C, H, W)."""
-    own = [each for each in carried(program.steps, convolutions(modules), program.logits) if each.layer is None]
-    found = dict.fromkeys([each.value for each in own], (math.inf, -math.inf))
+    found = dict.fromkeys([each.value for each in with_own_range(program, modules)], (math.inf, -math.inf))
     for part in pixels.split(program.batch):
         known = program.begin(program.padded(part))
         for step in bind(program, modules).steps:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -19,95 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
-from tap_eval.allocation.size import FLOAT, packed_size
 from tap_eval.export.checking import check, session
 from tap_eval.export.extra import Weights
 from tap_eval.export.nodes import factor
-from tap_eval.export.onnx import described, onnx_model, write
+from tap_eval.export.onnx import onnx_model, write
 from tap_eval.mistake import ExportMistake
-from tap_eval.networks.resnet import CifarResNet
-from tap_eval.preparing.prepare import prepare
-from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, record
 from tap_eval.quantization import integer
-from tap_eval.quantization.calibration import calibrate
-from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantization.quantizer import Allocation
 from tap_eval.quantization.sums import Sums, ranges
-from tests.tap_eval.preparing.networks import randomized
-from tests.tap_eval.quantization.test_integer import Odd, vit
-
-IMAGES = 24
-
-
-class Straight(nn.Module):
-    """Convolutions of every kind whose outputs layers alone read, but for the last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8)
-        self.deep, self.group = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1, groups=2)
-        self.wide, self.last = nn.Conv2d(16, 16, 3, padding=2, dilation=2, bias=False), nn.Conv2d(16, 8, 1)
-        self.head = nn.Linear(8, 5)
-        nn.init.normal_(self.deep.weight, std=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(F.pad(x, (0, 1, 0, 1)))), inplace=True)
-        x = F.relu6(self.deep(F.pad(x, (1, 1, 1, 1))))
-        x = F.max_pool2d(F.relu(self.group(x)), 2)
-        x = F.leaky_relu(self.last(F.relu(self.wide(x))))
-        return self.head(x.mean((2, 3)))
-
-
-class Perceptron(nn.Module):
-    """Linear layers on rows, one after the other, and one that is called again on tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.third = nn.Linear(192, 24), nn.Linear(24, 24), nn.Linear(24, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x.flatten(1)))
-        tokens = self.second(F.gelu(x).unflatten(0, (-1, 1)).expand(-1, 3, -1) * torch.arange(1.0, 4).view(1, 3, 1))
-        return self.third(F.relu(self.second(x)) + tokens.mean(1))
-
-
-class Case(NamedTuple):
-    """A quantized network, with images."""
-
-    prepared: Prepared
-    network: QuantizedNetwork
-    pixels: Tensor
-
-    def at(self, allocation: Allocation) -> QuantizedNetwork:
-        self.network.choose(allocation)
-        return self.network
-
-    def mixed(self, *bits: int, activations: int = 8) -> Allocation:
-        """Every output channel with the next of `bits`."""
-        layers = self.prepared.layers
-        each = tuple(tuple(bits[row % len(bits)] for row in range(layer.out_channels)) for layer in layers)
-        return Allocation(each, (activations,) * len(layers))
-
-
-def case(network: nn.Module, size: int = 16) -> Case:
-    pixels = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
-    prepared = prepare(randomized(network), pixels[:2])
-    return Case(prepared, QuantizedNetwork(prepared, calibrate(prepared, pixels[:16])), pixels)
-
-
-NETWORKS: dict[str, Callable[[], Case]] = {
-    "straight": lambda: case(Straight()),
-    "perceptron": lambda: case(Perceptron(), 8),
-    "odd": lambda: case(Odd()),
-    "resnet20": lambda: case(CifarResNet(20), 32),
-    "vit": lambda: case(vit(), 32),
-}
-
-
-@pytest.fixture(scope="module")
-def cases() -> dict[str, Case]:
-    torch.manual_seed(0)
-    return {name: make() for name, make in NETWORKS.items()}
+from tests.tap_eval.export.cases import NETWORKS, Case, Straight, case
 
 
 def logits(model: onnx.ModelProto, pixels: Tensor) -> Tensor:
@@ -220,116 +140,6 @@ def test_a_bias_that_is_no_whole_number_of_units_stays_a_float(tmp_path: Path) -
     check(model, network, given.pixels)
     negated = [each.name for each in model.graph.initializer if each.name.endswith("corrected_bias_negated")]
     assert "deep.corrected_bias_negated" in negated
-
-
-def _bit(array: np.ndarray) -> None:
-    array.flat[1] ^= 4
-
-
-def _more(array: np.ndarray) -> None:
-    array *= np.asarray(1.01, array.dtype)
-
-
-def _another(array: np.ndarray) -> None:
-    array += np.ones_like(array)
-
-
-FAULTS: dict[str, tuple[str, Callable[[np.ndarray], None], str]] = {
-    "an integer": ("deep.weight_packed_4", _bit, "group"),
-    "a scale of weights": ("group.weight_scale", _more, "group"),
-    "a scale of inputs": ("wide.input_scale", _more, "wide"),
-    "a whole bias": ("group.corrected_bias_int32", _another, "group"),
-    "a bias in float": ("last.corrected_bias", _more, "head"),
-    "a bias of the logits": ("head.corrected_bias", _more, "logits"),
-}
-
-
-@pytest.fixture(scope="module")
-def right(cases: dict[str, Case]) -> tuple[Case, Allocation, onnx.ModelProto]:
-    given = cases["straight"]
-    allocation = uniform(given.prepared.layers, 4)
-    return given, allocation, onnx_model(given.at(allocation), allocation, given.pixels, {})
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_a_file_is_found_and_named(right: tuple[Case, Allocation, onnx.ModelProto], fault: str) -> None:
-    given, allocation, model = right
-    name, change, place = FAULTS[fault]
-    wrong = onnx.ModelProto()
-    wrong.CopyFrom(model)
-    (tensor,) = (each for each in wrong.graph.initializer if each.name == name)
-    array = numpy_helper.to_array(tensor).copy()
-    change(array)
-    tensor.CopyFrom(numpy_helper.from_array(array, name))
-
-    with pytest.raises(ExportMistake, match=place):
-        check(wrong, given.at(allocation), given.pixels)
-
-
-def test_a_fault_in_the_graph_is_found(right: tuple[Case, Allocation, onnx.ModelProto]) -> None:
-    given, allocation, model = right
-    wrong = onnx.ModelProto()
-    wrong.CopyFrom(model)
-    (stem,) = (node for node in wrong.graph.node if node.name == "stem")
-    (pads,) = (each for each in stem.attribute if each.name == "pads")
-    pads.ints[:] = pads.ints[::-1]
-
-    with pytest.raises(ExportMistake, match="first in the input of deep"):
-        check(wrong, given.at(allocation), given.pixels)
-
-
-def test_what_is_in_a_file_can_be_read_without_running_it(cases: dict[str, Case], tmp_path: Path) -> None:
-    given, path = cases["straight"], tmp_path / "model.onnx"
-    allocation = given.mixed(2, 4, 8, activations=6)
-    network = given.at(allocation)
-    write(path, network, allocation, given.pixels, {"dataset": "none"})
-
-    found = described(path)
-
-    size = packed_size(given.prepared.layers, allocation, FLOAT * given.prepared.left)
-    assert found.size == size.total
-    assert found.overhead == path.stat().st_size - size.total
-    assert found.about == {"dataset": "none"}
-    assert [layer.name for layer in found.layers] == [layer.name for layer in given.prepared.layers]
-    for layer, quantized, bits in zip(found.layers, network.layers, allocation.weights, strict=True):
-        assert quantized.weight is not None
-        assert quantized.affine is not None
-        assert layer.shape == tuple(quantized.layer.weight.shape)
-        assert isinstance(bits, tuple)
-        assert layer.bits == Counter(bits)
-        assert layer.scales == pytest.approx([float(quantized.weight.scale.min()), float(quantized.weight.scale.max())])
-        assert layer.activation_bits == 6
-        step, zero = quantized.affine.scale, quantized.affine.zero_point
-        assert layer.inputs == pytest.approx((-zero * step, (63 - zero) * step))
-
-
-@pytest.mark.parametrize(("stored", "types"), [("native", ["int2", "int4", "int8"]), ("int8", ["int8"])])
-def test_native_and_plain_files_say_what_they_hold(
-    cases: dict[str, Case], stored: Weights, types: list[str], tmp_path: Path
-) -> None:
-    given, path = cases["straight"], tmp_path / "model.onnx"
-    allocation = given.mixed(2, 3, 4, 7)
-    network = given.at(allocation)
-    write(path, network, allocation, given.pixels, {}, stored)
-
-    for layer, quantized in zip(described(path).layers, network.layers, strict=True):
-        assert quantized.weight is not None
-        assert layer.stored == " and ".join(types)
-        assert layer.scales == pytest.approx([float(quantized.weight.scale.min()), float(quantized.weight.scale.max())])
-
-
-@pytest.mark.parametrize(("content", "said"), [(b"nothing of the kind", "no ONNX"), (None, "cannot be read")])
-def test_a_file_that_is_none_is_told(content: bytes | None, said: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "model.onnx").write_bytes(content)
-    with pytest.raises(ExportMistake, match=said):
-        described(tmp_path / "model.onnx")
-
-
-def test_a_network_of_others_is_told(tmp_path: Path) -> None:
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "graph", [], [])), tmp_path / "model.onnx")
-    with pytest.raises(ExportMistake, match="TAP quantized"):
-        described(tmp_path / "model.onnx")
 
 
 class Between(nn.Module):
