@@ -5,8 +5,8 @@ weights; where its output becomes bytes too, runtimes fuse all of it into one in
 with a bias of int32. Weights become int8 when a file is loaded.
 
 Integers of few bits are raised by a power of two, and scales are smaller by as much, so that
-weights are the same. The unit in which a bias is a whole number is the product of both scales,
-and would be coarse otherwise: of 2 bits, many a step of the output.
+weights are the same: the product of both scales is then the unit of which the quantizer makes
+each bias a whole number. Types of few bits have no room for it, and a bias may be none.
 """
 
 from __future__ import annotations
@@ -26,14 +26,10 @@ from tap_eval.export.extra import Weights
 from tap_eval.export.graph import Bytes, Call
 from tap_eval.export.packing import packed
 from tap_eval.mistake import ExportMistake
-from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, raised
 
 ENOUGH = 1 / 4
 """steps of the output: a bias that is further off as a whole number of units is added as a float"""
-_MOST_UNITS = 2**30
-"""of a bias, so that the sum of products fits into an int32 with it"""
-_LARGEST, _LARGEST_ADDED = 127, 64
-"""of raised weights; of those whose products are added, two with bytes fit into the 16 bits in which some CPUs do it"""
 _NATIVE = {2: ml_dtypes.int2, 3: ml_dtypes.int4, 4: ml_dtypes.int4}
 """types by bits; more bits are stored as int8"""
 
@@ -53,24 +49,6 @@ class Nodes:
     """that is replaced: others are put before it"""
     count: int = 0
     """values that are named by numbers"""
-
-    def __post_init__(self) -> None:
-        self.weights = [self._fitting(index) for index in range(len(self.network.layers))]
-
-    def _fitting(self, index: int) -> QuantizedWeight | None:
-        """A layer's weight, coarser in channels whose bias would be more units than an int32 holds.
-
-        Their weights make next to nothing of it: training has left such channels without use.
-        """
-        layer = self.network.layers[index]
-        affine, weight = layer.affine, layer.weight
-        if affine is None or weight is None or None in (c.then for c in self.calls.values() if c.layer == index):
-            return weight
-        units = weight.scale / self._raised(index) * affine.scale
-        coarser = 2 ** (weight.bias.double() / units / _MOST_UNITS).abs().log2().ceil().clamp_min(0)
-        rows = coarser.view(-1, *[1] * (weight.integers.dim() - 1))
-        integers = (weight.integers / rows).round().to(torch.int8)
-        return QuantizedWeight(integers, (weight.scale * coarser).float(), weight.bias)
 
     def put_bytes(self, node: ir.Node, made: Bytes) -> None:
         """A value that becomes bytes, and numbers again."""
@@ -112,7 +90,7 @@ class Nodes:
 
     def _whole_bias(self, index: int) -> Tensor | None:
         """The bias of a layer in integers as so many units (O,) int32."""
-        weight, layer = self.weights[index], self.network.layers[index]
+        weight, layer = self.network.layers[index].weight, self.network.layers[index]
         if weight is None or layer.affine is None:
             return None
         whole = (weight.bias.double() / self._units(index)).round()
@@ -120,7 +98,7 @@ class Nodes:
 
     def _off(self, index: int, whole: Tensor) -> float:
         """How far a bias is off as so many units, at most."""
-        weight = self.weights[index]
+        weight = self.network.layers[index].weight
         assert weight is not None
         return float((whole * self._units(index) - weight.bias).abs().max())
 
@@ -144,19 +122,15 @@ class Nodes:
 
     def _scale(self, index: int) -> Tensor:
         """Of the int8 weights (O,), float32."""
-        weight = self.weights[index]
+        weight = self.network.layers[index].weight
         assert weight is not None
         return weight.scale / self._raised(index)
 
     def _raised(self, index: int) -> Tensor:
-        """By how much the int8 weights are larger than the integers, (O,) int64: a power of two."""
-        bits = torch.tensor(self.allocation.weights[index]).expand(len(self.network.layers[index].layer.weight))
-        return torch.tensor([self._factor(index, each) for each in bits.tolist()])
-
-    def _factor(self, index: int, bits: int) -> int:
-        weight = self.network.layers[index].layer.weight
-        groups = getattr(self.network.layers[index].layer, "groups", 1)
-        return 1 if self.stored == "native" else factor(bits, weight.shape, groups)
+        """By how much the int8 weights are larger than the integers, (O,) float32: a power of two."""
+        weight = self.network.layers[index].weight
+        assert weight is not None
+        return torch.ones(len(weight.bits)) if self.stored == "native" else raised(weight.bits)
 
     def _weight(self, index: int, operator: str) -> ir.Value:
         """A layer's weight, as an operator takes it."""
@@ -184,7 +158,7 @@ class Nodes:
     def _integers(self, index: int) -> ir.Value:
         """A layer's weights (O, ...) int8."""
         name, bits = self.network.prepared.layers[index].name, self.allocation.weights[index]
-        weight = self.weights[index]
+        weight = self.network.layers[index].weight
         assert weight is not None
         if f"{name} in int8" in self.known:
             return self.known[f"{name} in int8"]
@@ -214,7 +188,7 @@ class Nodes:
         if self.stored == "native" or bits == 8:
             return self._constant(f"{name}.weight_int8_{bits}", rows)
         given = self._constant(f"{name}.weight_packed_{bits}", packed(rows, bits))
-        attributes = {"bits": bits, "factor": self._factor(index, bits), "shape": list(rows.shape)}
+        attributes = {"bits": bits, "factor": int(raised(torch.tensor(bits))), "shape": list(rows.shape)}
         return self._add(unpacking.NAME, [given], attributes, domain=unpacking.DOMAIN, outputs=2)
 
     def _constant(self, name: str, value: Tensor | np.ndarray | np.generic) -> ir.Value:
@@ -255,13 +229,6 @@ class Nodes:
             made.name, made.type, made.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(made, replace_graph_outputs=True)
         self.graph.remove(self.place, safe=True)
-
-
-def factor(bits: int, shape: Sequence[int], groups: int) -> int:
-    """The power of two by which integers of a weight (O, I, ...) are raised, but for those of native types."""
-    is_depthwise = groups > 1 and tuple(shape[:2]) == (groups, 1)
-    largest = (_LARGEST if is_depthwise else _LARGEST_ADDED) // (2 ** (bits - 1) - 1)
-    return int(2 ** max(largest.bit_length() - 1, 0))
 
 
 def _operator(module: nn.Module, call: Call) -> tuple[str, dict[str, Any]]:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 
 from tap_eval.export import unpacking
 from tap_eval.export.description import Description, LayerDescription
-from tap_eval.export.nodes import factor
 from tap_eval.mistake import ExportMistake
+from tap_eval.quantization.quantizer import raised
 
 KEYS = "weight_bits", "activation_bits"
 """in the file's metadata, as JSON by the names of layers"""
@@ -67,7 +68,7 @@ class _File:
         each = np.broadcast_to(bits, shape[0]).tolist()
         scale = self._array(f"{node.name}.weight_scale")
         if not any(at["kind"] != "packed" and at["bits"] and int(at["bits"]) < 8 for at in weights):
-            scale = scale * [factor(one, shape, groups) for one in each]
+            scale = scale * raised(torch.tensor(each)).numpy()
         _, input_scale, zero_point = self.makers[node.input[0]].input
         step, zero = float(self._array(input_scale)), int(self._array(zero_point))
         return LayerDescription(

@@ -226,7 +226,7 @@ class _File:
             self._take(f"{layer.name}.{part}", torch.float32, layer.shape[:1])
             for part in ("weight_scale", "corrected_bias")
         )
-        return QuantizedWeight(integers.view(layer.shape), scale, bias)
+        return QuantizedWeight(integers.view(layer.shape), scale, bias, each.to(torch.int8))
 
     def affine(self, layer: _Layer) -> Affine:
         """The integers of its input."""

@@ -40,7 +40,7 @@ _NETWORKS_KEPT = 4
 _LEAST_INTEGER_BATCH = 8
 _AT_ONCE = 5000
 """images whose logits are held together"""
-_PARTS = ("integers", "scale", "bias")
+_PARTS = ("integers", "scale", "bias", "bits")
 
 
 @dataclass(frozen=True)

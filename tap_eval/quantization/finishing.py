@@ -94,11 +94,11 @@ def _finished(
             for each in (tried, nearest(some.weight, some.bits))
         )
         if off > plain:
-            return _with_bias(layer, before, [kept, left_out])
+            return _with_bias(layer, before, before.bits, [kept, left_out])
         share = kept.count / (kept.count + left_out.count)
         moments, lost = moments + theirs, lost.mul_(share).add_(their_lost, alpha=1 - share)
         sums = [kept, left_out]
-    return _with_bias(layer, whole.rounded(moments.matrix, lost, damping), sums)
+    return _with_bias(layer, whole.rounded(moments.matrix, lost, damping), before.bits, sums)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int
     return sums
 
 
-def _with_bias(layer: QuantizedLayer, rounded: Rounded, sums: Sequence[Sums]) -> QuantizedWeight:
+def _with_bias(layer: QuantizedLayer, rounded: Rounded, bits: Tensor, sums: Sequence[Sums]) -> QuantizedWeight:
     """With the bias that makes the mean output that of full precision."""
     total = sum(each.count for each in sums)
     weight = layer.layer.weight
@@ -155,7 +155,7 @@ def _with_bias(layer: QuantizedLayer, rounded: Rounded, sums: Sequence[Sums]) ->
         share = each.count / total
         shift += share * (output_mean(weight, each.other_mean) - output_mean(rounded.real(), each.mean))
     bias = shift if layer.layer.bias is None else layer.layer.bias + shift
-    return QuantizedWeight(rounded.integers, rounded.scale, bias)
+    return QuantizedWeight(rounded.integers, rounded.scale, bias, bits)
 
 
 def _walk(network: QuantizedNetwork, program: Program | None, pixels: Tensor) -> Iterator[tuple[int, list[Pair]]]:

@@ -107,6 +107,7 @@ class IntegerLayer:
     def pack(self, quantized: QuantizedWeight) -> Packed:
         """A weight, packed."""
         layer, shape = self.quantized.layer, self.input_shape
+        quantized = quantized.with_whole_bias(self.affine)
         # oneDNN takes what lies in memory one after the other, whatever the strides are.
         integers, scale, bias = (each.contiguous() for each in (quantized.integers, quantized.scale, quantized.bias))
         zero = torch.zeros(len(scale), dtype=torch.int32)

@@ -33,9 +33,10 @@ def bytes_of(x: Tensor, affine: Affine) -> Tensor:
         x = x.contiguous(memory_format=layout)
         return _taken(torch.quantize_per_tensor(x, affine.scale, affine.zero_point, torch.quint8))
     real = torch.mul(x, 1 / affine.scale, out=torch.empty_like(x, memory_format=layout))
+    least = _MAGIC - affine.zero_point
+    whole = real.add_(_MAGIC).clamp_(least, least + 2**affine.bits - 1)
     if affine.zero_point:
-        real.add_(affine.zero_point)
-    whole = real.add_(_MAGIC).clamp_(_MAGIC, _MAGIC + 2**affine.bits - 1)
+        whole.add_(affine.zero_point)
     return whole.view(torch.int32).to(torch.uint8)  # the low byte; from float it takes five times as long
 
 

@@ -2,9 +2,9 @@
 
 Weights are symmetric integers per output channel, rounded as `rounding` says. Activations are
 affine integers per tensor, their range from the calibration images; with `Sums` so are the
-values between layers that `sums` names. The shift that quantized
-weights add to a channel's mean output is taken out of the bias. Every (layer, bits) is
-quantized once and kept: choosing an allocation swaps tensors.
+values between layers that `sums` names. The shift that quantized weights add to a channel's
+mean output is taken out of the bias, which is a whole number of what kernels in integers add
+up. Every (layer, bits) is quantized once and kept: choosing an allocation swaps tensors.
 
 This is the simulated path: whole numbers held in floats, whose products and sums are exact
 as long as floats are, scaled afterwards in the order in which oneDNN does it. It defines what
@@ -31,7 +31,7 @@ from tap_eval.quantization.calibration import Observation
 from tap_eval.quantization.rounding import Rounded, nearest
 from tap_eval.quantization.sums import Carried, Sums, carried, convolutions
 
-VERSION = 7
+VERSION = 8
 """Part of the key of every stored measurement: raise it when a change in this room changes results."""
 
 
@@ -58,13 +58,6 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class QuantizedWeight(Rounded):
-    """With a `bias` (O,) that makes up for the mean that the integers shift."""
-
-    bias: Tensor
-
-
-@dataclass(frozen=True)
 class Affine:
     """`real = scale * (integer - zero_point)` for integers in [0, 2^bits - 1]; `scale` is a float32."""
 
@@ -87,13 +80,51 @@ class Affine:
         return low, high
 
     def centred(self, x: Tensor) -> Tensor:
-        """`x` as whole numbers `integer - zero_point`, in float32."""
-        integers = x.mul(1 / self.scale).add_(self.zero_point).round_().clamp_(0, 2**self.bits - 1)
-        return integers.sub_(self.zero_point)
+        """`x` as whole numbers `integer - zero_point`, in float32; of two that are equally near the even one."""
+        return x.mul(1 / self.scale).round_().clamp_(-self.zero_point, 2**self.bits - 1 - self.zero_point)
 
     def rounded(self, x: Tensor) -> Tensor:
         """What the integers of `x` stand for, float32."""
         return self.centred(x).mul_(self.scale)
+
+
+_LARGEST = 64
+"""of raised weights: two products of such with bytes fit into the 16 bits in which some CPUs add them"""
+_MOST_UNITS = 2**30
+"""of a bias, so that the sum of products fits into an int32 with it"""
+
+
+def raised(bits: Tensor) -> Tensor:
+    """By which power of two integers of so many bits can be larger in a kernel that takes int8, float32."""
+    return (_LARGEST / (2.0 ** (bits - 1) - 1)).log2().floor().clamp_min(0).exp2()
+
+
+@dataclass(frozen=True)
+class QuantizedWeight(Rounded):
+    """With a `bias` (O,) that makes up for the mean that the integers shift, and the `bits` (O,) that they have."""
+
+    bias: Tensor
+    bits: Tensor
+
+    def unit(self, affine: Affine) -> Tensor:
+        """What a bias is so many of in integers (O,), float32: products of raised weights and the input's integers.
+
+        Of weights that are not raised it would be coarse: at 2 bits, many a step of the output.
+        """
+        return self.scale / raised(self.bits) * affine.scale
+
+    def with_whole_bias(self, affine: Affine) -> QuantizedWeight:
+        """The same for an input in these integers, its bias a whole number of units, which fit into an int32.
+
+        Where it would be too many, the weights of that channel are made coarser by a power of two. They make next
+        to nothing of the output beside such a bias: training has left the channel without use.
+        """
+        units = (self.bias.double() / self.unit(affine)).abs()
+        coarser = (units / _MOST_UNITS).log2().ceil().clamp_min(0).exp2().float()
+        integers = (self.integers / coarser.view(-1, *[1] * (self.integers.dim() - 1))).round_().to(torch.int8)
+        made = replace(self, integers=integers, scale=self.scale * coarser)
+        unit = made.unit(affine).double()
+        return replace(made, bias=((self.bias / unit).round_() * unit).float())
 
 
 Integers = Callable[[int], Rounded]
@@ -131,6 +162,8 @@ class QuantizedLayer(nn.Module):
         """The same, with the weight given."""
         self.affine = (activation_bits and self.covering(activation_bits)) or None
         self._scale = None
+        if quantized is not None and self.affine:
+            quantized = quantized.with_whole_bias(self.affine)
         self.weight = quantized
         weight, bias = self.layer.weight, self.layer.bias
         if quantized is not None:
@@ -153,7 +186,9 @@ class QuantizedLayer(nn.Module):
             rounded = self._integers(bits)
             shift = output_mean(rounded.real() - self.layer.weight, self.seen.mean_patch)
             bias = -shift if self.layer.bias is None else self.layer.bias - shift
-            self._weights[bits] = QuantizedWeight(rounded.integers, rounded.scale, bias)
+            self._weights[bits] = QuantizedWeight(
+                rounded.integers, rounded.scale, bias, torch.full_like(bias, bits, dtype=torch.int8)
+            )
         return self._weights[bits]
 
     def _mixed(self, bits: tuple[int, ...]) -> QuantizedWeight:
@@ -166,6 +201,7 @@ class QuantizedLayer(nn.Module):
                 torch.where(rows.view(each), quantized.integers, mixed.integers),
                 torch.where(rows, quantized.scale, mixed.scale),
                 torch.where(rows, quantized.bias, mixed.bias),
+                torch.where(rows, quantized.bits, mixed.bits),
             )
         return mixed
 

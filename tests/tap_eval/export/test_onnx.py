@@ -20,12 +20,11 @@ from torch.nn import functional as F
 from tap_eval.allocation.choices import uniform
 from tap_eval.export.checking import check, session
 from tap_eval.export.extra import Weights
-from tap_eval.export.nodes import factor
 from tap_eval.export.onnx import onnx_model, write
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.program import Program, record
 from tap_eval.quantization import integer
-from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.quantizer import Allocation, raised
 from tap_eval.quantization.sums import Sums, ranges
 from tests.tap_eval.export.cases import NETWORKS, Case, Straight, case
 
@@ -76,8 +75,7 @@ def test_weights_are_int8_and_convolutions_in_integers_once_the_file_is_loaded(
     held = [numpy_helper.to_array(each) for each in loaded.graph.initializer if each.data_type == onnx.TensorProto.INT8]
     for layer in network.layers:
         assert layer.weight is not None
-        raised = factor(bits, layer.layer.weight.shape, getattr(layer.layer, "groups", 1))
-        wanted = layer.weight.integers.numpy() * raised
+        wanted = layer.weight.integers.numpy() * int(raised(torch.tensor(bits)))
         assert any(np.array_equal(each, wanted) for each in held if each.shape == wanted.shape)
 
 

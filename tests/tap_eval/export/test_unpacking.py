@@ -6,16 +6,16 @@ import torch
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from tap_eval.export.nodes import factor
 from tap_eval.export.packing import packed
 from tap_eval.export.unpacking import DOMAIN, NAME, unpack
+from tap_eval.quantization.quantizer import raised
 
 
-def model(integers: torch.Tensor, bits: int, raised: int) -> onnx.ModelProto:
+def model(integers: torch.Tensor, bits: int, factor: int) -> onnx.ModelProto:
     """What unpacks rows of integers."""
     rows = numpy_helper.from_array(packed(integers, bits).numpy(), "rows")
     node = helper.make_node(
-        NAME, ["rows"], ["integers", "zeros"], domain=DOMAIN, bits=bits, factor=raised, shape=list(integers.shape)
+        NAME, ["rows"], ["integers", "zeros"], domain=DOMAIN, bits=bits, factor=factor, shape=list(integers.shape)
     )
     outputs = [
         helper.make_tensor_value_info("integers", onnx.TensorProto.INT8, list(integers.shape)),
@@ -34,21 +34,19 @@ def test_a_runtime_gets_the_integers_that_were_packed(bits, shape):
     top = 2 ** (bits - 1) - 1
     integers = torch.randint(-top, top + 1, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(bits))
     integers.view(-1)[0] = -top
-    raised = factor(bits, (8, 8), 1)
-    made = model(integers, bits, raised)
+    factor = int(raised(torch.tensor(bits)))
+    made = model(integers, bits, factor)
 
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     for got, zeros in (session.run(None, {}), ReferenceEvaluator(made).run(None, {})):
         assert got.dtype == np.int8
-        assert np.array_equal(got, integers.numpy() * raised)
+        assert np.array_equal(got, integers.numpy() * factor)
         assert np.array_equal(zeros, np.zeros(shape[0], np.int8))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_integers_are_raised_as_far_as_their_products_fit(bits):
     top = 2 ** (bits - 1) - 1
-    added, alone = factor(bits, (8, 8, 3, 3), 1), factor(bits, (8, 1, 3, 3), 8)
+    factor = int(raised(torch.tensor(bits)))
 
-    assert added == 1 or top * added <= 64 < 2 * top * added
-    assert top * alone <= 127 < 2 * top * alone
-    assert factor(bits, (16, 1, 3, 3), 8) == added, "two channels of output from one of input are added in pairs"
+    assert factor == 1 or top * factor <= 64 < 2 * top * factor

@@ -50,6 +50,19 @@ def test_bytes_are_the_nearest_to_what_they_stand_for(lends: bool, monkeypatch: 
     assert torch.allclose(kernels.floats_of(x, of).double(), real, atol=1e-6)
 
 
+@pytest.mark.parametrize("lends", [True, False], ids=["quantized tensors", "without"])
+@pytest.mark.parametrize("zero_point", [0, 127, 128])
+def test_numbers_between_two_bytes_fall_as_on_the_simulated_path(
+    zero_point: int, lends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all pixels do that are made symmetrical by a mean and a standard deviation of 0.5."""
+    lent(lends, monkeypatch)
+    affine = Affine(0.25, zero_point, 8)
+    x = torch.arange(-600, 600).reshape(20, 60) / 8
+
+    assert torch.equal(kernels.bytes_of(x, affine).float(), affine.centred(x) + zero_point)
+
+
 POOLINGS: dict[str, tuple[tuple[object, ...], int]] = {
     "overlapping": (([3, 3], [2, 2], [1, 1]), 64),
     "few channels": (([3, 3], [2, 2], [1, 1]), 24),

@@ -15,7 +15,7 @@ from tap_eval.measuring.weights import Kept
 from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import describe
 from tap_eval.quantization.calibration import calibrate, observe
-from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, output_mean
+from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, QuantizedWeight, output_mean
 from tap_eval.quantization.rounding import nearest
 
 
@@ -112,11 +112,34 @@ def test_a_layer_that_is_called_twice_and_has_two_names_is_one_layer() -> None:
     quantized.choose(Allocation((2,), (8,)))
     weight = quantized.layers[0].quantized(2)
     affine = Affine.covering(seen.low, seen.high, 8)
+    unit = weight.scale / 64 * affine.scale
+    bias = (weight.bias / unit).round() * unit
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.conv2d(affine.centred(x) * affine.scale, weight.real(), weight.bias, padding=1)
+        return nn.functional.conv2d(affine.centred(x) * affine.scale, weight.real(), bias, padding=1)
 
     assert torch.allclose(quantized.logits(x, 4), call(10 * call(x)).mean((2, 3)), atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_bias_is_a_whole_number_of_what_kernels_in_integers_add_up(bits: int) -> None:
+    affine, generator = Affine(0.0234, 17, 8), torch.Generator().manual_seed(bits)
+    rounded = nearest(torch.randn(6, 5, generator=generator), bits)
+    bias = torch.tensor([0.0, 1.0, -3.7, 1e-6, 1e7, -1e11])
+    weight = QuantizedWeight(rounded.integers, rounded.scale, bias, torch.full((6,), bits))
+
+    whole = weight.with_whole_bias(affine)
+
+    factor = {2: 64, 3: 16, 4: 8, 5: 4, 6: 2, 7: 1, 8: 1}[bits]
+    unit = whole.scale.double() / factor * affine.scale
+    units = whole.bias.double() / unit
+    assert torch.allclose(units, units.round(), rtol=1e-7, atol=1e-6)
+    assert float(units.abs().max()) < 2**31 - 2**24
+    assert float(((whole.bias - bias).abs() / unit).max()) <= 0.5 + 2**7, "float32 holds 24 digits of 30"
+    assert torch.equal(whole.integers[:4], weight.integers[:4])
+    assert bool(((whole.real() - weight.real()).abs().amax(1) <= 0.5 * whole.scale)[4:].all())
+    again = whole.with_whole_bias(affine)
+    assert all(torch.equal(*pair) for pair in zip(vars(whole).values(), vars(again).values(), strict=True))
 
 
 def test_bits_a_channel_take_each_channel_from_its_own_bits() -> None:

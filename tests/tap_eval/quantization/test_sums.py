@@ -78,7 +78,11 @@ class Exact:
         names = ["stem", "first", "second", "down", "again", "last"]
         assert [layer.name for layer in quantized.prepared.layers] == names
         self.weights = {name: layer.quantized(bits) for name, layer in zip(names, quantized.layers, strict=True)}
+        self.raised = {8: 1, 3: 16}[bits]
+        """so that the greatest integer is at most 64, but for 8 bits"""
         self.seen: dict[str, tuple[float, float]] = {}
+        self.scale = 1.0
+        """of what was rounded last"""
         self.full = True
         self(pixels)
         self.full = False
@@ -89,15 +93,17 @@ class Exact:
             self.seen[name] = min(float(x.min()), 0), max(float(x.max()), 0)
             return x
         low, high = self.seen[name]
-        scale = (high - low) / 255
-        zero = round(-low / scale)
-        return ((x / scale).add(zero).round().clamp(0, 255) - zero) * scale
+        self.scale = (high - low) / 255
+        zero = round(-low / self.scale)
+        return (x / self.scale).round().clamp(-zero, 255 - zero) * self.scale
 
     def layer(self, name: str, x: Tensor, **given: Any) -> Tensor:
         module = getattr(self.network, name)
         weight, bias = module.weight.double(), module.bias.double()
         if not self.full:
             weight, bias = self.weights[name].real().double(), self.weights[name].bias.double()
+            unit = self.weights[name].scale.double() / self.raised * self.scale
+            bias = (bias / unit).round() * unit
         return F.linear(x, weight, bias) if name == "last" else F.conv2d(x, weight, bias, **given)
 
     def between(self, name: str, x: Tensor) -> Tensor:
