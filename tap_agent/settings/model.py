@@ -109,7 +109,7 @@ class Settings(_Model):
     """Hold the first and last layer at most bits."""
     rounding: Annotated[Literal["gptq", "nearest"], Flag(BITS, "run apply", usage=True)] = "gptq"
     """How weights become integers: gptq, which looks at calibration images, or nearest."""
-    sums: Annotated[Literal["int8", "float"], Flag(BITS, "run apply", usage=True)] = "float"
+    sums: Annotated[Literal["int8", "float"], Flag(BITS, "run apply", usage=True)] = "int8"
     """What is added, pooled and joined between convolutions: int8, in 8 bits as integer runtimes have it, or float."""
     finish: Annotated[bool, Flag(BITS, "run apply")] = True
     """Round each network of the final table once more, layer after layer, for the inputs that layers then get."""

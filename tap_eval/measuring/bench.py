@@ -70,7 +70,7 @@ class Task:
     rounding: Rounding = "gptq"
     finish: bool = True
     """whether networks of the final table are rounded once more, each for its allocation"""
-    sums: SumsIn = "float"
+    sums: SumsIn = "int8"
 
 
 class Bench:

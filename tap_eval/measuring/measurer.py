@@ -67,7 +67,7 @@ class Recipe:
     content: str
     """names the network"""
     kept: Kept
-    sums: SumsIn = "float"
+    sums: SumsIn = "int8"
     """in integers where the network's steps can be recorded"""
 
 
