@@ -1,28 +1,36 @@
 """What 8-bit sums between layers cost in accuracy, beside sums in float32, on the same images and bits.
 
-    python benchmarks/sums.py cifar_resnet20 --weights data/resnet20-cifar10.pt
+    PYTHONPATH=. python benchmarks/sums.py cifar_resnet20 --weights data/resnet20-cifar10.pt
         --images parquet:data/cifar10-val.parquet --calibration parquet:data/cifar10-train.parquet
-        --search 2500 --bits 8,4,2.5
+        --search 2500 --bits 8,4,2.5 --exported
     PYTHONPATH=. python benchmarks/sums.py benchmarks.lite0:network
-        --images parquet:data/imagenet-sample-val.parquet --search 300 --bits 8,4
+        --images parquet:data/imagenet-sample-val.parquet --search 300 --bits 8,4 --exported
 
 Bits that are no whole number are those of {2, 3, 4, 8} that measured layer errors ask for under this budget. Each
 network is measured as it is rounded a layer at a time and, unless `--no-finish`, as it is finished; mean over the
 draws of calibration images, the least and the greatest beside it. The last column is the share of images, in the first
 draw, of which one arithmetic finds the class and the other does not.
+
+With `--exported` a second table holds the files of the first draw against what was measured: of all these images, those
+of which the class is found.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from benchmarks.peers import answers
 from tap_agent.paths import cache_folder
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.export.checking import session
+from tap_eval.export.onnx import onnx_model
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.ledger import Ledger
@@ -44,6 +52,7 @@ def main() -> None:
     parser.add_argument("--bits", default="8,4")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--finish", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--exported", action="store_true")
     chosen = parser.parse_args()
 
     loaded = load_network(chosen.network, chosen.weights, cache_folder())
@@ -77,6 +86,21 @@ def main() -> None:
             columns = [_spread(top1["float"]), _spread(top1["int8"]), f"{np.mean(top1['int8'] - top1['float']):+.2f}"]
             how = "finished" if finished else "a layer at a time"
             print(f"| {bits} | {how} | {' | '.join(columns)} | {'' if finished else f'{100 * off:.2f} %'} |")
+    if chosen.exported:
+        print("\n| bits | sums | measured | in ONNX Runtime | |\n|---|---|---|---|---|")
+        for bits, (sums, bench) in itertools.product(chosen.bits.split(","), benches.items()):
+            allocation = _allocation(bench, bits)
+            measured = bench.measure(allocation, finished=chosen.finish).correct
+            got = _exported(bench, allocation, chosen.finish)
+            print(f"| {bits} | {sums} | {measured:,} | {got:,} | {100 * (got - measured) / len(splits.search):+.2f} |")
+
+
+def _exported(bench: Bench, allocation: Allocation, finished: bool) -> int:
+    """Of how many search images ONNX Runtime finds the class with the file of the first draw's network."""
+    images = bench.splits.search
+    opened = session(onnx_model(bench.quantized(allocation, finished=finished), allocation, images.pixels[:16], {}))
+    logits = torch.cat([answers(opened, part, len(part)) for part in images.split(100)])
+    return int((logits.argmax(1) == images.labels).sum())
 
 
 def _allocation(bench: Bench, bits: str) -> Allocation:

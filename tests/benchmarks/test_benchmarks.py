@@ -24,8 +24,8 @@ COMMANDS = {
     ),
     "peers": (["peers.py", "digits", "--images", "digits", *SMALL, "--batches", "20"], "ONNX Runtime, W8A8 (QDQ)"),
     "sums": (
-        ["sums.py", "digits", "--images", "digits", "--search", "40", "--bits", "2.5", "--draws", "1"],
-        "| 2.5 | finished |",
+        ["sums.py", "digits", "--images", "digits", "--search", "40", "--bits", "2.5", "--draws", "1", "--exported"],
+        "| 2.5 | int8 | ",
     ),
     "exported": (
         ["exported.py", "digits", "--images", "digits", *SMALL, "--bits", "2.5", "--stored", "packed,native"],
