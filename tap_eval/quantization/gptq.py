@@ -30,7 +30,7 @@ _SMALL = 2**21
 _TRACE = 1e-6
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def gptq(weight: Tensor, fit: Moments, held: Moments | None, bits: Sequence[int]) -> list[tuple[Rounded, float] | None]:
     """Weights (O, ...) rounded by GPTQ (Frantar et al. 2023) to each of `bits`, and the damping with which they are.
 
@@ -104,7 +104,8 @@ def searched(rows: Tensor, moments: Tensor, tops: Sequence[Tensor]) -> list[Tens
     near = filled.diagonal(dim1=2, dim2=4).movedim(-1, 2).reshape(groups, -1, part, part)
     cut = F.pad(rows, (0, parts * part - size)).view(groups, blocks, count, parts, part)
     cut = cut.transpose(2, 3).reshape(groups, -1, count, part)
-    return [scales(cut, lambda whole: whole @ near, each) for each in tops]
+    found = scales(cut.repeat(1, 1, len(tops), 1), lambda whole: whole @ near, torch.cat([*tops], 1))
+    return [*found.split(count, 1)]
 
 
 def ungrouped(rows: Tensor, scale: Tensor, weight: Tensor) -> Rounded:
@@ -234,9 +235,9 @@ def _repeated(tensor: Tensor, count: int) -> Tensor:
 
 def _reordered(moments: Tensor, order: Tensor) -> Tensor:
     """Moments (G, K, B, B) of the inputs in the order (G, K, B)."""
-    if len(order.view(-1, order.shape[2])) == 1:  # the same, faster
-        only = order.flatten()
-        return moments.index_select(2, only).index_select(3, only)
+    if order.numel() == order.shape[2]:  # whole rows are taken faster, and columns are rows of what is symmetric
+        rows = moments[0, 0].index_select(0, order.flatten())
+        return rows.T.contiguous().index_select(0, order.flatten())[None, None]
     ordered = moments.gather(2, order.unsqueeze(3).expand_as(moments))
     return ordered.gather(3, order.unsqueeze(2).expand_as(moments))
 
