@@ -196,7 +196,7 @@ class Factor:
         diagonal, limit = self.moments.diagonal(dim1=2, dim2=3).unsqueeze(3), tops.unsqueeze(1)
         excess, whole = self.excess.unsqueeze(3), (wanted * aims).sum((1, 2))
 
-        def refitted() -> Tensor:
+        def refitted() -> tuple[Tensor, Tensor, Tensor]:
             cross = (found * aims).sum((1, 2))
             square = (cost + 2 * scale * cross - whole) / scale.square()
             return (
