@@ -13,9 +13,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.calibration import Sums, block_of
 from tap_eval.quantization.gptq import Factor, ungrouped
@@ -77,9 +78,8 @@ def _finished(
     affine, weight = layer.affine, layer.layer.weight
     assert affine is not None
     sums = Sums(layer.layer, layer.seen.mean_patch, block_of(layer.layer, memory // 4), compared=True)
-    for x, other in pairs:
-        x = affine.centred(x).mul_(affine.scale)
-        sums.take(x, other)
+    x, other = (torch.cat([_positions(layer.layer, each) for each in parts]) for parts in zip(*pairs, strict=True))
+    sums.take(affine.centred(x).mul_(affine.scale), other)
     if math.isinf(damping):
         return _with_bias(layer, before, sums)
     moments, lost = sums.moments().matrix, sums.lost()
@@ -88,6 +88,11 @@ def _finished(
     tops = 2.0 ** (torch.tensor(bits, device=weight.device).expand(len(weight)) - 1) - 1
     scale, tops = (each.view(len(moved), -1) for each in (before.scale, tops))
     return _with_bias(layer, ungrouped(*factor.rounded(moved, scale, tops), weight), sums)
+
+
+def _positions(layer: Quantizable, x: Tensor) -> Tensor:
+    """An input that can be joined with others, along its first dimension."""
+    return x.flatten(0, -2) if isinstance(layer, nn.Linear) else x
 
 
 def _with_bias(layer: QuantizedLayer, rounded: Rounded, sums: Sums) -> QuantizedWeight:
