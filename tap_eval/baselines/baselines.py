@@ -11,7 +11,9 @@ from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import Allocation
 
-RANDOM_ALLOCATIONS = 5
+RANDOM_ALLOCATIONS, _OF_LARGE = 5, 3
+_LARGE = 10**7
+"""weights from which a network takes so long to be finished that fewer random allocations of it are measured"""
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,11 @@ def baselines(bench: Bench, seed: int) -> list[Baseline]:
     def allocated(scores: list[float]) -> Allocation:
         return allocate(scores, layers, task.choices, task.budget)
 
-    drawn = tuple(allocated([rng.random() for _ in layers]) for _ in range(RANDOM_ALLOCATIONS))
+    count = _OF_LARGE if sum(layer.params for layer in layers) >= _LARGE else RANDOM_ALLOCATIONS
+    drawn = tuple(allocated([rng.random() for _ in layers]) for _ in range(count))
     return [
         *_uniform(bench),
-        Baseline("random scores", f"mean of {RANDOM_ALLOCATIONS}", drawn),
+        Baseline("random scores", f"mean of {count}", drawn),
         Baseline("earlier layers get more", "", (allocated([-float(layer.index) for layer in layers]),)),
         Baseline("weight error", "least sum of squared weight errors", (_weight_error(bench),)),
         Baseline("measured layer error", "sees what a proxy may not", (allocated(bench.layer_errors),)),

@@ -22,7 +22,7 @@ from tap_eval.device import CPU, on
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import HELD_OUT, Observation, block_of, second_moments, together
-from tap_eval.quantization.gptq import DAMPINGS, gptq
+from tap_eval.quantization.gptq import gptq
 from tap_eval.quantization.quantizer import VERSION, LayerBits, distinct
 from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
 
@@ -114,10 +114,11 @@ class RoundedWeights:
             return self._held[index, bits]
 
     def damping(self, index: int, bits: LayerBits) -> float:
-        """With which GPTQ does best on images left out, the largest of several bits; 0 where none was chosen."""
+        """With which GPTQ does best on images left out, the largest of several bits; 0 where none was chosen, infinite
+        where it does worse than the nearest."""
         for each in distinct(bits):
             self(index, each)
-        return min(max(self._dampings[index, each] for each in distinct(bits)), DAMPINGS[-1])
+        return max(self._dampings[index, each] for each in distinct(bits))
 
     @property
     def fallen(self) -> tuple[int, int]:

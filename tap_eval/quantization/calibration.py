@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,10 @@ from tap_eval.quantization.rounding import Moments
 
 HELD_OUT = 4
 """one calibration image in so many judges what was fitted to the others"""
-_PATCHES = 2**26
+_PATCHES = 2**23
 """bytes of a layer's unfolded input that are held at once, about"""
+_STRIP = 512
+"""inputs whose products with those behind them are added together"""
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,21 @@ def groups_of(layer: Quantizable) -> int:
 
 
 def patches(layer: Quantizable, x: Tensor) -> Iterator[Tensor]:
-    """The unfolded input in parts, each (G, I, positions), `I` being the inputs of a filter."""
+    """The unfolded input in parts, each (G, I, ..., positions), `I` being the inputs of a filter."""
     inputs = layer.weight[0].numel()
     if isinstance(layer, nn.Linear):
         for rows in x.flatten(0, -2).split(max(_PATCHES // (4 * inputs), 1)):
             yield rows.T[None]
         return
+    positions = layer._conv_forward(x[:1], layer.weight, None)[0, 0].numel()
     padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=_padding(layer))
-    if layer.kernel_size == (1, 1):
-        down, right = layer.stride
-        for image in padded[:, :, ::down, ::right].split(1):
-            yield image.reshape(layer.groups, inputs, -1)
-        return
-    for image in padded.split(1):
-        found = F.unfold(image, layer.kernel_size, layer.dilation, 0, layer.stride)
-        yield found.view(layer.groups, inputs, -1)
+    for images in padded.split(max(_PATCHES // (4 * layer.groups * inputs * positions), 1)):
+        if layer.kernel_size == (1, 1):
+            down, right = layer.stride
+            found = images[:, :, ::down, ::right].flatten(2)
+        else:
+            found = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)
+        yield found.view(len(images), layer.groups, inputs, -1).permute(1, 2, 0, 3)
 
 
 def _padding(layer: nn.Conv2d) -> str:
@@ -172,49 +173,66 @@ class Sums:
         groups, inputs = groups_of(layer), layer.weight[0].numel()
         self._blocks, self._block = -(-inputs // block), block
         self._shape, self._middle = mean_patch.shape, mean_patch.reshape(groups, inputs, 1)
-        self._rows = layer.weight.reshape(groups, -1, inputs)
-        parts = groups * self._blocks
-        self._products = torch.zeros(parts, block, block, device=mean_patch.device)
-        self._lost = torch.zeros(parts, self._rows.shape[1], block, device=mean_patch.device) if compared else None
-        wide = widest(mean_patch.device)
-        self._total, self._other_total = (torch.zeros_like(self._middle, dtype=wide) for _ in range(2))
+        parts, outputs, device = groups * self._blocks, len(layer.weight) // groups, mean_patch.device
+        self._products = torch.zeros(parts, block, block, device=device)
+        self._lost = torch.zeros(parts, outputs, block, device=device) if compared else None
+        wide = widest(device)
+        self._total = torch.zeros_like(self._middle, dtype=wide)
+        self._apart = torch.zeros(groups, outputs, 1, dtype=wide, device=device)
 
     def take(self, x: Tensor, other: Tensor | None = None) -> None:
         """Adds the input `x` of one call, and `other`, which it is compared with."""
-        others = repeat(None) if other is None else patches(self.layer, other)
-        for part, beside in zip(patches(self.layer, x), others, strict=False):
-            self.count += part.shape[2]
-            part = part - self._middle
-            self._total += part.sum(2, keepdim=True)
-            mine = self._cut(part)
-            self._products.baddbmm_(mine, mine.transpose(1, 2))
-            if beside is not None:
+        apart, begun = None if other is None else self._outputs(other - x), 0
+        for part in patches(self.layer, x):
+            centred = self._centred(part)
+            self._total += centred.sum(2, keepdim=True)
+            mine = self._cut(centred)
+            for start in range(0, self._block, _STRIP):  # no product twice
+                rows = mine[:, start : start + _STRIP]
+                self._products[:, start : start + _STRIP, start:].baddbmm_(rows, mine[:, start:].transpose(1, 2))
+            if apart is not None:
                 assert self._lost is not None
-                beside = beside - self._middle
-                self._other_total += beside.sum(2, keepdim=True)
-                self._lost.baddbmm_(self._repeated(self._rows @ (beside - part)), mine.transpose(1, 2))
+                off = apart[:, :, begun : begun + centred.shape[2]]
+                self._apart += off.sum(2, keepdim=True)
+                self._lost.baddbmm_(self._repeated(off), mine.transpose(1, 2))
+            begun += centred.shape[2]
+        self.count += begun
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """What the layer makes of an input, (G, O / G, positions) without bias."""
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return (layer.weight @ x.flatten(0, -2).T)[None]
+        return layer._conv_forward(x, layer.weight, None).transpose(0, 1).reshape(*self._apart.shape[:2], -1)
+
+    def _centred(self, part: Tensor) -> Tensor:
+        """Of `patches` (G, I, positions), about the mean of the calibration images."""
+        middle = self._middle.view(*self._middle.shape[:2], *[1] * (part.dim() - 2))
+        return torch.sub(part, middle, out=torch.empty(part.shape, device=part.device)).flatten(2)
 
     def _cut(self, part: Tensor) -> Tensor:
+        if self._blocks == 1:
+            return part
         filled = F.pad(part, (0, 0, 0, self._blocks * self._block - part.shape[1]))
         return filled.reshape(-1, self._block, part.shape[2])
 
     @property
     def mean(self) -> Tensor:
         """Of the input, in the shape of `Observation.mean_patch`."""
-        return self._patch(self._total)
+        return (self._middle + (self._total / self.count).float()).reshape(self._shape)
 
     @property
-    def other_mean(self) -> Tensor:
-        """Of what it is compared with."""
-        return self._patch(self._other_total)
-
-    def _patch(self, total: Tensor) -> Tensor:
-        return (self._middle + total.float() / self.count).reshape(self._shape)
+    def mean_apart(self) -> Tensor:
+        """Of what the difference to what it is compared with gives at the output, (O,)."""
+        return (self._apart / self.count).float().flatten()
 
     def moments(self) -> Moments:
         """Of the input about its mean."""
         mine = self._cut((self._total / self.count).float())
-        matrix = self._products / self.count - mine @ mine.transpose(1, 2)
+        matrix = (self._products / self.count).sub_(mine @ mine.transpose(1, 2))
+        for start in range(_STRIP, self._block, _STRIP):
+            rows = slice(start, start + _STRIP)
+            matrix[:, rows, :start] = matrix[:, :start, rows].transpose(1, 2)
         mean = self._cut(self._middle + (self._total / self.count).float())
         return Moments(
             matrix.view(-1, self._blocks, self._block, self._block),
@@ -227,7 +245,7 @@ class Sums:
         the input, each about its mean."""
         assert self._lost is not None
         mine = self._cut((self._total / self.count).float())
-        off = self._repeated(self._rows @ ((self._other_total - self._total) / self.count).float())
+        off = self._repeated((self._apart / self.count).float())
         return (self._lost / self.count - off @ mine.transpose(1, 2)).view(-1, self._blocks, *self._lost.shape[1:])
 
     def _repeated(self, outputs: Tensor) -> Tensor:

@@ -9,17 +9,17 @@ Li et al. 2025, and Qronos, Zhang et al. 2025).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tap_eval.device import widest
 from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Program, bind
-from tap_eval.quantization.calibration import HELD_OUT, Sums, block_of
-from tap_eval.quantization.gptq import PASSES, Factor, thinning, ungrouped
+from tap_eval.quantization.calibration import Sums, block_of
+from tap_eval.quantization.gptq import Factor, ungrouped
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -28,7 +28,7 @@ from tap_eval.quantization.quantizer import (
     QuantizedWeight,
     output_mean,
 )
-from tap_eval.quantization.rounding import Rounded, error, grouped, nearest
+from tap_eval.quantization.rounding import Rounded, grouped
 
 _DAMPING = 0.1
 """of the mean diagonal, for the ridge and for rounding, where none was chosen"""
@@ -51,9 +51,10 @@ def finish(
 
     `program` is the network's, None where its steps cannot be recorded: it is then run from the
     start for each layer. `dampings` are those of the moments of each layer, parts of the mean
-    diagonal, 0 where none was chosen. `memory` bounds the moments of a layer, in bytes. A layer that
-    is worse than the nearest on images that were left out, or that none of the images reaches,
-    stays as `network` rounds it. `network` is left with the finished weights; `advance` is called after each layer.
+    diagonal, 0 where none was chosen, and infinite where GPTQ is worse than the nearest. `memory`
+    bounds the moments of a layer, in bytes. A layer where it is worse, or that none of the images
+    reaches, stays as `network` rounds it. `network` is left with the finished weights; `advance` is called after each
+    layer.
     """
     network.choose(allocation)
     found = [layer.quantized(bits) for layer, bits in zip(network.layers, allocation.weights, strict=True)]
@@ -74,88 +75,32 @@ def _finished(
     memory: int,
 ) -> QuantizedWeight:
     """A layer's weight for its first call, given the weight that it has without all this."""
-    affine = layer.affine
+    affine, weight = layer.affine, layer.layer.weight
     assert affine is not None
-    inputs = [(affine.centred(x).mul_(affine.scale), other) for x, other in pairs]
-    count = sum(len(x) for x, _ in inputs)
-    held, block = count // HELD_OUT, block_of(layer.layer, memory // 4)
-    damping = damping if held and damping else _DAMPING
-    kept = _summed(layer, inputs, held, count, block)
-    moments, lost, sums = kept.moments(), kept.lost(), [kept]
-    whole = _Rows.of(layer.layer.weight, bits, before.scale)
-    if held:
-        left_out = _summed(layer, inputs, 0, held, block)
-        theirs, their_lost = left_out.moments(), left_out.lost()
-        every = thinning(whole.weight, len(lost))
-        some = whole.thinned(len(lost), every)
-        tried = some.rounded(moments.matrix, lost[:, :, ::every], damping, passes=0)
-        off, plain = (
-            some.off(each, theirs.matrix, their_lost[:, :, ::every])
-            for each in (tried, nearest(some.weight, some.bits))
-        )
-        if off > plain:
-            return _with_bias(layer, before, before.bits, [kept, left_out])
-        share = kept.count / (kept.count + left_out.count)
-        moments, lost = moments + theirs, lost.mul_(share).add_(their_lost, alpha=1 - share)
-        sums = [kept, left_out]
-    return _with_bias(layer, whole.rounded(moments.matrix, lost, damping), before.bits, sums)
+    sums = Sums(layer.layer, layer.seen.mean_patch, block_of(layer.layer, memory // 4), compared=True)
+    x, other = (torch.cat([_positions(layer.layer, each) for each in parts]) for parts in zip(*pairs, strict=True))
+    sums.take(affine.centred(x).mul_(affine.scale), other)
+    if math.isinf(damping):
+        return _with_bias(layer, before, before.bits, sums)
+    moments, lost = sums.moments().matrix, sums.lost()
+    factor = Factor.of(moments, damping or _DAMPING)
+    moved = grouped(weight, moments) + factor.divided(lost)
+    tops = 2.0 ** (torch.tensor(bits, device=weight.device).expand(len(weight)) - 1) - 1
+    scale, tops = (each.view(len(moved), -1) for each in (before.scale, tops))
+    rounded = ungrouped(*factor.rounded(moved, scale, tops), weight)
+    return _with_bias(layer, rounded, before.bits, sums)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Output channels of a layer: its weight (O, ...), and for each the bits and the scale to begin with."""
-
-    weight: Tensor
-    bits: list[int]
-    scale: Tensor
-
-    @staticmethod
-    def of(weight: Tensor, bits: LayerBits, scale: Tensor) -> _Rows:
-        return _Rows(weight, [bits] * len(weight) if isinstance(bits, int) else list(bits), scale)
-
-    def thinned(self, groups: int, every: int) -> _Rows:
-        """Each so-manyth of each group."""
-        places = torch.arange(len(self.weight)).view(groups, -1)[:, ::every].flatten()
-        return _Rows(self.weight[places], [self.bits[place] for place in places.tolist()], self.scale[places])
-
-    def rounded(self, moments: Tensor, lost: Tensor, damping: float, passes: int = PASSES) -> Rounded:
-        """`W + W C (H + r I)^-1` rounded, with `lost` the `W C` and `r` the damping of the moments `H`."""
-        factor = Factor.of(moments, damping)
-        moved = grouped(self.weight, moments) + factor.divided(lost)
-        tops = 2.0 ** (torch.tensor(self.bits, device=self.weight.device).view(len(moved), -1) - 1) - 1
-        return ungrouped(*factor.rounded(moved, self.scale.view(len(moved), -1), tops, passes), self.weight)
-
-    def off(self, rounded: Rounded, moments: Tensor, lost: Tensor) -> float:
-        """Mean squared difference from the full-precision output, up to what does not depend on what is rounded.
-
-        With `x` the input, `x + d` that in full precision and `e = Q - W` it is that of `e x - W d`.
-        """
-        mixed = (grouped(rounded.real() - self.weight, moments) * lost).sum(dtype=widest(moments.device))
-        return error(self.weight, rounded, moments) - 2 * float(mixed)
+def _positions(layer: Quantizable, x: Tensor) -> Tensor:
+    """An input that can be joined with others, along its first dimension."""
+    return x.flatten(0, -2) if isinstance(layer, nn.Linear) else x
 
 
-def _summed(layer: QuantizedLayer, inputs: Sequence[Pair], start: int, stop: int, block: int) -> Sums:
-    """Of the images from `start` to `stop`."""
-    sums = Sums(layer.layer, layer.seen.mean_patch, block, compared=True)
-    before = 0
-    for x, other in inputs:
-        part = slice(max(start - before, 0), max(stop - before, 0))
-        if len(x[part]):
-            sums.take(x[part], other[part])
-        before += len(x)
-    return sums
-
-
-def _with_bias(layer: QuantizedLayer, rounded: Rounded, bits: Tensor, sums: Sequence[Sums]) -> QuantizedWeight:
+def _with_bias(layer: QuantizedLayer, rounded: Rounded, bits: Tensor, sums: Sums) -> QuantizedWeight:
     """With the bias that makes the mean output that of full precision."""
-    total = sum(each.count for each in sums)
-    weight = layer.layer.weight
-    shift = torch.zeros(len(weight), device=weight.device)
-    for each in sums:
-        share = each.count / total
-        shift += share * (output_mean(weight, each.other_mean) - output_mean(rounded.real(), each.mean))
-    bias = shift if layer.layer.bias is None else layer.layer.bias + shift
-    return QuantizedWeight(rounded.integers, rounded.scale, bias, bits)
+    weight, bias = layer.layer.weight, layer.layer.bias
+    shift = sums.mean_apart + output_mean(weight - rounded.real(), sums.mean)
+    return QuantizedWeight(rounded.integers, rounded.scale, shift if bias is None else bias + shift, bits)
 
 
 def _walk(network: QuantizedNetwork, program: Program | None, pixels: Tensor) -> Iterator[tuple[int, list[Pair]]]:

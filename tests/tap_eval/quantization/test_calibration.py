@@ -63,7 +63,7 @@ def test_moments_are_those_of_the_unfolded_input_of_all_calls(kind: str) -> None
     moments, rows = sums.moments(), unfolded(layer, torch.cat([first, second]))
     matrix, mean = expected(rows)
     assert moments.count == rows.shape[1]
-    assert torch.allclose(moments.matrix[:, 0].double(), matrix, atol=1e-5)
+    assert torch.allclose(moments.matrix[:, 0].double(), matrix, atol=1e-4)  # the mean, 5, is far from the middle
     assert torch.allclose(moments.mean[:, 0].double(), mean[:, 0], atol=1e-5)
     assert torch.allclose(moments.around_zero()[:, 0].double(), rows.transpose(1, 2) @ rows / rows.shape[1], atol=1e-4)
 
@@ -86,7 +86,8 @@ def test_what_is_lost_is_the_moment_of_what_the_difference_gives_and_the_input(k
     weight = layer.weight.double().view(groups_of(layer), -1, cross.shape[1])
     assert torch.allclose(sums.lost()[:, 0].double(), weight @ cross, atol=1e-4)
     assert torch.allclose(sums.mean.double().flatten(), rows.mean(1).flatten(), atol=1e-4)
-    assert torch.allclose(sums.other_mean.double().flatten(), others.mean(1).flatten(), atol=1e-4)
+    gives = (weight @ off.mean(1).unsqueeze(2)).flatten()
+    assert torch.allclose(sums.mean_apart.double(), gives, atol=1e-4)
 
 
 @torch.no_grad()
