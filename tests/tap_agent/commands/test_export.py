@@ -238,6 +238,23 @@ def test_inspect_shows_a_run_its_file_and_its_bits(ended: Path, work: Path, caps
             assert all(re.search(rf"\b{bits}\b", line) for bits in of_layer)
 
 
+def test_sums_in_integers_are_shown_alike_of_every_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("sums.safetensors", "sums.onnx", "sums.json")
+    for name in names:
+        assert tap("apply", "uniform:4", *DIGITS, "--sums", "int8", "--out", name) == Exit.OK
+    network = json.loads((work / "sums.json").read_text())["networks"][0]
+    (value,) = network["between"]
+    assert (value["name"], value["then"], value["input_of"]) == ("blocks.3.1.0.output", ["relu"], None)
+    reach = f"0 to {255 * value['scale']:.2g}, 8 bits"
+    for name in names:
+        capsys.readouterr()
+        assert tap("inspect", name) == Exit.OK
+        said = capsys.readouterr().out
+        (line,) = [line for line in said.splitlines() if line.strip().startswith("blocks.3.1.0") and "x48x" not in line]
+        assert " ".join(line.split()).endswith(f"8 5 {reach}"), name
+        assert f"{network['size_bytes']:,} bytes of values" in said
+
+
 def test_inspect_says_where_a_runs_file_is_another(ended: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(ended, "run")
     assert tap("apply", "uniform:4", *DIGITS, "--out", "run/model.safetensors") == Exit.OK
