@@ -17,6 +17,7 @@ from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.size import FLOAT, INPUT, Size, packed_size
 from tap_eval.export import safetensors
 from tap_eval.export.extra import onnx
+from tap_eval.export.remaining import Remaining
 from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.weights import Kept, RoundedWeights, silent
@@ -53,17 +54,18 @@ class Quantized:
         """In the order of the allocation."""
         return self.network.prepared.layers
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, *, strict: bool = False) -> Remaining:
         """Writes the network, packed, to `path`, whose ending says how: .safetensors or .onnx.
 
-        Raises `ExportMistake` for another ending, without the extra `onnx`, and for what a format has no place for.
+        Gives what is in float32 in it, whose `sentences` tell it. Raises `ExportMistake` for another ending, without
+        the extra `onnx`, for what a format has no place for, and if `strict` where anything is in float32.
         """
         path = Path(path)
         match path.suffix:
             case ".safetensors":
-                safetensors.write(path, self.network, self.allocation, {})
+                return safetensors.write(path, self.network, self.allocation, {}, strict=strict)
             case ".onnx":
-                onnx().write(path, self.network, self.allocation, self.images, {})
+                return onnx().write(path, self.network, self.allocation, self.images, {}, strict=strict)
             case _:
                 raise ExportMistake(f"'{path.name}' does not end in .safetensors or .onnx: give one of these.")
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
 from tap_eval.export import safetensors
 from tap_eval.export.extra import Weights, onnx
+from tap_eval.export.remaining import Remaining
 from tap_eval.mistake import ExportMistake
 
 ALLOCATION = ".json"
@@ -24,7 +26,25 @@ _COMPARED = 64
 """images on which a file of ONNX is held against the network"""
 
 
-def check(path: Path) -> None:
+@dataclass(frozen=True)
+class How:
+    """What is asked of a file beside its name."""
+
+    onnx_weights: Weights = "packed"
+    strict: bool = False
+    """refused where anything of it is in float32"""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, and what is to be said of it."""
+
+    path: Path
+    notes: tuple[str, ...] = ()
+    """what is in float32, of a network"""
+
+
+def check(path: Path, how: How) -> None:
     """Raises a `Mistake` where no file can be written to `path`: before there is anything to write."""
     if path.suffix not in (ALLOCATION, *_WRITERS):
         given = f"'{path.name}' ends in {path.suffix}" if path.suffix else f"'{path.name}' has no ending"
@@ -32,57 +52,61 @@ def check(path: Path) -> None:
             f"{given}, which says nothing of what to write: give --out FILE.json for bits, or FILE"
             f"{' or FILE'.join(_WRITERS)} for a network."
         )
+    if how.strict and path.suffix == ALLOCATION:
+        raise ExportMistake(
+            f"'{path.name}' is for bits, of which none are in float32: leave out --strict, or give --out "
+            f"FILE{' or FILE'.join(_WRITERS)} for a network."
+        )
     if path.suffix == ".onnx":
         onnx()
     check_file(path)
 
 
-def _write_safetensors(path: Path, chosen: Chosen, _: Weights) -> None:
-    safetensors.write(path, chosen.network, chosen.allocation, about(chosen))
+def _write_safetensors(path: Path, chosen: Chosen, how: How) -> Remaining:
+    return safetensors.write(path, chosen.network, chosen.allocation, about(chosen), strict=how.strict)
 
 
-def _write_onnx(path: Path, chosen: Chosen, weights: Weights) -> None:
+def _write_onnx(path: Path, chosen: Chosen, how: How) -> Remaining:
     search = chosen.bench.splits.search
     images = search.only(np.arange(min(_COMPARED, len(search)))).pixels
     texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in about(chosen).items()}
-    onnx().write(path, chosen.network, chosen.allocation, images, texts, weights)
+    write = onnx().write
+    return write(path, chosen.network, chosen.allocation, images, texts, how.onnx_weights, strict=how.strict)
 
 
-_WRITERS: dict[str, Callable[[Path, Chosen, Weights], None]] = {
+_WRITERS: dict[str, Callable[[Path, Chosen, How], Remaining]] = {
     ".safetensors": _write_safetensors,
     ".onnx": _write_onnx,
 }
 
 
-def write_all(
-    path: Path, networks: Sequence[Chosen], record: Callable[[], dict[str, Any]], weights: Weights
-) -> list[Path]:
+def write_all(path: Path, networks: Sequence[Chosen], record: Callable[[], dict[str, Any]], how: How) -> list[Written]:
     """The files that `path` asks for: one of bits for all networks, or one a network. `record` makes that of bits.
 
-    `weights` is how ONNX has them. Raises a `Mistake` where they cannot be written.
+    Raises a `Mistake` where they cannot be written.
     """
     try:
         if path.suffix == ALLOCATION:
             write(path, json.dumps(record(), indent=1))
-            return [path]
+            return [Written(path)]
         names = file_names(path.stem, path.suffix, [each.row.network for each in networks])
-        return [_written(path.with_name(name), each, weights) for name, each in zip(names, networks, strict=True)]
+        return [_written(path.with_name(name), each, how) for name, each in zip(names, networks, strict=True)]
     except OSError as error:
         raise RunMistake(f"{path} cannot be written ({error}): give another --out.") from error
 
 
 def model_file(folder: Path, name: str, chosen: Chosen) -> ModelFile:
     """Writes a network into the folder of a run, under a name that says by its ending how."""
-    path = _written(folder / name, chosen, "packed")
+    path = _written(folder / name, chosen, How()).path
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ModelFile(name=name, network=chosen.row.network, size_bytes=path.stat().st_size, sha256=digest)
 
 
-def _written(path: Path, chosen: Chosen, weights: Weights) -> Path:
+def _written(path: Path, chosen: Chosen, how: How) -> Written:
     with replacing(path) as fresh:
-        _WRITERS[path.suffix](fresh, chosen, weights)
-    return path
+        left = _WRITERS[path.suffix](fresh, chosen, how)
+    return Written(path, tuple(left.sentences()))
 
 
 def file_names(stem: str, suffix: str, networks: Sequence[str]) -> list[str]:

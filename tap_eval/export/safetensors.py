@@ -34,6 +34,7 @@ from tap_eval.export.between import Between, between
 from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
 from tap_eval.export.header import BetweenRecord, Header, LayerRecord
 from tap_eval.export.packing import packed, unpacked
+from tap_eval.export.remaining import Remaining, remaining
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.layers import Layer
@@ -50,12 +51,17 @@ _FORMAT = 1
 """raised when files of before could not be read any more"""
 
 
-def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any]) -> None:
+def write(
+    path: Path, network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any], *, strict: bool = False
+) -> Remaining:
     """Writes a network on the CPU, which has the bits of `allocation`, to `path`; the same bytes each time.
 
-    `about` is what else the file is to say of it, as JSON. Raises `ExportMistake` for what the format has no place for.
+    `about` is what else the file is to say of it, as JSON. Gives what is in float32. Raises `ExportMistake` for what
+    the format has no place for, and if `strict` where anything is in float32.
     """
-    prepared, values = network.prepared, _values(network)
+    prepared, values, left = network.prepared, _values(network), remaining(network)
+    if strict:
+        left.refuse(path.name)
     header = Header(
         format=_FORMAT,
         layers=tuple(
@@ -69,6 +75,7 @@ def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: 
         about=dict(about),
     )
     path.write_bytes(save(_tensors(network, allocation, values or ()), {_KEY: header.model_dump_json()}))
+    return left
 
 
 def _values(network: QuantizedNetwork) -> list[Between] | None:

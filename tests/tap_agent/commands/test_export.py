@@ -255,6 +255,28 @@ def test_sums_in_integers_are_shown_alike_of_every_file(work: Path, capsys: pyte
         assert f"{network['size_bytes']:,} bytes of values" in said
 
 
+def test_what_is_in_float_is_named_and_refused_where_nothing_may_be(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["uniform:4", *DIGITS, "--out"]
+    assert tap("apply", *given, "x.onnx") == Exit.OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "multiplied in float32 by ONNX Runtime" in said
+    assert "1 mean, of which --sums int8 has 1 in 8 bits" in said
+    (work / "x.onnx").unlink()
+    for arguments, sentence in [
+        ([*given, "x.onnx", "--strict"], "x.onnx would not be all in integers, which strict asks for"),
+        ([*given, "x.safetensors", "--strict"], "x.safetensors would not be all in integers"),
+        ([*given, "x.json", "--strict"], "'x.json' is for bits, of which none are in float32: leave out --strict"),
+        (["uniform:4", "--strict"], "--strict is about a file of the network: give --out"),
+    ]:
+        assert tap("apply", *arguments) == Exit.EXPORT
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not list(work.glob("*x.*"))
+    assert tap("apply", *given, "x.onnx", "--strict", "--sums", "int8") == Exit.OK
+    assert "float32" not in capsys.readouterr().out.partition("model: ")[2]
+
+
 def test_inspect_says_where_a_runs_file_is_another(ended: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(ended, "run")
     assert tap("apply", "uniform:4", *DIGITS, "--out", "run/model.safetensors") == Exit.OK
