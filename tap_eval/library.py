@@ -15,7 +15,7 @@ from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, check_feasible, most_uniform
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.size import FLOAT, INPUT, Size, packed_size
-from tap_eval.export import safetensors
+from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import onnx
 from tap_eval.export.remaining import Remaining
 from tap_eval.measuring.measurer import Bounds
@@ -55,7 +55,7 @@ class Quantized:
         return self.network.prepared.layers
 
     def save(self, path: Path | str, *, strict: bool = False) -> Remaining:
-        """Writes the network, packed, to `path`, whose ending says how: .safetensors or .onnx.
+        """Writes the network, packed, to `path`, whose ending says how: .safetensors, .onnx or .pt2.
 
         Gives what is in float32 in it, whose `sentences` tell it. Raises `ExportMistake` for another ending, without
         the extra `onnx`, for what a format has no place for, and if `strict` where anything is in float32.
@@ -66,8 +66,10 @@ class Quantized:
                 return safetensors.write(path, self.network, self.allocation, {}, strict=strict)
             case ".onnx":
                 return onnx().write(path, self.network, self.allocation, self.images, {}, strict=strict)
+            case ".pt2":
+                return pt2.write(path, self.network, self.allocation, self.images, {}, strict=strict)
             case _:
-                raise ExportMistake(f"'{path.name}' does not end in .safetensors or .onnx: give one of these.")
+                raise ExportMistake(f"'{path.name}' does not end in .safetensors, .onnx or .pt2: give one of these.")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def apply(
         typer.Option(
             "--out",
             help="FILE.json for bits and figures, as in best.json; FILE.safetensors or FILE.onnx for the network, "
-            "packed. Of a single budget.",
+            "packed; FILE.pt2 for a program of torch.export. Of a single budget.",
         ),
     ] = None,
     plot: Annotated[

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tap_agent.runs.folder import RunMistake, check_file, replacing, write
 from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
-from tap_eval.export import safetensors
+from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import Weights, onnx
 from tap_eval.export.remaining import Remaining
 from tap_eval.mistake import ExportMistake
@@ -23,7 +24,7 @@ from tap_eval.mistake import ExportMistake
 ALLOCATION = ".json"
 """ending of files of bits"""
 _COMPARED = 64
-"""images on which a file of ONNX is held against the network"""
+"""images on which a file that is run is held against the network"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Written:
 
     path: Path
     notes: tuple[str, ...] = ()
-    """what is in float32, of a network"""
+    """of a network: what is in float32, and where a format has no place for few bits"""
 
 
 def check(path: Path, how: How) -> None:
@@ -66,17 +67,26 @@ def _write_safetensors(path: Path, chosen: Chosen, how: How) -> Remaining:
     return safetensors.write(path, chosen.network, chosen.allocation, about(chosen), strict=how.strict)
 
 
+def _write_pt2(path: Path, chosen: Chosen, how: How) -> Remaining:
+    return pt2.write(path, chosen.network, chosen.allocation, _images(chosen), about(chosen), strict=how.strict)
+
+
 def _write_onnx(path: Path, chosen: Chosen, how: How) -> Remaining:
-    search = chosen.bench.splits.search
-    images = search.only(np.arange(min(_COMPARED, len(search)))).pixels
     texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in about(chosen).items()}
     write = onnx().write
+    images = _images(chosen)
     return write(path, chosen.network, chosen.allocation, images, texts, how.onnx_weights, strict=how.strict)
+
+
+def _images(chosen: Chosen) -> Tensor:
+    search = chosen.bench.splits.search
+    return search.only(np.arange(min(_COMPARED, len(search)))).pixels
 
 
 _WRITERS: dict[str, Callable[[Path, Chosen, How], Remaining]] = {
     ".safetensors": _write_safetensors,
     ".onnx": _write_onnx,
+    ".pt2": _write_pt2,
 }
 
 
@@ -105,8 +115,14 @@ def model_file(folder: Path, name: str, chosen: Chosen) -> ModelFile:
 
 def _written(path: Path, chosen: Chosen, how: How) -> Written:
     with replacing(path) as fresh:
-        left = _WRITERS[path.suffix](fresh, chosen, how)
-    return Written(path, tuple(left.sentences()))
+        notes = _WRITERS[path.suffix](fresh, chosen, how).sentences()
+        if path.suffix == ".pt2":
+            size = chosen.bench.size(chosen.allocation).total
+            notes.append(
+                f"weights are int8, compressed, since such programs have no fewer bits: {fresh.stat().st_size:,} bytes "
+                f"in all, where the packed network has {size:,}"
+            )
+    return Written(path, tuple(notes))
 
 
 def file_names(stem: str, suffix: str, networks: Sequence[str]) -> list[str]:

@@ -130,7 +130,6 @@ def _layers(chosen: Chosen, scales: bool) -> list[dict[str, Any]]:
 
 def _between(network: QuantizedNetwork) -> list[dict[str, Any]]:
     """What travels in integers between layers."""
-    values = between(network, network.sums.recorded(network.prepared.batch)) if network.sums else []
     return [
         {
             "name": value.name,
@@ -141,7 +140,7 @@ def _between(network: QuantizedNetwork) -> list[dict[str, Any]]:
             "scale": value.affine.scale,
             "zero_point": value.affine.zero_point,
         }
-        for value in values
+        for value in between(network) or ()
     ]
 
 

@@ -42,8 +42,11 @@ class Between:
     affine: Affine
 
 
-def between(network: QuantizedNetwork, program: Program) -> list[Between]:
-    """Those of a network, of which `program` is recorded, in the order in which they begin; none without `sums`."""
+def between(network: QuantizedNetwork) -> list[Between] | None:
+    """Those of a network, in the order in which they begin; None where all of it travels in float32."""
+    if network.sums is None:
+        return None
+    program = network.sums.recorded(network.prepared.batch)
     found = [pair for pair in network.carried(program.steps, program.logits) if not pair[0].alone]
     words = _Words(program, network.prepared)
     return [words.told(each, affine) for each, affine in found]

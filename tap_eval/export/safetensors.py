@@ -27,28 +27,25 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from tap_eval.allocation.size import INPUT
 from tap_eval.export.between import Between, between
 from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
-from tap_eval.export.header import BetweenRecord, Header, LayerRecord
+from tap_eval.export.header import FORMAT, BetweenRecord, Header, LayerRecord, header_of, told_between
 from tap_eval.export.packing import packed, unpacked
 from tap_eval.export.remaining import Remaining, remaining
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.mistake import ExportMistake
-from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Observation, groups_of
 from tap_eval.quantization.integer import Unfit
-from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedNetwork, QuantizedWeight, distinct
+from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounded
 from tap_eval.quantization.sums import Sums
 
 _KEY = "tap"
-_FORMAT = 1
-"""raised when files of before could not be read any more"""
 
 
 def write(
@@ -59,58 +56,12 @@ def write(
     `about` is what else the file is to say of it, as JSON. Gives what is in float32. Raises `ExportMistake` for what
     the format has no place for, and if `strict` where anything is in float32.
     """
-    prepared, values, left = network.prepared, _values(network), remaining(network)
+    values, left = between(network), remaining(network)
     if strict:
         left.refuse(path.name)
-    header = Header(
-        format=_FORMAT,
-        layers=tuple(
-            _structure(layer, module, bits, activation, prepared.folded.get(layer.index))
-            for layer, module, bits, activation in zip(
-                prepared.layers, prepared.modules, allocation.weights, allocation.activations, strict=True
-            )
-        ),
-        between=None if values is None else tuple(_told(value, network) for value in values),
-        in_float={rest.name: rest.reason for rest in prepared.rest if rest.used},
-        about=dict(about),
-    )
+    header = header_of(network, allocation, values, about)
     path.write_bytes(save(_tensors(network, allocation, values or ()), {_KEY: header.model_dump_json()}))
     return left
-
-
-def _values(network: QuantizedNetwork) -> list[Between] | None:
-    """What travels in integers between layers; None where all of it is in float32."""
-    return None if network.sums is None else between(network, network.sums.recorded(network.prepared.batch))
-
-
-def _told(value: Between, network: QuantizedNetwork) -> BetweenRecord:
-    layer = None if value.layer is None else network.layers[value.layer]
-    return BetweenRecord(
-        name=value.name,
-        operation=value.operation,
-        of=value.of,
-        then=value.then,
-        input_of=None if value.layer is None else network.prepared.layers[value.layer].name,
-        range=None
-        if layer is None or layer.affine == value.affine
-        else (min(layer.seen.low, 0.0), max(layer.seen.high, 0.0)),
-    )
-
-
-def _structure(layer: Layer, module: Quantizable, bits: LayerBits, activation: int, folded: str | None) -> LayerRecord:
-    own: dict[str, Any] = {}
-    if isinstance(module, nn.Conv2d):
-        own = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
-    return LayerRecord(
-        name=layer.name,
-        kind=layer.kind,
-        module="Conv2d" if own else "Linear",
-        shape=tuple(module.weight.shape),
-        bits=tuple(sorted(distinct(bits))),
-        activation_bits=activation,
-        folded=folded,
-        **own,
-    )
 
 
 def _tensors(network: QuantizedNetwork, allocation: Allocation, values: Sequence[Between]) -> dict[str, Tensor]:
@@ -172,9 +123,9 @@ class _File:
             )
         try:
             version = json.loads(text)["format"]
-            if version != _FORMAT:
+            if version != FORMAT:
                 raise ExportMistake(
-                    f"{path} is of format {version}, and this version of TAP reads {_FORMAT}: write it anew."
+                    f"{path} is of format {version}, and this version of TAP reads {FORMAT}: write it anew."
                 )
             self.header = Header.model_validate_json(text)
         except (ValidationError, ValueError, TypeError, KeyError) as error:
@@ -286,7 +237,7 @@ def read(path: Path, prepared: Prepared) -> QuantizedNetwork:
     network = QuantizedNetwork(prepared, seen, [_no_other(path) for _ in seen], sums)
     network.take([file.weight(layer) for layer in layers], [layer.activation_bits for layer in layers])
     try:
-        told = [_told(value, network) for value in _values(network) or ()]
+        told = [told_between(value, network) for value in between(network) or ()]
     except (Unfit, ValueError) as error:
         _foreign(path, f"its values between layers are others ({error})")
     if told != list(values or ()):

@@ -72,7 +72,7 @@ def test_the_network_is_saved_as_a_file_that_gives_it_back(network: nn.Module, t
     quantized.save(tmp_path / "small.safetensors")
     again = safetensors.read(tmp_path / "small.safetensors", prepare(network, IMAGES[:2]))
     assert torch.equal(again.logits(UNSEEN, 64), quantized.network.logits(UNSEEN, 64))
-    with pytest.raises(ExportMistake, match=r"'small.tflite' does not end in .safetensors or .onnx"):
+    with pytest.raises(ExportMistake, match=r"'small.tflite' does not end in .safetensors, .onnx or .pt2"):
         quantized.save(tmp_path / "small.tflite")
 
 

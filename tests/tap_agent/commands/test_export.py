@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import torch
 import yaml
 
 from tap_agent.exit import Exit
@@ -126,6 +127,26 @@ def test_a_file_of_onnx_classifies_as_it_says(
     capsys.readouterr()
     assert tap("inspect", str(path)) == Exit.OK
     assert "classifier" in capsys.readouterr().out
+
+
+def test_a_program_of_torch_classifies_as_it_says(
+    ended: Path, work: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tap("apply", str(ended / "best.json"), "--out", "model.pt2") == Exit.OK
+    said = " ".join(capsys.readouterr().out.split())
+    best = json.loads((ended / "best.json").read_text())["networks"][0]
+    assert (
+        f"{Path('model.pt2').stat().st_size:,} bytes in all, where the packed network has {best['size_bytes']:,}"
+        in said
+    )
+    with Resources(RunFolder(ended).settings(), cache) as resources:
+        test = resources.benches[0].splits.test
+        logits = torch.export.load("model.pt2").module()(test.pixels)
+    assert abs(int((logits.argmax(1) == test.labels).sum()) - best["test"]["correct"]) <= 1
+    assert tap("inspect", "model.pt2") == Exit.OK
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weights are stored as int8, compressed" in shown
+    assert f'"correct": {best["test"]["correct"]}' in shown
 
 
 def test_several_networks_have_a_file_each(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
