@@ -21,9 +21,9 @@ def apply(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A proxy's .py file; paper, which is the formula of the paper's Table 2; a run's folder; an "
-            "allocation file, which is a run's best.json or what --out wrote; uniform:BITS; or uniform, for the most "
-            "bits within the budget.",
+            help="A proxy's .py file; a published proxy: paper, which is the formula of the paper's Table 2, "
+            "or channel_noise; a run's folder; an allocation file, which is a run's best.json or what --out wrote; "
+            "uniform:BITS; or uniform, for the most bits within the budget.",
         ),
     ],
     config: ConfigOption = None,
