@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, check_feasible, most_uniform
 from tap_eval.allocation.choices import Choices
-from tap_eval.allocation.size import FLOAT, Size, packed_size
-from tap_eval.export import safetensors
+from tap_eval.allocation.size import FLOAT, INPUT, Size, packed_size
+from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import onnx
+from tap_eval.export.remaining import Remaining
 from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.weights import Kept, RoundedWeights, silent
-from tap_eval.mistake import ExportMistake, ProxyMistake
+from tap_eval.mistake import ExportMistake, NetworkMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
@@ -29,7 +30,9 @@ from tap_eval.proxies.proxy import Rejection, checked_scores
 from tap_eval.proxies.published import NAMES, module
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.finishing import finish
+from tap_eval.quantization.integer import Unfit
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantization.sums import Sums, SumsIn, ranges
 
 Sensitivity = Callable[[list[Features], Features], Any]
 """A proxy as a function: a score a layer, or a list of scores, one an output channel."""
@@ -51,19 +54,22 @@ class Quantized:
         """In the order of the allocation."""
         return self.network.prepared.layers
 
-    def save(self, path: Path | str) -> None:
-        """Writes the network, packed, to `path`, whose ending says how: .safetensors or .onnx.
+    def save(self, path: Path | str, *, strict: bool = False) -> Remaining:
+        """Writes the network, packed, to `path`, whose ending says how: .safetensors, .onnx or .pt2.
 
-        Raises `ExportMistake` for another ending, without the extra `onnx`, and for what a format has no place for.
+        Gives what is in float32 in it, whose `sentences` tell it. Raises `ExportMistake` for another ending, without
+        the extra `onnx`, for what a format has no place for, and if `strict` where anything is in float32.
         """
         path = Path(path)
         match path.suffix:
             case ".safetensors":
-                safetensors.write(path, self.network, self.allocation, {})
+                return safetensors.write(path, self.network, self.allocation, {}, strict=strict)
             case ".onnx":
-                onnx().write(path, self.network, self.allocation, self.images, {})
+                return onnx().write(path, self.network, self.allocation, self.images, {}, strict=strict)
+            case ".pt2":
+                return pt2.write(path, self.network, self.allocation, self.images, {}, strict=strict)
             case _:
-                raise ExportMistake(f"'{path.name}' does not end in .safetensors or .onnx: give one of these.")
+                raise ExportMistake(f"'{path.name}' does not end in .safetensors, .onnx or .pt2: give one of these.")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -79,29 +85,42 @@ def quantize(
     *,
     bits: Sequence[int] = (2, 3, 4, 8),
     finished: bool = True,
+    sums: SumsIn = "float",
 ) -> Quantized:
     """`network`, a classifier in eval mode, within `budget`, as in "4bit", "87%", "0.5MB" or "1.2GBOPs".
 
     `images` are some 16 calibration images (N, C, H, W), float32, as the network wants them; no
     labels. `rule` says how sensitive layers are: a function `sensitivity(layers, task)` of your
     own, the name of a published proxy, or "uniform". Weights get some of `bits`, inputs of layers
-    8. `finished` rounds each layer once more for the inputs that it then gets. Raises
-    `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
+    8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8"
+    what is added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it.
+    Raises `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
     """
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])
-    limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left), Choices(tuple(bits))
+    carried = _sums(prepared, images) if sums == "int8" else None
+    beside = FLOAT * prepared.left + (INPUT * len(carried.ranges) if carried else 0)
+    limit, choices = Budget.parse(budget).beside(beside), Choices(tuple(bits))
     check_feasible(prepared.layers, choices, limit)
     allocation = _allocated(rule, prepared, images, choices, limit)
     seen = calibrate(prepared, images)
     weights = RoundedWeights(prepared, images, seen, "gptq", choices.weights, [], Kept(None), bounds.moments, silent)
     integers = [partial(weights, layer.index) for layer in prepared.layers]
-    quantized = QuantizedNetwork(prepared, seen, integers)
+    quantized = QuantizedNetwork(prepared, seen, integers, carried)
     quantized.choose(allocation)
     if finished:
         dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
         finish(quantized, Recorder(prepared, images).evenly(len(images)), images, allocation, dampings, bounds.moments)
-    size = packed_size(prepared.layers, allocation, FLOAT * prepared.left)
+    size = packed_size(prepared.layers, allocation, FLOAT * prepared.left, len(carried.ranges) if carried else 0)
     return Quantized(quantized, allocation, size, images)
+
+
+def _sums(prepared: Prepared, images: Tensor) -> Sums:
+    """What is needed to round what travels between layers; raises `NetworkMistake` where steps cannot be recorded."""
+    recorded = Recorder(prepared, images)
+    try:
+        return Sums(ranges(recorded(prepared.batch), prepared.modules, images), recorded)
+    except Unfit as reason:
+        raise NetworkMistake(f"sums cannot be in integers, since {reason}: quantize it with sums='float'.") from reason
 
 
 def _allocated(

@@ -21,9 +21,9 @@ def apply(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A proxy's .py file; paper, which is the formula of the paper's Table 2; a run's folder; an "
-            "allocation file, which is a run's best.json or what --out wrote; uniform:BITS; or uniform, for the most "
-            "bits within the budget.",
+            help="A proxy's .py file; a published proxy: paper, which is the formula of the paper's Table 2, "
+            "or channel_noise; a run's folder; an allocation file, which is a run's best.json or what --out wrote; "
+            "uniform:BITS; or uniform, for the most bits within the budget.",
         ),
     ],
     config: ConfigOption = None,
@@ -32,7 +32,7 @@ def apply(
         typer.Option(
             "--out",
             help="FILE.json for bits and figures, as in best.json; FILE.safetensors or FILE.onnx for the network, "
-            "packed. Of a single budget.",
+            "packed; FILE.pt2 for a program of torch.export. Of a single budget.",
         ),
     ] = None,
     plot: Annotated[
@@ -54,6 +54,14 @@ def apply(
             "them; native, in ONNX's own types of 2, 4 and 8 bits, for compilers; or int8."
         ),
     ] = "packed",
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Write no file of a network of which anything is in float32: a tensor that no layer holds, what is "
+            "computed between layers, or a layer that ONNX Runtime multiplies so. Without it they are named.",
+        ),
+    ] = False,
     draws: Annotated[
         int,
         typer.Option(min=1, help="Draws of calibration images to measure each row under.", rich_help_panel=NETWORK),
@@ -75,9 +83,13 @@ def apply(
     from tap_agent.settings.read import read_settings
     from tap_agent.terminal.bar import Bar
     from tap_agent.terminal.console import err, out
+    from tap_eval.mistake import ExportMistake
 
+    how = export.How(onnx_weights, strict)
     if path:
-        export.check(path)
+        export.check(path, how)
+    elif strict:
+        raise ExportMistake("--strict is about a file of the network: give --out FILE.onnx or another with it.")
     if plot:
         check_file(plot)
     subject = read_subject(what)
@@ -105,7 +117,7 @@ def apply(
                 path.resolve(),
                 applied.chosen,
                 lambda: session.allocation_record(subject, applied, resources.settings),
-                onnx_weights,
+                how,
             )
     _show(applied, len(benches[0].layers))
     if isinstance(subject, FileSubject) and not differences:
@@ -117,9 +129,11 @@ def apply(
         out.print(f"the baselines have the size that {what} takes: {sizes}", markup=False)
     for sentence in applied.refused:
         err.print(f"left out: {sentence}", markup=False)
-    for file in files:
-        kind = "allocation" if file.suffix == export.ALLOCATION else "model"
+    for written in files:
+        file, kind = written.path, "allocation" if written.path.suffix == export.ALLOCATION else "model"
         out.print(f"{kind}: {path if len(files) == 1 else file} ({file.stat().st_size / 1024:,.1f} KiB)", markup=False)
+        for note in written.notes:
+            out.print(f"  {note}", markup=False)
     if plot:
         from tap_agent.report import html
 

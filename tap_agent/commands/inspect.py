@@ -12,8 +12,8 @@ def look(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="A run's folder; a .safetensors or .onnx file that TAP wrote; an allocation file, which is a run's "
-            "best.json or what `apply --out` wrote.",
+            help="A run's folder; a .safetensors, .onnx or .pt2 file that TAP wrote; an allocation file, which is a "
+            "run's best.json or what `apply --out` wrote.",
         ),
     ],
 ) -> None:

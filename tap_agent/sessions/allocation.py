@@ -52,6 +52,18 @@ class AllocatedLayer(BaseModel):
         return distinct(self.weight_bits)
 
 
+class AllocatedBetween(BaseModel):
+    """A value between layers that is rounded to 8 bits."""
+
+    name: str
+    operation: str
+    of: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
+    input_of: str | None = None
+    scale: float
+    zero_point: int
+
+
 class _Split(BaseModel):
     count: int
     digest: str
@@ -77,6 +89,7 @@ class AllocatedNetwork(BaseModel):
     model_config = ConfigDict(extra="allow")  # to be shown
     network: str
     layers: tuple[AllocatedLayer, ...]
+    between: tuple[AllocatedBetween, ...] = ()
     test: MeasuredTop1 | None = None
     weights_digest: str | None = None
     images: _Images | None = None

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from tap_agent.paths import RUNS
 from tap_agent.runs.folder import RunFolder, find
 from tap_agent.sessions.allocation import AllocatedLayer, AllocatedNetwork, read_allocation
-from tap_eval.allocation.size import packed_size
-from tap_eval.export import safetensors
-from tap_eval.export.description import Description, LayerDescription
+from tap_eval.allocation.size import INPUT, packed_size
+from tap_eval.export import pt2, safetensors
+from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
 from tap_eval.export.extra import onnx
 from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import Affine, Allocation
 
-KINDS = "a run's folder, a .safetensors or .onnx file that TAP wrote, or an allocation file (a run's best.json)"
+KINDS = "a run's folder, a .safetensors, .onnx or .pt2 file that TAP wrote, or an allocation file (a run's best.json)"
 
 
 class Inspected(NamedTuple):
@@ -55,6 +55,8 @@ def _of_file(path: Path) -> list[Inspected]:
     match path.suffix:
         case ".safetensors":
             return [Inspected(str(path), safetensors.described(path))]
+        case ".pt2":
+            return [Inspected(str(path), pt2.described(path))]
         case ".onnx":
             return [Inspected(str(path), onnx().described(path))]
         case ".json":
@@ -69,12 +71,21 @@ def _of_file(path: Path) -> list[Inspected]:
 
 
 def _described(network: AllocatedNetwork, provenance: dict[str, str]) -> Description:
-    told = network.model_dump(mode="json", exclude={"layers", "in_float32"}, exclude_unset=True)
+    told = network.model_dump(mode="json", exclude={"layers", "between", "in_float32"}, exclude_unset=True)
     return Description(
         form="an allocation, without weights",
         layers=tuple(map(_layer, network.layers)),
         in_float={tensor.name: tensor.bytes for tensor in network.in_float32.tensors},
         about={name: _text(value) for name, value in told.items()} | provenance,
+        between=tuple(
+            BetweenDescription(
+                each.name,
+                made(each.operation, each.of, each.then),
+                0 if each.input_of else INPUT,
+                Affine(each.scale, each.zero_point, 8).range,
+            )
+            for each in network.between
+        ),
     )
 
 

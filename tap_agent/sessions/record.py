@@ -12,6 +12,7 @@ from typing import Any
 from tap_agent.runs.result import Row
 from tap_agent.settings.fields import figured
 from tap_agent.settings.model import Settings
+from tap_eval.export.between import between
 from tap_eval.images.images import Images
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization import quantizer
@@ -74,6 +75,7 @@ def allocated(chosen: Chosen, *, scales: bool) -> dict[str, Any]:
         "images": _images(bench),
         "measured_on": bench.measured_on(chosen.allocation),
         "layers": _layers(chosen, scales),
+        "between": _between(chosen.network),
         "in_float32": {
             "share": row.in_float,
             "tensors": [
@@ -124,6 +126,22 @@ def _layers(chosen: Chosen, scales: bool) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _between(network: QuantizedNetwork) -> list[dict[str, Any]]:
+    """What travels in integers between layers."""
+    return [
+        {
+            "name": value.name,
+            "operation": value.operation,
+            "of": list(value.of),
+            "then": list(value.then),
+            "input_of": None if value.layer is None else network.prepared.layers[value.layer].name,
+            "scale": value.affine.scale,
+            "zero_point": value.affine.zero_point,
+        }
+        for value in between(network) or ()
+    ]
 
 
 def about(chosen: Chosen) -> dict[str, Any]:

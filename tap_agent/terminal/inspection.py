@@ -40,6 +40,11 @@ def _layers(description: Description) -> Table:
             *([cell(layer.stored)] if several else []), "" if layer.size is None else f"{layer.size:,}",
             _range(layer.scales), _input(layer),
         )  # fmt: skip
+    if description.between:
+        table.add_section()
+    for value in description.between:
+        made, reach = cell(value.made), f"{_range(value.reach)}, 8 bits"
+        table.add_row(cell(value.name), made, "8", *([""] if several else []), f"{value.size:,}", "", reach)
     if description.in_float:
         table.add_section()
     for name, size in description.in_float.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -30,6 +30,19 @@ class LayerDescription:
 
 
 @dataclass(frozen=True)
+class BetweenDescription:
+    """A value between layers that is rounded to 8 bits as soon as it is computed."""
+
+    name: str
+    made: str
+    """of what and how it is made, in words"""
+    size: int
+    """bytes of its scale and zero point; none where it has those of a layer's input"""
+    reach: tuple[float, float]
+    """the least and the greatest real number that it may be"""
+
+
+@dataclass(frozen=True)
 class Description:
     """A file, or an allocation of one network."""
 
@@ -42,9 +55,18 @@ class Description:
     """what the file says of itself"""
     overhead: int | None = None
     """bytes that hold no values: names, shapes, steps of a graph; None for what is no file of a network"""
+    between: tuple[BetweenDescription, ...] = ()
+    """in the order in which they are computed"""
 
     @property
     def size(self) -> int | None:
         """Bytes of all values, None where a layer's are not told."""
         sizes = [layer.size for layer in self.layers]
-        return None if None in sizes else sum(filter(None, sizes)) + sum(self.in_float.values())
+        if None in sizes:
+            return None
+        return sum(filter(None, sizes)) + sum(each.size for each in self.between) + sum(self.in_float.values())
+
+
+def made(operation: str, of: Sequence[str], then: Sequence[str]) -> str:
+    """How a value between layers is made, in words."""
+    return ", then ".join((f"{operation} of {', '.join(of)}" if of else operation, *then))

@@ -281,8 +281,9 @@ class _Building:
 
     def _names(self) -> dict[str, str]:
         """Of constants that are tensors of the network as they are, their names; the others keep theirs."""
-        network = self.network.prepared.network
-        held = {name: each for named in (network.named_parameters, network.named_buffers) for name, each in named()}
+        prepared = self.network.prepared
+        every = (prepared.network.named_parameters, prepared.network.named_buffers)
+        held = prepared.in_float() | {name: each for named in every for name, each in named()}
         found = {constant: constant for constant in self.constants}
         for constant, tensor in self.constants.items():
             same = (name for name, each in held.items() if each.shape == tensor.shape and torch.equal(each, tensor))

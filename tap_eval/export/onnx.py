@@ -13,9 +13,11 @@ import re
 import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import torch
 from torch import Tensor
 
@@ -25,12 +27,15 @@ from tap_eval.export.extra import Weights
 from tap_eval.export.graph import BYTES, DOMAIN, INPUT, OUTPUT, PRODUCT, Graph, graph_of
 from tap_eval.export.nodes import Nodes
 from tap_eval.export.reading import KEYS, MADE, described
+from tap_eval.export.remaining import Remaining, remaining
 from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, distinct
 
 __all__ = ["described", "onnx_model", "write"]
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25
 """the first with all that is used, and the first with integers of two bits"""
+_FLOAT = ("Conv", "Gemm", "MatMul")
+"""operators that multiply floats"""
 
 
 def write(
@@ -40,15 +45,37 @@ def write(
     images: Tensor,
     metadata: Mapping[str, str],
     weights: Weights = "packed",
-) -> None:
+    *,
+    strict: bool = False,
+) -> Remaining:
     """Writes a network that has the bits of `allocation` to `path`, once ONNX Runtime has given its answers.
 
-    They are compared on `images` (N, C, H, W), 64 of which are enough. Raises `ExportMistake` where they differ, and
-    for a network that torch does not export.
+    They are compared on `images` (N, C, H, W), 64 of which are enough. Gives what is in float32. Raises `ExportMistake`
+    where they differ, for a network that torch does not export, and if `strict` where anything is in float32.
     """
     model = onnx_model(network, allocation, images, metadata, weights)
     check(model, network, images)
+    left = remaining(network).multiplied(multiplied_in_float(model), f"ONNX Runtime {onnxruntime.__version__}")
+    if strict:
+        left.refuse(path.name)
     path.write_bytes(model.SerializeToString())
+    return left
+
+
+def multiplied_in_float(model: onnx.ModelProto) -> list[str]:
+    """The layers whose products ONNX Runtime makes of floats on the CPU, although weights and inputs are integers.
+
+    What it makes of integers has another name or another operator in the graph that it runs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # before layouts change
+    with TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "run.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        run = onnx.load(options.optimized_model_filepath)
+    own = {node.name for node in model.graph.node if node.name}
+    return [node.name for node in run.graph.node if node.name in own and node.op_type.removeprefix("Fused") in _FLOAT]
 
 
 def onnx_model(

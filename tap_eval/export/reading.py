@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from tap_eval.export import unpacking
-from tap_eval.export.description import Description, LayerDescription
+from tap_eval.export.description import BetweenDescription, Description, LayerDescription
 from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import raised
 
@@ -22,6 +22,8 @@ KEYS = "weight_bits", "activation_bits"
 MADE = "graph:"
 """how constants are called that the exporter has made: shapes, slopes, limits"""
 _OWN = re.compile(r"(?P<layer>.+)\.(weight_\w+|corrected_bias\w*|input_scale)")
+_BETWEEN = re.compile(r"step_\d+:8\.scale")
+"""of a value that becomes bytes by no layer that reads it"""
 _STORED = {"packed": "uint8, packed"}
 _WEIGHT = re.compile(r".+\.weight_(?P<kind>packed|int[248])(_(?P<bits>\d))?")
 
@@ -46,7 +48,7 @@ def described(path: Path) -> Description:
         for node in model.graph.node
         if node.name in weight_bits
     )
-    found = Description("ONNX", layers, file.in_float(), about)
+    found = Description("ONNX", layers, file.in_float(), about, between=file.between(model))
     return replace(found, overhead=path.stat().st_size - (found.size or 0))
 
 
@@ -83,10 +85,23 @@ class _File:
             inputs=(-zero * step, (2**activation_bits - 1 - zero) * step),
         )
 
+    def between(self, model: onnx.ModelProto) -> tuple[BetweenDescription, ...]:
+        """What becomes bytes between layers, each by the layer before it."""
+        found, before = [], ""
+        for node in model.graph.node:
+            before = node.name or before
+            if node.op_type == "QuantizeLinear" and _BETWEEN.fullmatch(node.input[1]):
+                step, zero = float(self._array(node.input[1])), int(self._array(node.input[2]))
+                made = self.makers[node.input[0]].op_type
+                reach = -zero * step, (255 - zero) * step
+                found.append(BetweenDescription(f"{before}:{made}", made, self._size(node.input[1]) + 1, reach))
+        return tuple(found)
+
     def in_float(self) -> dict[str, int]:
         """Bytes of what no layer holds, by name."""
         floats = [each.name for each in self.constants.values() if each.data_type == onnx.TensorProto.FLOAT]
-        return {name: self._size(name) for name in floats if not (_OWN.fullmatch(name) or name.startswith(MADE))}
+        others = [name for name in floats if not (_OWN.fullmatch(name) or _BETWEEN.fullmatch(name))]
+        return {name: self._size(name) for name in others if not name.startswith(MADE)}
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of a weight, unpacked."""

@@ -6,7 +6,10 @@ Of each layer, by the name that it has in the user's network, the file holds
   channels, packed as `tap_eval.export.packing` says;
 - `NAME.weight_bits` (O,) uint8 where channels differ in bits;
 - `NAME.weight_scale` and `NAME.corrected_bias` (O,) float32;
-- `NAME.input_scale` () float32 and `NAME.input_zero_point` () uint8.
+- `NAME.input_scale` () float32 and `NAME.input_zero_point` () uint8;
+
+and of each value that travels between layers in integers of its own, by the name that `tap_eval.export.between` gives
+it, `NAME.scale` () float32 and `NAME.zero_point` () uint8.
 
 These are the bytes that `tap_eval.allocation.size` counts. What no layer holds has its own name and type. The structure
 is JSON under the one key `tap` of the metadata: the order of several keys would be another in each file.
@@ -18,106 +21,50 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from tap_eval.export.description import Description, LayerDescription
+from tap_eval.allocation.size import INPUT
+from tap_eval.export.between import Between, between
+from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
+from tap_eval.export.header import FORMAT, BetweenRecord, Header, LayerRecord, header_of, told_between
 from tap_eval.export.packing import packed, unpacked
+from tap_eval.export.remaining import Remaining, remaining
+from tap_eval.measuring.recorder import Recorder
 from tap_eval.mistake import ExportMistake
-from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Observation, groups_of
-from tap_eval.quantization.quantizer import Affine, Allocation, LayerBits, QuantizedNetwork, QuantizedWeight, distinct
+from tap_eval.quantization.integer import Unfit
+from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounded
+from tap_eval.quantization.sums import Sums
 
 _KEY = "tap"
-_FORMAT = 1
-"""raised when files of before could not be read any more"""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _Layer(_Record):
-    """A layer's structure, that of a plain convolution or linear layer."""
-
-    name: str
-    kind: str
-    module: Literal["Conv2d", "Linear"]
-    shape: tuple[PositiveInt, ...] = Field(min_length=2)
-    """of the weight"""
-    bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(min_length=1)
-    """that its channels have, each once"""
-    activation_bits: int = Field(ge=2, le=8)
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-    folded: str | None = None
-    """the batch normalization that is folded in"""
-
-    @property
-    def row(self) -> int:
-        """Weights an output channel."""
-        return math.prod(self.shape[1:])
-
-
-class _Header(_Record):
-    format: int
-    layers: tuple[_Layer, ...]
-    in_float: dict[str, str]
-    """what reads a tensor that stays in float32, by the tensor's name"""
-    about: dict[str, Any]
-
-
-def write(path: Path, network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any]) -> None:
+def write(
+    path: Path, network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any], *, strict: bool = False
+) -> Remaining:
     """Writes a network on the CPU, which has the bits of `allocation`, to `path`; the same bytes each time.
 
-    `about` is what else the file is to say of it, as JSON. Raises `ExportMistake` for what the format has no place for.
+    `about` is what else the file is to say of it, as JSON. Gives what is in float32. Raises `ExportMistake` for what
+    the format has no place for, and if `strict` where anything is in float32.
     """
-    prepared = network.prepared
-    if network.sums is not None:
-        raise ExportMistake(
-            "safetensors has no place yet for integers that travel between layers: quantize it with --sums float."
-        )
-    header = _Header(
-        format=_FORMAT,
-        layers=tuple(
-            _structure(layer, module, bits, activation, prepared.folded.get(layer.index))
-            for layer, module, bits, activation in zip(
-                prepared.layers, prepared.modules, allocation.weights, allocation.activations, strict=True
-            )
-        ),
-        in_float={rest.name: rest.reason for rest in prepared.rest if rest.used},
-        about=dict(about),
-    )
-    path.write_bytes(save(_tensors(network, allocation), {_KEY: header.model_dump_json()}))
+    values, left = between(network), remaining(network)
+    if strict:
+        left.refuse(path.name)
+    header = header_of(network, allocation, values, about)
+    path.write_bytes(save(_tensors(network, allocation, values or ()), {_KEY: header.model_dump_json()}))
+    return left
 
 
-def _structure(layer: Layer, module: Quantizable, bits: LayerBits, activation: int, folded: str | None) -> _Layer:
-    own: dict[str, Any] = {}
-    if isinstance(module, nn.Conv2d):
-        own = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
-    return _Layer(
-        name=layer.name,
-        kind=layer.kind,
-        module="Conv2d" if own else "Linear",
-        shape=tuple(module.weight.shape),
-        bits=tuple(sorted(distinct(bits))),
-        activation_bits=activation,
-        folded=folded,
-        **own,
-    )
-
-
-def _tensors(network: QuantizedNetwork, allocation: Allocation) -> dict[str, Tensor]:
+def _tensors(network: QuantizedNetwork, allocation: Allocation, values: Sequence[Between]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def put(name: str, tensor: Tensor) -> None:
@@ -147,6 +94,10 @@ def _tensors(network: QuantizedNetwork, allocation: Allocation) -> dict[str, Ten
         put(f"{layer.name}.corrected_bias", weight.bias)
         put(f"{layer.name}.input_scale", torch.tensor(affine.scale, dtype=torch.float32))
         put(f"{layer.name}.input_zero_point", torch.tensor(affine.zero_point, dtype=torch.uint8))
+    for value in values:
+        if value.layer is None:
+            put(f"{value.name}.scale", torch.tensor(value.affine.scale, dtype=torch.float32))
+            put(f"{value.name}.zero_point", torch.tensor(value.affine.zero_point, dtype=torch.uint8))
     return found
 
 
@@ -172,11 +123,11 @@ class _File:
             )
         try:
             version = json.loads(text)["format"]
-            if version != _FORMAT:
+            if version != FORMAT:
                 raise ExportMistake(
-                    f"{path} is of format {version}, and this version of TAP reads {_FORMAT}: write it anew."
+                    f"{path} is of format {version}, and this version of TAP reads {FORMAT}: write it anew."
                 )
-            self.header = _Header.model_validate_json(text)
+            self.header = Header.model_validate_json(text)
         except (ValidationError, ValueError, TypeError, KeyError) as error:
             self._damaged(" ".join(str(error).split())[:200], error)
         for name in self.header.in_float:
@@ -196,13 +147,13 @@ class _File:
             self._damaged(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {kind} {tuple(shape)}")
         return tensor
 
-    def bits(self, layer: _Layer) -> Tensor:
+    def bits(self, layer: LayerRecord) -> Tensor:
         """(O,) int64."""
         if len(layer.bits) > 1:
             return self._take(f"{layer.name}.weight_bits", torch.uint8, layer.shape[:1]).long()
         return torch.full(layer.shape[:1], layer.bits[0])
 
-    def packed(self, layer: _Layer) -> dict[int, Tensor]:
+    def packed(self, layer: LayerRecord) -> dict[int, Tensor]:
         """Rows by their bits."""
         each = self.bits(layer)
         if set(each.tolist()) != set(layer.bits):
@@ -216,7 +167,7 @@ class _File:
             for bits in layer.bits
         }
 
-    def weight(self, layer: _Layer) -> QuantizedWeight:
+    def weight(self, layer: LayerRecord) -> QuantizedWeight:
         """Its integers, scales and bias."""
         each = self.bits(layer)
         integers = torch.zeros(layer.shape[0], layer.row, dtype=torch.int8)
@@ -228,13 +179,39 @@ class _File:
         )
         return QuantizedWeight(integers.view(layer.shape), scale, bias, each.to(torch.int8))
 
-    def affine(self, layer: _Layer) -> Affine:
+    def affine(self, layer: LayerRecord) -> Affine:
         """The integers of its input."""
-        scale = float(self._take(f"{layer.name}.input_scale", torch.float32))
-        zero_point = int(self._take(f"{layer.name}.input_zero_point", torch.uint8))
-        if not (0 < scale < math.inf and zero_point < 2**layer.activation_bits):
-            self._damaged(f"{layer.name} has an input of scale {scale} and zero point {zero_point}")
-        return Affine(scale, zero_point, layer.activation_bits)
+        return self._affine(f"{layer.name}.input_scale", f"{layer.name}.input_zero_point", layer.activation_bits)
+
+    def _affine(self, name: str, name_of_zero: str, bits: int) -> Affine:
+        scale = float(self._take(name, torch.float32))
+        zero_point = int(self._take(name_of_zero, torch.uint8))
+        if not (0 < scale < math.inf and zero_point < 2**bits):
+            self._damaged(f"{name} is {scale} and {name_of_zero} {zero_point}")
+        return Affine(scale, zero_point, bits)
+
+    def between(self, value: BetweenRecord) -> Affine:
+        """The integers of a value between layers."""
+        if value.input_of is None:
+            return self._affine(f"{value.name}.scale", f"{value.name}.zero_point", 8)
+        if value.range is not None:
+            return Affine.covering(*value.range, 8)
+        return self.affine(self._layer(value.input_of))
+
+    def inputs(self) -> list[tuple[float, float]]:
+        """Of each layer, a range of its input that leads to just its integers, and to those of what has its range."""
+        found = {layer.name: self.affine(layer).range for layer in self.header.layers}
+        for value in self.header.between or ():
+            if value.input_of is not None and value.range is not None:
+                layer = self._layer(value.input_of)
+                if Affine.covering(*value.range, layer.activation_bits) != self.affine(layer):
+                    self._damaged(f"{value.name} has another range than the input of {layer.name}")
+                found[layer.name] = value.range
+        return list(found.values())
+
+    def _layer(self, name: str) -> LayerRecord:
+        found = next((layer for layer in self.header.layers if layer.name == name), None)
+        return found or self._damaged(f"it has no layer {name}")
 
 
 def read(path: Path, prepared: Prepared) -> QuantizedNetwork:
@@ -253,10 +230,18 @@ def read(path: Path, prepared: Prepared) -> QuantizedNetwork:
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         if name not in file.tensors or not torch.equal(real, file.tensors[name]):
             _foreign(path, f"{name}, which stays in float, is another")
-    affines = [file.affine(layer) for layer in file.header.layers]
-    seen = [_covered(affine, module) for affine, module in zip(affines, prepared.modules, strict=True)]
-    network = QuantizedNetwork(prepared, seen, [_no_other(path) for _ in seen])
-    network.take([file.weight(layer) for layer in file.header.layers], [affine.bits for affine in affines])
+    seen = [_covered(*pair) for pair in zip(file.inputs(), prepared.modules, strict=True)]
+    layers, values = file.header.layers, file.header.between
+    own = [file.between(value).range for value in values or () if value.input_of is None]
+    sums = None if values is None else Sums(tuple(own), Recorder(prepared, prepared.watched[0]))
+    network = QuantizedNetwork(prepared, seen, [_no_other(path) for _ in seen], sums)
+    network.take([file.weight(layer) for layer in layers], [layer.activation_bits for layer in layers])
+    try:
+        told = [told_between(value, network) for value in between(network) or ()]
+    except (Unfit, ValueError) as error:
+        _foreign(path, f"its values between layers are others ({error})")
+    if told != list(values or ()):
+        _foreign(path, "its values between layers are others")
     return network
 
 
@@ -266,10 +251,10 @@ def _foreign(path: Path, how: str) -> NoReturn:
     )
 
 
-def _covered(affine: Affine, module: Quantizable) -> Observation:
-    """What leads to just these integers of an input, and tells nothing of its mean."""
+def _covered(ends: tuple[float, float], module: Quantizable) -> Observation:
+    """An input of such a range, of whose mean nothing is known."""
     inputs, *kernel = module.weight.shape[1:]
-    return Observation(*affine.range, torch.zeros(groups_of(module) * inputs, *kernel), 1)
+    return Observation(*ends, torch.zeros(groups_of(module) * inputs, *kernel), 1)
 
 
 def _no_other(path: Path) -> Any:
@@ -307,4 +292,13 @@ def described(path: Path) -> Description:
         in_float={name: file.tensors[name].nbytes for name in file.header.in_float},
         about={name: each if isinstance(each, str) else json.dumps(each) for name, each in file.header.about.items()},
         overhead=path.stat().st_size - values,
+        between=tuple(
+            BetweenDescription(
+                name=value.name,
+                made=made(value.operation, value.of, value.then),
+                size=0 if value.input_of is not None else INPUT,
+                reach=file.between(value).range,
+            )
+            for value in file.header.between or ()
+        ),
     )

@@ -31,6 +31,10 @@ COMMANDS = {
         ["exported.py", "digits", "--images", "digits", *SMALL, "--bits", "2.5", "--stored", "packed,native"],
         "| exported, W2.5A8, native, sums in int8 |",
     ),
+    "published": (
+        ["published.py", "digits", "--images", "digits", "--search", "40", "--budgets", "2.5bit"],
+        "| 2.5bit | `paper` |",
+    ),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),

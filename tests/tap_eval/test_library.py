@@ -14,7 +14,7 @@ from tap_eval import quantize
 from tap_eval.allocation.size import weight_size
 from tap_eval.export import safetensors
 from tap_eval.measuring.accuracy import mean_kl
-from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
+from tap_eval.mistake import BudgetMistake, ExportMistake, NetworkMistake, ProxyMistake
 from tap_eval.preparing.prepare import prepare
 
 
@@ -72,8 +72,36 @@ def test_the_network_is_saved_as_a_file_that_gives_it_back(network: nn.Module, t
     quantized.save(tmp_path / "small.safetensors")
     again = safetensors.read(tmp_path / "small.safetensors", prepare(network, IMAGES[:2]))
     assert torch.equal(again.logits(UNSEEN, 64), quantized.network.logits(UNSEEN, 64))
-    with pytest.raises(ExportMistake, match=r"'small.tflite' does not end in .safetensors or .onnx"):
+    with pytest.raises(ExportMistake, match=r"'small.tflite' does not end in .safetensors, .onnx or .pt2"):
         quantized.save(tmp_path / "small.tflite")
+
+
+class Added(nn.Module):
+    """What two convolutions give, added."""
+
+    def __init__(self, branching: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+        self.branching = branching
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (self.first(x) + self.second(x)).relu().mean((2, 3))
+        return self.last(-x if self.branching and float(x.sum()) > 1e9 else x)
+
+
+def test_sums_may_be_in_integers_which_counts_and_is_saved(tmp_path: Path) -> None:
+    network = Added().eval()
+    summed, plain = (quantize(network, IMAGES, "4bit", "uniform", sums=sums) for sums in ("int8", "float"))
+    assert summed.size.total == plain.size.total + 3 * 5
+    assert not torch.allclose(summed(UNSEEN), plain(UNSEEN), atol=1e-5)
+    summed.save(tmp_path / "small.safetensors")
+    again = safetensors.read(tmp_path / "small.safetensors", prepare(network, IMAGES[:2]))
+    assert torch.equal(again.logits(UNSEEN, 64), summed.network.logits(UNSEEN, 64))
+    exact = f"{plain.size.total}B"
+    assert quantize(network, IMAGES, exact, "uniform", sums="int8").size.total <= plain.size.total
+    with pytest.raises(NetworkMistake, match=r"its steps cannot be recorded .*: quantize it with sums='float'"):
+        quantize(Added(branching=True).eval(), IMAGES, "4bit", "uniform", sums="int8")
 
 
 def test_a_mistake_is_a_sentence(network: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tap_eval.proxies.proxy import Proxy
 
-NAMES = ("paper",)
+NAMES = ("paper", "channel_noise")
 """what `tap-agent apply` and `quantize` take"""
 
 

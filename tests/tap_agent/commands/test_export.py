@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+import torch
 import yaml
 
 from tap_agent.exit import Exit
@@ -128,6 +129,26 @@ def test_a_file_of_onnx_classifies_as_it_says(
     assert "classifier" in capsys.readouterr().out
 
 
+def test_a_program_of_torch_classifies_as_it_says(
+    ended: Path, work: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tap("apply", str(ended / "best.json"), "--out", "model.pt2") == Exit.OK
+    said = " ".join(capsys.readouterr().out.split())
+    best = json.loads((ended / "best.json").read_text())["networks"][0]
+    assert (
+        f"{Path('model.pt2').stat().st_size:,} bytes in all, where the packed network has {best['size_bytes']:,}"
+        in said
+    )
+    with Resources(RunFolder(ended).settings(), cache) as resources:
+        test = resources.benches[0].splits.test
+        logits = torch.export.load("model.pt2").module()(test.pixels)
+    assert abs(int((logits.argmax(1) == test.labels).sum()) - best["test"]["correct"]) <= 1
+    assert tap("inspect", "model.pt2") == Exit.OK
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weights are stored as int8, compressed" in shown
+    assert f'"correct": {best["test"]["correct"]}' in shown
+
+
 def test_several_networks_have_a_file_each(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = {"network": "digits", "search": 100, "test": 100}
     (work / "two.yaml").write_text(yaml.safe_dump({"networks": [network, network]}))
@@ -236,6 +257,45 @@ def test_inspect_shows_a_run_its_file_and_its_bits(ended: Path, work: Path, caps
             assert line.endswith(reach.replace("-0 to", "0 to"))
             of_layer = {layer["weight_bits"]} if isinstance(layer["weight_bits"], int) else set(layer["weight_bits"])
             assert all(re.search(rf"\b{bits}\b", line) for bits in of_layer)
+
+
+def test_sums_in_integers_are_shown_alike_of_every_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("sums.safetensors", "sums.onnx", "sums.json")
+    for name in names:
+        assert tap("apply", "uniform:4", *DIGITS, "--sums", "int8", "--out", name) == Exit.OK
+    network = json.loads((work / "sums.json").read_text())["networks"][0]
+    (value,) = network["between"]
+    assert (value["name"], value["then"], value["input_of"]) == ("blocks.3.1.0.output", ["relu"], None)
+    reach = f"0 to {255 * value['scale']:.2g}, 8 bits"
+    for name in names:
+        capsys.readouterr()
+        assert tap("inspect", name) == Exit.OK
+        said = capsys.readouterr().out
+        (line,) = [line for line in said.splitlines() if line.strip().startswith("blocks.3.1.0") and "x48x" not in line]
+        assert " ".join(line.split()).endswith(f"8 5 {reach}"), name
+        assert f"{network['size_bytes']:,} bytes of values" in said
+
+
+def test_what_is_in_float_is_named_and_refused_where_nothing_may_be(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["uniform:4", *DIGITS, "--out"]
+    assert tap("apply", *given, "x.onnx") == Exit.OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "multiplied in float32 by ONNX Runtime" in said
+    assert "1 mean, of which --sums int8 has 1 in 8 bits" in said
+    (work / "x.onnx").unlink()
+    for arguments, sentence in [
+        ([*given, "x.onnx", "--strict"], "x.onnx would not be all in integers, which strict asks for"),
+        ([*given, "x.safetensors", "--strict"], "x.safetensors would not be all in integers"),
+        ([*given, "x.json", "--strict"], "'x.json' is for bits, of which none are in float32: leave out --strict"),
+        (["uniform:4", "--strict"], "--strict is about a file of the network: give --out"),
+    ]:
+        assert tap("apply", *arguments) == Exit.EXPORT
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not list(work.glob("*x.*"))
+    assert tap("apply", *given, "x.onnx", "--strict", "--sums", "int8") == Exit.OK
+    assert "float32" not in capsys.readouterr().out.partition("model: ")[2]
 
 
 def test_inspect_says_where_a_runs_file_is_another(ended: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,11 +23,13 @@ from tap_eval.allocation.size import FLOAT, packed_size
 from tap_eval.export.safetensors import described, read, write
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ExportMistake
+from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
 from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, checked, randomized
+from tests.tap_eval.quantization.test_sums import Inception, Residual, Shuffled, recorder
 
 
 class Branchy(nn.Module):
@@ -254,14 +256,78 @@ def test_a_network_that_does_not_have_the_bits_is_not_written(tmp_path: Path) ->
         write(tmp_path / "x", network, uniform(prepared.layers, 2), {})
 
 
-def test_sums_in_integers_are_not_left_out_in_silence(tmp_path: Path) -> None:
-    prepared = branchy()
-    allocation = uniform(prepared.layers, 4)
-    network = quantized(prepared, allocation)
-    network.__dict__["sums"] = ()
-    with pytest.raises(ExportMistake, match="no place yet for integers that travel between layers"):
-        write(tmp_path / "x", network, allocation, {})
-    assert not (tmp_path / "x").exists()
+SUMMED: dict[str, Callable[[], nn.Module]] = {
+    "residual": Residual,
+    "resnet20": lambda: CifarResNet(20),
+    "inception": Inception,
+    "shuffled": Shuffled,
+}
+
+
+def summed(network: nn.Module, activations: int = 8) -> tuple[QuantizedNetwork, Allocation]:
+    """A network at 4 bits whose sums are in integers."""
+    torch.manual_seed(0)
+    found, _ = recorder(randomized(network), torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    allocation = uniform(found.prepared.layers, 4, activations)
+    found.choose(allocation)
+    return found, allocation
+
+
+@pytest.mark.parametrize("activations", [8, 5])
+@pytest.mark.parametrize("name", SUMMED)
+def test_sums_in_integers_come_back_and_take_their_bytes(name: str, activations: int, tmp_path: Path) -> None:
+    (network, allocation), path = summed(SUMMED[name](), activations), tmp_path / "model.safetensors"
+    write(path, network, allocation, {})
+    assert same_logits(path, network)
+    own = len(network.sums.ranges) if network.sums else 0
+    size = packed_size(network.prepared.layers, allocation, FLOAT * network.prepared.left, own).total
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size - header == size == described(path).size
+    in_floats = QuantizedNetwork(network.prepared, [layer.seen for layer in network.layers])
+    in_floats.choose(allocation)
+    assert not same_logits(path, in_floats)
+
+
+def test_sums_are_told_in_words_that_need_no_tap(tmp_path: Path) -> None:
+    network, allocation = summed(Residual())
+    write(tmp_path / "model.safetensors", network, allocation, {})
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        told = json.loads(file.metadata()["tap"])["between"]
+        names = set(file.keys())
+    assert [(each["name"], each["of"], each["then"], each["input_of"]) for each in told] == [
+        ("stem.output", [], ["relu", "max_pool2d"], "first"),
+        ("second.output", [], [], None),
+        ("second.add", ["second.output", "stem.output"], ["relu"], "down"),
+        ("down.output", [], ["clamp(0, 6)"], "again"),
+        ("again.output", [], [], None),
+        ("again.add", ["again.output", "second.add"], ["clamp(0, 6)"], None),
+        ("again.add:1", ["again.add", "down.output"], [], None),
+    ]
+    assert {each["name"] for each in told if f"{each['name']}.scale" in names} == {
+        each["name"] for each in told if each["input_of"] is None
+    }
+
+
+SPOILT: list[tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], str]] = [
+    (lambda told, tensors: tensors.pop("again.add.scale"), "it has no again.add.scale"),
+    (lambda told, tensors: tensors["again.add.scale"].fill_(-1), "is damaged"),
+    (lambda told, tensors: told["between"][0].update(input_of="nobody"), "values between layers are others"),
+    (lambda told, tensors: told["between"][0].update(range=[0, 1e9]), "another range than the input of first"),
+    (lambda told, tensors: told["between"].pop(0), "values between layers are others"),
+    (lambda told, tensors: told["between"].pop(), "values between layers are others"),
+    (lambda told, tensors: told["between"][0].update(then=[]), "values between layers are others"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), SPOILT, ids=range(len(SPOILT)))
+def test_other_values_between_layers_are_found_out(
+    spoil: Callable[[dict[str, Any], dict[str, Tensor]], object], sentence: str, tmp_path: Path
+) -> None:
+    (network, allocation), path = summed(Residual()), tmp_path / "model.safetensors"
+    write(path, network, allocation, {})
+    changed(path, spoil)
+    with pytest.raises(ExportMistake, match=sentence):
+        read(path, network.prepared)
 
 
 @pytest.fixture

@@ -5,19 +5,41 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
+from tap_eval import quantize
 from tap_eval.proxies.published import NAMES, module, published
 from tools.sandbox import MontySandbox
 
 LAYERS = [
-    {"index": index, "weight_l2": 1.5 + index, "activation_entropy": 3.0 / (1 + index), "activation_power": 4.0}
+    {
+        "index": index, "in_channels": 8, "groups": 2 if index else 1, "kernel": 3,
+        "weight_l2": 1.5 + index,
+        "input_mean": 0.25, "input_std": 0.5,
+        "activation_entropy": 3.0 / (1 + index), "activation_power": 4.0, "activation_std": 2.0,
+        "channels": {"weight_absmax": [0.5, 0.25 + index]},
+    }
     for index in range(3)
-]
+]  # fmt: skip
 
 
 def test_the_formula_of_the_paper() -> None:
     expected = [(1.5 + i) * 3.0 / (1 + i) * math.exp(-2.0 / (i + 1)) for i in range(3)]
     assert module("paper").sensitivity(LAYERS, {}) == pytest.approx(expected)
+
+
+def test_noise_of_channels_grows_with_the_square_of_their_range() -> None:
+    first, second, _ = module("channel_noise").sensitivity(LAYERS, {})
+    assert first == pytest.approx([0.5**2 * 72 * 0.3125 / 4, 0.25**2 * 72 * 0.3125 / 4])
+    assert second == pytest.approx([0.5**2 * 36 * 0.3125 / 4, 1.25**2 * 36 * 0.3125 / 4]), "half of the fan-in"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_can_be_applied_by_its_name(name: str, network: nn.Module) -> None:
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    quantized = quantize(network, images, "3bit", name, finished=False)
+    assert len(set(quantized.allocation.weights)) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,4 +53,6 @@ def test_each_says_where_it_is_from(name: str) -> None:
 def test_each_runs_in_the_sandbox_as_it_does_here(name: str) -> None:
     with MontySandbox() as sandbox:
         found = sandbox.run(published(name).code, "sensitivity(layers, task)", {"layers": LAYERS, "task": {}})
-    assert found == pytest.approx(module(name).sensitivity(LAYERS, {}))
+    expected = module(name).sensitivity(LAYERS, {})
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other)
