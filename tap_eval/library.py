@@ -85,7 +85,7 @@ def quantize(
     *,
     bits: Sequence[int] = (2, 3, 4, 8),
     finished: bool = True,
-    sums: SumsIn = "float",
+    sums: SumsIn = "int8",
 ) -> Quantized:
     """`network`, a classifier in eval mode, within `budget`, as in "4bit", "87%", "0.5MB" or "1.2GBOPs".
 
