@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from tap_eval.export.remaining import Remaining
 from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.weights import Kept, RoundedWeights, silent
-from tap_eval.mistake import ExportMistake, NetworkMistake, ProxyMistake
+from tap_eval.mistake import ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
@@ -93,8 +94,9 @@ def quantize(
     labels. `rule` says how sensitive layers are: a function `sensitivity(layers, task)` of your
     own, the name of a published proxy, or "uniform". Weights get some of `bits`, inputs of layers
     8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8"
-    what is added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it.
-    Raises `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
+    what is added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it;
+    a network whose steps cannot be recorded keeps it in float32, of which a warning tells. Raises
+    `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
     """
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])
     carried = _sums(prepared, images) if sums == "int8" else None
@@ -114,13 +116,14 @@ def quantize(
     return Quantized(quantized, allocation, size, images)
 
 
-def _sums(prepared: Prepared, images: Tensor) -> Sums:
-    """What is needed to round what travels between layers; raises `NetworkMistake` where steps cannot be recorded."""
+def _sums(prepared: Prepared, images: Tensor) -> Sums | None:
+    """What is needed to round what travels between layers; None where steps cannot be recorded."""
     recorded = Recorder(prepared, images)
     try:
         return Sums(ranges(recorded(prepared.batch), prepared.modules, images), recorded)
     except Unfit as reason:
-        raise NetworkMistake(f"sums cannot be in integers, since {reason}: quantize it with sums='float'.") from reason
+        warnings.warn(f"sums between layers stay in float32, since {reason}", stacklevel=3)
+        return None
 
 
 def _allocated(
