@@ -9,6 +9,7 @@ path makes of the bytes before them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -28,11 +29,16 @@ class _Otherwise(Exception):
 
 
 @torch.inference_mode()
-def computed_otherwise(run: Run, network: QuantizedNetwork, images: Tensor) -> str | None:
-    """Where `run` first computes something else than `network` does of images (N, C, H, W), None if nowhere."""
+def computed_otherwise(
+    run: Run, network: QuantizedNetwork, images: Tensor, biases: Mapping[str, Tensor] = MappingProxyType({})
+) -> str | None:
+    """Where `run` first computes something else than `network` does of images (N, C, H, W), None if nowhere.
+
+    `biases` (O,) are by how much those of the program are known to be others, by the names of calls.
+    """
     prepared = network.prepared
     program = recorded(prepared, images[:1].expand(min(prepared.batch, len(images)), -1, -1, -1))
-    following = _Following(network, program)
+    following = _Following(network, program, biases)
     for part in images.split(program.batch):
         padded = program.padded(part)
         if place := recorded_otherwise(prepared, program, padded):
@@ -42,8 +48,7 @@ def computed_otherwise(run: Run, network: QuantizedNetwork, images: Tensor) -> s
             wanted = following.logits(padded, shown)
         except _Otherwise as otherwise:
             return str(otherwise)
-        apart = (found - wanted).abs().nan_to_num(torch.inf).max() if found.shape == wanted.shape else torch.inf
-        if apart > NOISE * wanted.abs().max():
+        if apart(found, wanted) > NOISE:
             return "the logits"
     return None
 
@@ -51,8 +56,9 @@ def computed_otherwise(run: Run, network: QuantizedNetwork, images: Tensor) -> s
 class _Following:
     """The simulated path, which goes on with the bytes that are shown."""
 
-    def __init__(self, network: QuantizedNetwork, program: Program) -> None:
+    def __init__(self, network: QuantizedNetwork, program: Program, biases: Mapping[str, Tensor]) -> None:
         self.network = network
+        self.biases = biases
         self.program = bind(program, network.layers)
         self.values = network.rounded_in(program)
         self.labels = labels_of(program, network.prepared)
@@ -74,14 +80,17 @@ class _Following:
     def _layer(self, step: Step, known: Mapping[Value, Tensor], shown: Mapping[str, Tensor]) -> Tensor:
         assert step.layer is not None
         assert step.call is not None
-        layer, x = self.network.layers[step.layer], known[step.args[0]]
+        layer, label, x = self.network.layers[step.layer], self.labels[step.call], known[step.args[0]]
         value, pads = unpadded(step, self.makers, layer.layer)
         if layer.affine is not None:
             rows, columns = x.shape[-2:] if x.dim() == 4 else (0, 0)
             left, right, above, below = pads
             own = x[..., above : rows - below, left : columns - right] if any(pads) else x
-            x = F.pad(self._real(own, value, layer.affine, shown, f"the input of {self.labels[step.call]}"), pads)
-        return layer(x)
+            x = F.pad(self._real(own, value, layer.affine, shown, f"the input of {label}"), pads)
+        y = layer(x)
+        if (off := self.biases.get(label)) is not None:
+            y += off.view(-1, 1, 1) if y.dim() == 4 else off
+        return y
 
     def _real(self, x: Tensor, value: Value, affine: Affine, shown: Mapping[str, Tensor], place: str) -> Tensor:
         """What the bytes of a value stand for, which have to be the nearest to `x`."""
@@ -93,3 +102,10 @@ class _Following:
         if not bool((off <= 0.5 + NOISE * (real - affine.zero_point).abs().max()).all()):
             raise _Otherwise(place)
         return (whole - affine.zero_point) * affine.scale
+
+
+def apart(got: Tensor, want: Tensor) -> float:
+    """The largest difference, in parts of the largest number."""
+    if got.shape != want.shape:
+        return torch.inf
+    return float((got - want).abs().nan_to_num(torch.inf).max() / want.abs().max().clamp_min(1e-30))
