@@ -67,7 +67,7 @@ class Recipe:
     content: str
     """names the network"""
     kept: Kept
-    sums: SumsIn = "int8"
+    sums: SumsIn = "float"
     """in integers where the network's steps can be recorded"""
 
 

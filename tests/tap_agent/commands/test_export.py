@@ -279,7 +279,7 @@ def test_sums_in_integers_are_shown_alike_of_every_file(work: Path, capsys: pyte
 def test_what_is_in_float_is_named_and_refused_where_nothing_may_be(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["uniform:4", *DIGITS, "--out"]
+    given = ["uniform:4", *DIGITS, "--sums", "float", "--out"]
     assert tap("apply", *given, "x.onnx") == Exit.OK
     said = " ".join(capsys.readouterr().out.split())
     assert "multiplied in float32 by ONNX Runtime" in said
@@ -294,7 +294,7 @@ def test_what_is_in_float_is_named_and_refused_where_nothing_may_be(
         assert tap("apply", *arguments) == Exit.EXPORT
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert not list(work.glob("*x.*"))
-    assert tap("apply", *given, "x.onnx", "--strict", "--sums", "int8") == Exit.OK
+    assert tap("apply", "uniform:4", *DIGITS, "--out", "x.onnx", "--strict") == Exit.OK
     assert "float32" not in capsys.readouterr().out.partition("model: ")[2]
 
 

@@ -60,8 +60,9 @@ def test_a_run_leaves_a_folder_that_tells_everything(finished: Path) -> None:
         bits = layer["weight_bits"] if isinstance(layer["weight_bits"], list) else [layer["weight_bits"]] * count
         packed += sum(-(-layer["params"] // count * each // 8) for each in bits)
         mixed += count if len(set(bits)) > 1 else 0
+    assert [each["name"] for each in network["between"] if not each["input_of"]] == ["blocks.3.1.0.output"]
     assert network["size_parts"] == {
-        "weights": packed, "scales": 4 * sum(channels), "biases": 4 * sum(channels), "inputs": 5 * len(channels),
+        "weights": packed, "scales": 4 * sum(channels), "biases": 4 * sum(channels), "inputs": 5 * (len(channels) + 1),
         "channel_bits": mixed, "rest": 0,
     }  # fmt: skip
     assert network["size_bytes"] == sum(network["size_parts"].values())

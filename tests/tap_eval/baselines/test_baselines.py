@@ -15,7 +15,7 @@ from tap_eval.measuring.ledger import Ledger
 from tap_eval.networks.digits import DigitsCNN
 
 
-@pytest.mark.parametrize(("groups", "budget"), [(1, "3bit"), (4, "3bit"), (4, "5506B")])
+@pytest.mark.parametrize(("groups", "budget"), [(1, "3bit"), (4, "3bit"), (4, "5511B")])
 def test_every_baseline_is_within_the_budget(
     network: DigitsCNN, splits: Splits, cache: Path, groups: int, budget: str
 ) -> None:
