@@ -1,6 +1,6 @@
 """Top-1 of bits that published proxies allocate, on search images alone, beside uniform bits and random scores.
 
-    python benchmarks/published.py cifar_resnet20 --weights data/resnet20-cifar10.pt --search 2500
+    PYTHONPATH=. python benchmarks/published.py cifar_resnet20 --weights data/resnet20-cifar10.pt --search 2500
         --images parquet:data/cifar10-val.parquet --calibration parquet:data/cifar10-train.parquet
         --budgets 2.25bit,2.5bit,3bit
 
@@ -10,18 +10,15 @@ channels; each network as it is rounded a layer at a time, and as it is finished
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from benchmarks.sums import loaded_with_images, searching
 from tap_agent.paths import cache_folder
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.baselines.baselines import baselines
-from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.networks.load import load_network
 from tap_eval.proxies.proxy import Rejection
 from tap_eval.proxies.published import NAMES, published
 from tap_eval.quantization.quantizer import Allocation
@@ -31,22 +28,12 @@ from tools.sandbox import MontySandbox
 
 def main() -> None:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--calibration")
-    parser.add_argument("--search", type=int, required=True)
+    parser = searching(__doc__)
     parser.add_argument("--budgets", default="2.5bit")
     parser.add_argument("--channel-groups", type=int, default=4)
     chosen = parser.parse_args()
 
-    loaded = load_network(chosen.network, chosen.weights, cache_folder())
-    splits = split(
-        open_source(chosen.images),
-        calibration=open_source(chosen.calibration) if chosen.calibration else None,
-        seed=0, search=chosen.search, test=None, transform=loaded.transform,
-    )  # fmt: skip
+    loaded, splits = loaded_with_images(chosen)
     task = Task(Choices((2, 3, 4, 8), channel_groups=chosen.channel_groups), Budget.parse("8bit"))
     ledger = Ledger(cache_folder() / "measurements.sqlite")
     bench = Bench(chosen.network, loaded.network, splits, task, ledger)

@@ -31,10 +31,11 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.export.checking import session
 from tap_eval.export.onnx import onnx_model
+from tap_eval.images.images import Splits
 from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.networks.load import load_network
+from tap_eval.networks.load import Loaded, load_network
 from tap_eval.quantization.quantizer import Allocation
 from tap_eval.quantization.sums import SumsIn
 
@@ -43,24 +44,14 @@ CHOICES = Choices((2, 3, 4, 8))
 
 def main() -> None:
     """Prints a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--calibration")
-    parser.add_argument("--search", type=int, required=True)
+    parser = searching(__doc__)
     parser.add_argument("--bits", default="8,4")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--finish", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--exported", action="store_true")
     chosen = parser.parse_args()
 
-    loaded = load_network(chosen.network, chosen.weights, cache_folder())
-    splits = split(
-        open_source(chosen.images),
-        calibration=open_source(chosen.calibration) if chosen.calibration else None,
-        seed=0, draws=chosen.draws, search=chosen.search, test=None, transform=loaded.transform,
-    )  # fmt: skip
+    loaded, splits = loaded_with_images(chosen, chosen.draws)
     ledger = Ledger(cache_folder() / "measurements.sqlite")
 
     def opened(sums: SumsIn, budget: str = "8bit") -> Bench:
@@ -93,6 +84,28 @@ def main() -> None:
             measured = bench.measure(allocation, finished=chosen.finish).correct
             got = _exported(bench, allocation, chosen.finish)
             print(f"| {bits} | {sums} | {measured:,} | {got:,} | {100 * (got - measured) / len(splits.search):+.2f} |")
+
+
+def searching(description: str | None) -> argparse.ArgumentParser:
+    """What a benchmark that measures on search images is told of a network."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--calibration")
+    parser.add_argument("--search", type=int, required=True)
+    return parser
+
+
+def loaded_with_images(chosen: argparse.Namespace, draws: int = 1) -> tuple[Loaded, Splits]:
+    """The network and the images that were chosen."""
+    loaded = load_network(chosen.network, chosen.weights, cache_folder())
+    splits = split(
+        open_source(chosen.images),
+        calibration=open_source(chosen.calibration) if chosen.calibration else None,
+        seed=0, draws=draws, search=chosen.search, test=None, transform=loaded.transform,
+    )  # fmt: skip
+    return loaded, splits
 
 
 def _exported(bench: Bench, allocation: Allocation, finished: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tap_agent.runs.result import MeasuredTop1
+from tap_eval.export.header import BetweenRecord
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BitsMistake, Mistake
 from tap_eval.quantization import quantizer
@@ -52,14 +53,9 @@ class AllocatedLayer(BaseModel):
         return distinct(self.weight_bits)
 
 
-class AllocatedBetween(BaseModel):
+class AllocatedBetween(BetweenRecord):
     """A value between layers that is rounded to 8 bits."""
 
-    name: str
-    operation: str
-    of: tuple[str, ...] = ()
-    then: tuple[str, ...] = ()
-    input_of: str | None = None
     scale: float
     zero_point: int
 

@@ -13,6 +13,7 @@ from tap_agent.runs.result import Row
 from tap_agent.settings.fields import figured
 from tap_agent.settings.model import Settings
 from tap_eval.export.between import between
+from tap_eval.export.header import told_between
 from tap_eval.images.images import Images
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization import quantizer
@@ -131,15 +132,8 @@ def _layers(chosen: Chosen, scales: bool) -> list[dict[str, Any]]:
 def _between(network: QuantizedNetwork) -> list[dict[str, Any]]:
     """What travels in integers between layers."""
     return [
-        {
-            "name": value.name,
-            "operation": value.operation,
-            "of": list(value.of),
-            "then": list(value.then),
-            "input_of": None if value.layer is None else network.prepared.layers[value.layer].name,
-            "scale": value.affine.scale,
-            "zero_point": value.affine.zero_point,
-        }
+        told_between(value, network).model_dump(mode="json", exclude={"range"})
+        | {"scale": value.affine.scale, "zero_point": value.affine.zero_point}
         for value in between(network) or ()
     ]
 

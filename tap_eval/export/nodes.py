@@ -26,7 +26,7 @@ from tap_eval.export.extra import Weights
 from tap_eval.export.graph import Bytes, Call
 from tap_eval.export.packing import packed
 from tap_eval.mistake import ExportMistake
-from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, raised
+from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight, raised
 
 ENOUGH = 1 / 4
 """steps of the output: a bias that is further off as a whole number of units is added as a float"""
@@ -98,9 +98,7 @@ class Nodes:
 
     def _off(self, index: int, whole: Tensor) -> float:
         """How far a bias is off as so many units, at most."""
-        weight = self.network.layers[index].weight
-        assert weight is not None
-        return float((whole * self._units(index) - weight.bias).abs().max())
+        return float((whole * self._units(index) - self._quantized(index).bias).abs().max())
 
     def _units(self, index: int) -> Tensor:
         """The product of both scales (O,), rounded to float32 as a runtime does it, float64."""
@@ -122,15 +120,18 @@ class Nodes:
 
     def _scale(self, index: int) -> Tensor:
         """Of the int8 weights (O,), float32."""
-        weight = self.network.layers[index].weight
-        assert weight is not None
-        return weight.scale / self._raised(index)
+        return self._quantized(index).scale / self._raised(index)
 
     def _raised(self, index: int) -> Tensor:
         """By how much the int8 weights are larger than the integers, (O,) float32: a power of two."""
+        bits = self._quantized(index).bits
+        return torch.ones(len(bits)) if self.stored == "native" else raised(bits)
+
+    def _quantized(self, index: int) -> QuantizedWeight:
+        """The weight of a layer in integers."""
         weight = self.network.layers[index].weight
         assert weight is not None
-        return torch.ones(len(weight.bits)) if self.stored == "native" else raised(weight.bits)
+        return weight
 
     def _weight(self, index: int, operator: str) -> ir.Value:
         """A layer's weight, as an operator takes it."""
@@ -158,8 +159,7 @@ class Nodes:
     def _integers(self, index: int) -> ir.Value:
         """A layer's weights (O, ...) int8."""
         name, bits = self.network.prepared.layers[index].name, self.allocation.weights[index]
-        weight = self.network.layers[index].weight
-        assert weight is not None
+        weight = self._quantized(index)
         if f"{name} in int8" in self.known:
             return self.known[f"{name} in int8"]
         each = torch.tensor(bits).expand(len(weight.integers))

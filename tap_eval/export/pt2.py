@@ -215,10 +215,11 @@ class _Shown(fx.Interpreter):
 
 def _told(network: QuantizedNetwork, allocation: Allocation, about: Mapping[str, Any], held: Container[str]) -> _Told:
     """Of a network and the names of the tensors that the program has: layers that no image reaches have none."""
-    header = header_of(network, allocation, between(network), about)
+    values = between(network)
+    header = header_of(network, allocation, values, about)
     named = list(zip((layer.name for layer in network.prepared.layers), network.layers, strict=True))
     affines = {name: layer.affine for name, layer in named if layer.affine is not None}
-    affines |= {value.name: value.affine for value in between(network) or ()}
+    affines |= {value.name: value.affine for value in values or ()}
     pairs = zip(named, allocation.weights, strict=True)
     return _Told(
         **dict(header) | {"layers": [layer for layer in header.layers if f"{layer.name}.weight_int8" in held]},

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from tap_eval.export.graph import recorded
 from tap_eval.mistake import ExportMistake
-from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.program import Program, Step, readers_of
+from tap_eval.preparing.program import Step, readers_of
 from tap_eval.quantization.quantizer import QuantizedNetwork
 from tap_eval.quantization.sums import Readers, carried, convolutions, is_maximum, limits_of, moves, name_of
 
@@ -71,17 +70,12 @@ def remaining(network: QuantizedNetwork) -> Remaining:
     except ExportMistake as mistake:
         return Remaining(tensors, {}, why=str(mistake).partition(": give")[0])
     readers = readers_of(program.steps)
-    whole = {value for each, _ in network.carried(program.steps, program.logits) for value in each.members}
-    steps = [step for step in program.steps if _computes(step, readers) and step.value not in whole]
-    could = set() if network.sums else _could(prepared, program)
-    summed = sum(step.value in could for step in steps)
-    return Remaining(tensors, dict(Counter(_named(step) for step in steps)), summed)
-
-
-def _could(prepared: Prepared, program: Program) -> set[object]:
-    """The values that sums in integers have in 8 bits."""
     found = carried(program.steps, convolutions(prepared.modules), program.logits)
-    return {value for each in found for value in each.members}
+    inside = {value for each in found for value in each.members}
+    computed = [step for step in program.steps if _computes(step, readers)]
+    steps = [step for step in computed if network.sums is None or step.value not in inside]
+    summed = sum(step.value in inside for step in steps)
+    return Remaining(tensors, dict(Counter(_named(step) for step in steps)), summed)
 
 
 def _computes(step: Step, readers: Readers) -> bool:

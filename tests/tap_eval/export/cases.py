@@ -83,3 +83,22 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "resnet20": lambda: case(CifarResNet(20), 32),
     "vit": lambda: case(vit(), 32),
 }
+
+
+class Between(nn.Module):
+    """A layer, something else, and a layer."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.step, self.head = nn.Conv2d(3, 8, 3), step, nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.step(self.layer(x)).mean((2, 3)))
+
+
+def asks(x: Tensor) -> Tensor:
+    return 2 * x if len(x) > 2 else x
+
+
+def looks(x: Tensor) -> Tensor:
+    return 2 * x if x.sum() > 0 else x

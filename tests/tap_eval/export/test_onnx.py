@@ -26,7 +26,7 @@ from tap_eval.preparing.program import Program, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.quantizer import Allocation, raised
 from tap_eval.quantization.sums import Sums, ranges
-from tests.tap_eval.export.cases import NETWORKS, Case, Straight, case
+from tests.tap_eval.export.cases import NETWORKS, Between, Case, Straight, asks, case, looks
 
 
 def logits(model: onnx.ModelProto, pixels: Tensor) -> Tensor:
@@ -140,28 +140,9 @@ def test_a_bias_that_is_no_whole_number_of_units_stays_a_float(tmp_path: Path) -
     assert "deep.corrected_bias_negated" in negated
 
 
-class Between(nn.Module):
-    """A layer, something else, and a layer."""
-
-    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.layer, self.step, self.head = nn.Conv2d(3, 8, 3), step, nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.step(self.layer(x)).mean((2, 3)))
-
-
-def _asks(x: Tensor) -> Tensor:
-    return 2 * x if len(x) > 2 else x
-
-
-def _looks(x: Tensor) -> Tensor:
-    return 2 * x if x.sum() > 0 else x
-
-
 @pytest.mark.parametrize(
     ("step", "said"),
-    [(torch.special.bessel_j0, "bessel_j0"), (_asks, "how many images"), (_looks, "depend on the images")],
+    [(torch.special.bessel_j0, "bessel_j0"), (asks, "how many images"), (looks, "depend on the images")],
     ids=["an operator that ONNX lacks", "asks how many", "looks at numbers"],
 )
 def test_what_cannot_be_exported_is_a_mistake_and_no_file(

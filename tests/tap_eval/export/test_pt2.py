@@ -19,8 +19,7 @@ from tap_eval.allocation.choices import uniform
 from tap_eval.export import pt2
 from tap_eval.export.pt2 import described, exported, write
 from tap_eval.mistake import ExportMistake
-from tests.tap_eval.export.cases import NETWORKS, Case, case
-from tests.tap_eval.export.test_onnx import Between, _asks, _looks
+from tests.tap_eval.export.cases import NETWORKS, Between, Case, asks, case, looks
 from tests.tap_eval.quantization.test_sums import Residual
 
 
@@ -177,7 +176,7 @@ def test_a_program_that_is_not_right_is_not_written_and_the_place_is_named(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("step", "said"), [(_asks, "how many images"), (_looks, "depend on the images")])
+@pytest.mark.parametrize(("step", "said"), [(asks, "how many images"), (looks, "depend on the images")])
 def test_what_cannot_be_exported_is_a_mistake_and_no_file(
     step: Callable[[Tensor], Tensor], said: str, tmp_path: Path
 ) -> None:
