@@ -82,8 +82,9 @@ class Parent:
     proxy: Proxy
     fitness: float
     top1: Sequence[float]
+    kl: Sequence[float]
     counts: Sequence[int]
-    """images on which top1 was measured"""
+    """images on which both were measured"""
     rho: Sequence[float]
     bits: Sequence[Sequence[float]]
     """average weight bits a layer"""
@@ -232,12 +233,13 @@ class Proposer:
                         {
                             "name": bench.name,
                             "top1": top1,
+                            "kl": kl,
                             "count": count,
                             "rho": rho,
                             "bits": [round(b, 1) for b in bits],
                         }
-                        for bench, top1, count, rho, bits in zip(
-                            self.benches, parent.top1, parent.counts, parent.rho, parent.bits, strict=True
+                        for bench, top1, kl, count, rho, bits in zip(
+                            self.benches, parent.top1, parent.kl, parent.counts, parent.rho, parent.bits, strict=True
                         )
                     ],
                 },

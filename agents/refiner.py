@@ -226,11 +226,11 @@ def consent(question: str) -> int:
 
 
 def measured_text(found: Measured, surroundings: Surroundings) -> str:
-    """Accuracy and rank correlation, a line a network."""
+    """Accuracy, divergence and rank correlation, a line a network."""
     return "\n".join(
         f"{bench.name}: accuracy {100 * top1:.1f} % on {len(bench.splits.search):,} search images, "
-        f"rank correlation with the layer errors {rho:.3f}"
-        for bench, top1, rho in zip(surroundings.benches, found.top1, found.rho, strict=True)
+        f"KL divergence from full precision {kl:.4f} nats, rank correlation with the layer errors {rho:.3f}"
+        for bench, top1, kl, rho in zip(surroundings.benches, found.top1, found.kl, found.rho, strict=True)
     )
 
 

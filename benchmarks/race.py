@@ -20,7 +20,7 @@ from tap_agent.paths import cache_folder
 from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions.resources import Resources
 from tap_eval.measuring.bench import STAGES, Bench
-from tap_eval.measuring.race import Correct, Entrant, race
+from tap_eval.measuring.race import Entrant, Seen, race
 from tap_eval.proxies.fitness import FitnessWeights, fitness
 
 ERRORS = (0.02, 0.05, 0.1, 0.2)
@@ -55,19 +55,19 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
     seen = everything = population = 0
     for generation in sorted({candidate.generation for candidate in result.candidates}):
         living = [each for each in result.candidates if each.generation == generation and each.failure is None]
-        entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights, cost=0.0, novelty=0.0)) for each in living]
+        entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights)) for each in living]
 
-        def measure(which: Sequence[int], stage: int, living: Sequence[Candidate] = tuple(living)) -> list[Correct]:
+        def measure(which: Sequence[int], stage: int, living: Sequence[Candidate] = tuple(living)) -> list[Seen]:
             pairs = [list(zip(benches, living[index].allocations, strict=True)) for index in which]
-            return [[bench.correct(bits.allocation(), stage) for bench, bits in each] for each in pairs]
+            return [[bench.seen(bits.allocation(), stage) for bench, bits in each] for each in pairs]
 
         keep = library_size(population + len(living))
         rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[:keep]
         sizes = [[len(bench.stages[stage]) for bench in benches] for stage in range(len(STAGES))]
-        race(entrants, [rival for _, rival in rivals], measure, sizes, keep, error, 1 - weights.alpha)
+        race(entrants, [rival for _, rival in rivals], measure, sizes, keep, error, 1 - weights.alpha, weights.worth)
         population = min(population + len(living), folder.settings().population)
         for candidate, entrant in zip(living, entrants, strict=True):
-            seen += sum(len(correct) for correct in entrant.correct())
+            seen += sum(map(len, entrant.so_far()))
             everything += sum(len(bench.splits.search) for bench in benches)
             if not entrant.dropped:
                 finished[candidate.name] = (candidate.value, entrant)

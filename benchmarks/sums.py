@@ -69,10 +69,10 @@ def main() -> None:
     for bits in chosen.bits.split(","):
         allocation = _allocation(benches["float"], bits)
         for finished in (False, True) if chosen.finish else (False,):
-            top1 = {
-                sums: 100 * bench.measure_all([allocation], "search", range(chosen.draws), finished)[:, 0]
-                for sums, bench in benches.items()
-            }
+            top1 = {}
+            for sums, bench in benches.items():
+                found = bench.measure_all([allocation], "search", range(chosen.draws), finished)
+                top1[sums] = np.array([100 * of_draw.top1 for (of_draw,) in found])
             off = np.mean(_correct(benches["float"], allocation) != _correct(benches["int8"], allocation))
             columns = [_spread(top1["float"]), _spread(top1["int8"]), f"{np.mean(top1['int8'] - top1['float']):+.2f}"]
             how = "finished" if finished else "a layer at a time"
@@ -124,7 +124,7 @@ def _allocation(bench: Bench, bits: str) -> Allocation:
 
 
 def _correct(bench: Bench, allocation: Allocation) -> np.ndarray:
-    return np.concatenate([bench.correct(allocation, stage) for stage in range(len(bench.stages))])
+    return np.concatenate([bench.seen(allocation, stage).correct for stage in range(len(bench.stages))])
 
 
 def _spread(top1: np.ndarray) -> str:

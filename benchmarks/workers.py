@@ -58,7 +58,7 @@ def main() -> None:
         def together(workers: int) -> float:
             started = time.perf_counter()
             with ThreadPoolExecutor(workers) as threads:
-                list(threads.map(spread.correct, jobs))
+                list(threads.map(spread.logits, jobs))
             return time.perf_counter() - started
 
         together(2)  # the actors fetch the network, quantize and pack
@@ -69,13 +69,13 @@ def main() -> None:
         empty = [Job(None, "search", 0, rows[:1], integers=False)] * 50
         started = time.perf_counter()
         for job in empty:
-            spread.correct(job)
+            spread.logits(job)
         journey = (time.perf_counter() - started) / len(empty)
     torch.set_num_threads(1)
-    local.correct(jobs[0])
+    local.logits(jobs[0])
     started = time.perf_counter()
     for job in jobs:
-        local.correct(job)
+        local.logits(job)
     here = time.perf_counter() - started
     one, two = (statistics.median(seconds[workers]) for workers in (1, 2))
     print(f"{len(jobs)} allocations on {len(rows):,} images")

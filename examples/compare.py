@@ -48,7 +48,8 @@ def main() -> None:
     for name in columns[0]:
         cells = []
         for column in columns:
-            top1 = bench.measure_all(column[name], "search", [0]).mean()
+            (found,) = bench.measure_all(column[name], "search", [0])
+            top1 = sum(each.top1 for each in found) / len(found)
             size = bench.size(column[name][0]).total / 1024
             cells.append(f"{100 * top1:8.1f} % {size:5.2f} KiB")
         print(f"{name:24}" + "".join(f"{cell:>20}" for cell in cells))

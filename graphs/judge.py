@@ -10,7 +10,7 @@ from graphs.state import Candidate
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import bops
 from tap_eval.measuring.bench import STAGES, Bench
-from tap_eval.measuring.race import Correct, Entrant, race, top1
+from tap_eval.measuring.race import Entrant, Seen, estimated, race
 from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
 from tap_eval.proxies.proxy import Failure
 
@@ -42,10 +42,10 @@ class Judge:
         rivals = [self._finished(everyone[name]) for name in library]
         seconds = [0.0] * len(living)
 
-        def measure(which: Sequence[int], stage: int) -> list[Correct]:
+        def measure(which: Sequence[int], stage: int) -> list[Seen]:
             started = time.perf_counter()
             networks = [
-                bench.correct_all([living[index].allocations[place].allocation() for index in which], stage)
+                bench.seen_all([living[index].allocations[place].allocation() for index in which], stage)
                 for place, bench in enumerate(self.benches)
             ]
             for index in which:
@@ -60,17 +60,19 @@ class Judge:
             keep=keep,
             error=self.racing,
             weight=1 - self.weights.alpha,
+            worth=self.weights.worth,
         )
         finished = [*rivals, *(entrant for entrant in entrants if not entrant.dropped)]
         for candidate, entrant, spent in zip(living, entrants, seconds, strict=True):
-            accuracies = top1(entrant, finished)
+            top1, kl = estimated(entrant, finished)
             judged[candidate.name] = candidate.model_copy(
                 update={
                     "rho": self._rho(candidate),
-                    "top1": accuracies,
-                    "images": [len(each) for each in entrant.correct()],
+                    "top1": top1,
+                    "kl": kl,
+                    "images": [len(each) for each in entrant.so_far()],
                     "dropped": entrant.dropped,
-                    "fitness": entrant.offset + (1 - self.weights.alpha) * sum(accuracies) / len(accuracies),
+                    "fitness": entrant.offset + self._worth(top1, kl),
                     "seconds": candidate.seconds + spent,
                 }
             )
@@ -93,15 +95,20 @@ class Judge:
     def _finished(self, candidate: Candidate) -> Entrant:
         """A candidate that has run all stages; what they showed is recalled."""
         pairs = list(zip(self.benches, candidate.allocations, strict=True))
-        correct = [[bench.correct(bits.allocation(), stage) for bench, bits in pairs] for stage in range(len(STAGES))]
-        return Entrant(candidate.value - (1 - self.weights.alpha) * sum(candidate.top1) / len(candidate.top1), correct)
+        seen = [[bench.seen(bits.allocation(), stage) for bench, bits in pairs] for stage in range(len(STAGES))]
+        return Entrant(candidate.value - self._worth(candidate.top1, candidate.kl), seen)
+
+    def _worth(self, top1: Sequence[float], kl: Sequence[float]) -> float:
+        """What accuracies and divergences add to fitness, on any of the networks."""
+        worths = self.weights.worths(top1, kl)
+        return (1 - self.weights.alpha) * sum(worths) / len(worths)
 
     def _rho(self, candidate: Candidate) -> list[float]:
         pairs = zip(candidate.scores, self.benches, strict=True)
         return [rank_correlation(scores, bench.layer_errors) for scores, bench in pairs]
 
     def _offset(self, candidate: Candidate, before: Sequence[list[list[float]]]) -> float:
-        """The candidate's fitness without its accuracy."""
+        """The candidate's fitness without the worth of its allocations."""
         return fitness(
             self._rho(candidate),
             [0.0] * len(self.benches),

@@ -28,7 +28,7 @@ from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, tree_print
 
-_LATER = {"prints", "bits", "rho", "top1", "images", "dropped", "fitness"}
+_LATER = {"prints", "bits", "rho", "top1", "kl", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 _LONG = {"allocations"}
 """what the state leaves to the event of the proposal"""
@@ -253,6 +253,7 @@ class Search:
                 "fitness": candidate.fitness,
                 "rho": candidate.rho,
                 "top1": candidate.top1,
+                "kl": candidate.kl,
                 "images": candidate.images,
                 "dropped": candidate.dropped,
                 "failure": candidate.failure,
@@ -323,6 +324,7 @@ class Search:
             proxy=Proxy(candidate.thought, candidate.code),
             fitness=candidate.value,
             top1=candidate.top1,
+            kl=candidate.kl,
             counts=candidate.images,
             rho=candidate.rho,
             bits=candidate.bits or [bits.means() for bits in candidate.allocations],

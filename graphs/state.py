@@ -68,8 +68,10 @@ class Candidate(BaseModel):
     rho: list[float] = []
     top1: list[float] = []
     """accuracy on the search split, in [0, 1]"""
+    kl: list[float] = []
+    """mean KL divergence (nats) of the outputs from full precision, likewise; older results have none"""
     images: list[int] = []
-    """of the search split, on which top1 was measured"""
+    """of the search split, on which both were measured"""
     dropped: bool = False
     """whether it was dropped from the race: `images` are not all, and its fitness is an estimate"""
     fitness: float | None = None

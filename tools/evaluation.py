@@ -41,10 +41,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a scored proxy achieves, one number a network: rho of Eq. 6, and search accuracy."""
+    """What a scored proxy achieves, one number a network: rho of Eq. 6, accuracy and divergence on search images."""
 
     rho: tuple[float, ...]
     top1: tuple[float, ...]
+    kl: tuple[float, ...]
+    """mean over images, nats"""
     count: int
     seconds: float
 
@@ -93,7 +95,7 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
 
 
 def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
-    """The search accuracy and rho of a scored proxy; whatever was measured before is recalled."""
+    """What a scored proxy achieves on the search split; whatever was measured before is recalled."""
     started = time.perf_counter()
     found = [bench.measure(chosen) for bench, chosen in zip(benches, scored.allocations, strict=True)]
     rho = tuple(
@@ -102,6 +104,7 @@ def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
     return Measured(
         rho,
         tuple(accuracy.top1 for accuracy in found),
+        tuple(accuracy.kl for accuracy in found),
         sum(accuracy.count for accuracy in found),
         time.perf_counter() - started,
     )

@@ -35,8 +35,9 @@ def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> li
         left -= 1
         found = measure(scored, benches)
         lines = [
-            f"{bench.name}: accuracy {top1:.4f}, rank correlation with the layer errors {rho:.3f}"
-            for bench, top1, rho in zip(benches, found.top1, found.rho, strict=True)
+            f"{bench.name}: accuracy {top1:.4f}, KL divergence from full precision {kl:.4f} nats, "
+            f"rank correlation with the layer errors {rho:.3f}"
+            for bench, top1, kl, rho in zip(benches, found.top1, found.kl, found.rho, strict=True)
         ]
         return "\n".join([*lines, f"{left} measurements left.", _table(scored, benches)])
 

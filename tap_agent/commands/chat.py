@@ -29,7 +29,6 @@ def chat(
     from tap_agent.runs.folder import RunMistake, find, runs
     from tap_agent.sessions.conversation import Conversation, unlimited
     from tap_agent.sessions.resources import Resources
-    from tap_agent.settings.read import read_settings
     from tap_agent.terminal.chat import converse
     from tap_agent.terminal.console import out
 
@@ -38,7 +37,7 @@ def chat(
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
     result = ended[0].finished()
     out.print(f"[dim]{ended[0].path}[/dim]")
-    settings = read_settings(ended[0].path / "config.yaml", flags)
+    settings = ended[0].settings(flags)
     with Resources(unlimited(settings), cache_folder()) as resources:
         with out.status("opening network, images and sandbox"):
             resources.open()

@@ -48,7 +48,6 @@ def resume(
     from tap_agent.runs.folder import find
     from tap_agent.runs.tracking import Tracker, check
     from tap_agent.sessions.resources import Resources
-    from tap_agent.settings.read import read_settings
     from tap_agent.terminal.console import show_result
 
     folder = find(run)
@@ -58,7 +57,7 @@ def resume(
             tracker.conclude(result)
         show_result(folder, result)
         return
-    with Resources(read_settings(folder.path / "config.yaml", flags), cache_folder()) as resources:
+    with Resources(folder.settings(flags), cache_folder()) as resources:
         _check(resources)
         _search(folder, resources)
 

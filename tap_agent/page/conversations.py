@@ -12,7 +12,6 @@ from tap_agent.page.chat import Chat
 from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import Settings
-from tap_agent.settings.read import read_settings
 
 _CHATS_OPEN = 2
 
@@ -48,7 +47,7 @@ class Conversations(AbstractContextManager["Conversations"]):
     def change_model(self, run: RunFolder, proxy: str, llm: str, base_url: str) -> None:
         """Goes on with another language model; raises a `Mistake` when it cannot be asked."""
         flags = {"llm": llm.strip() or None, "base_url": base_url.strip() or None}
-        settings = read_settings(run.path / "config.yaml", flags)
+        settings = run.settings(flags)
         if settings.llm != EMBEDDED:
             Resources(settings, self._cache).models.check()
         with self._lock:

@@ -17,6 +17,7 @@ from tap_agent.report.text import (
     budget_text,
     draws_text,
     in_float_text,
+    kl_text,
     more_bits_text,
     parts_text,
     reads_text,
@@ -93,6 +94,7 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "left": any(row.in_float for row in rows),
         "in_float": in_float_text,
+        "kl": kl_text,
         "rows": [(row, top1_text(row.test), draws_text(row)) for row in rows],
         "several": len(networks) > 1,
         "budgets": len({(row.network, row.budget) for row in rows if row.budget}) > len(networks),

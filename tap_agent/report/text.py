@@ -30,6 +30,11 @@ def top1_text(found: MeasuredTop1) -> str:
     return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}, n = {found.count:,})"
 
 
+def kl_text(found: MeasuredTop1) -> str:
+    """Mean KL divergence from full precision in nats; "" where it was not measured."""
+    return "" if found.kl is None else f"{found.kl:.3f}"
+
+
 def draws_text(row: Row) -> str:
     """Mean and standard deviation over calibration draws, in per cent."""
     if len(row.draws) < 2:

@@ -11,9 +11,10 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -22,12 +23,14 @@ from graphs.state import Bits
 from tap_agent.paths import RUNS
 from tap_agent.runs.result import Result
 from tap_agent.settings.model import Settings
-from tap_agent.settings.read import dump, read_settings
+from tap_agent.settings.read import Given, dump, read_settings, read_yaml
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
 
 NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
+_BEFORE = {"rounding": "nearest", "sums": "float", "worth": "accuracy"}
+"""what runs did before there were such settings, which are all in the configs of later ones"""
 
 
 class RunMistake(Mistake):
@@ -110,9 +113,10 @@ class RunFolder:
         """What the run printed, where it was started from the page."""
         return self.path / "log.txt"
 
-    def settings(self) -> Settings:
-        """The resolved config with which the run was started."""
-        return read_settings(self.path / "config.yaml", {})
+    def settings(self, flags: Mapping[str, Any] = MappingProxyType({})) -> Settings:
+        """The resolved config with which the run was started, with `flags` over it; raises `ConfigMistake`."""
+        config = self.path / "config.yaml"
+        return read_settings(Given(config, _BEFORE | read_yaml(config)), flags)
 
     @contextmanager
     def held(self, patience: float = 0.2) -> Iterator[None]:

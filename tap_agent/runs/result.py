@@ -15,13 +15,15 @@ class _Record(BaseModel):
 
 
 class MeasuredTop1(_Record):
-    """Top-1 with its count and 95 % Wilson interval; shares in [0, 1]."""
+    """Top-1 with its count and 95 % Wilson interval, shares in [0, 1]; and how far outputs are from full precision."""
 
     correct: int
     count: int
     top1: float
     low: float
     high: float
+    kl: float | None = None
+    """mean KL divergence over the images, nats; None in results of before it was measured"""
 
 
 class Row(_Record):

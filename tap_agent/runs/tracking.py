@@ -159,6 +159,7 @@ def event_numbers(event: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
         return int(event["name"][1:]), {
             "candidate/fitness": event["fitness"],
             "candidate/accuracy": sum(event["top1"]) / len(event["top1"]),
+            "candidate/kl": sum(event["kl"]) / len(event["kl"]),
             "candidate/bytes": sum(event["size_bytes"]),
         }
     return 0, {}

@@ -68,7 +68,8 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
     `advance` is called for each allocation and draw, by several threads.
     """
     bench, finish = entry.bench, entry.bench.task.finish
-    tops = bench.measure_all(entry.allocations, "test", range(draws), finish, advance).mean(1).tolist()
+    drawn = bench.measure_all(entry.allocations, "test", range(draws), finish, advance)
+    tops = [statistics.mean(each.top1 for each in of_draw) for of_draw in drawn]
 
     def mean(on: SplitName, finished: bool) -> MeasuredTop1:
         return _mean([bench.measure(bits, on, finished=finished) for bits in entry.allocations])
@@ -120,4 +121,5 @@ def _mean(found: Sequence[Accuracy]) -> MeasuredTop1:
     correct = round(statistics.mean(accuracy.correct for accuracy in found))
     accuracy = Accuracy(correct, found[0].count)
     low, high = accuracy.interval
-    return MeasuredTop1(correct=correct, count=accuracy.count, top1=accuracy.top1, low=low, high=high)
+    kl = statistics.mean(accuracy.kl for accuracy in found)
+    return MeasuredTop1(correct=correct, count=accuracy.count, top1=accuracy.top1, low=low, high=high, kl=kl)

@@ -185,7 +185,7 @@ class Resources(AbstractContextManager["Resources"]):
             population=settings.population,
             generations=settings.generations,
             controller=settings.controller,
-            fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma),
+            fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma, settings.worth),
             racing=settings.racing,
             seed=settings.seed,
         )

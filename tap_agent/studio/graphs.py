@@ -32,7 +32,6 @@ from tap_agent.sessions.conversation import make_refinement, pick, unlimited
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.search import SearchSession
 from tap_agent.settings.model import Settings
-from tap_agent.settings.read import read_settings
 from tap_agent.studio.saver import RunSaver, lend_waiting
 from tap_agent.studio.writer import RunWriter, ThreadMistake, begin, go_on
 from tap_eval.mistake import Mistake
@@ -168,7 +167,7 @@ def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
     if not named:
         raise RunMistake(f"no run {about.run or ''} in {RUNS} has ended: there is no proxy to talk about.")
     result = named[0].finished()
-    settings = read_settings(named[0].path / "config.yaml", {"llm": about.llm})
+    settings = named[0].settings({"llm": about.llm})
     return named[0], pick(result, about.proxy or result.best).name, unlimited(settings)
 
 

@@ -28,7 +28,7 @@ _WIDE = 100
 _CANDIDATE = ("name", "generation", "template", "seconds", "tokens")
 _SHOWN: dict[str, tuple[str, ...]] = {
     "proposed": (*_CANDIDATE, "failure", "message", "notes"),
-    "judged": (*_CANDIDATE, "fitness", "accuracy", "dropped", "failure", "message"),
+    "judged": (*_CANDIDATE, "fitness", "accuracy", "kl", "dropped", "failure", "message"),
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
 """what the line of an event says, in this order; of other events, everything but `_UNTOLD`"""
@@ -74,7 +74,7 @@ class Lines(AbstractContextManager["Lines"]):
 
 def event_line(event: Event) -> str:
     """An event as a line without control characters, values with spaces in double quotes; the unknown is left out."""
-    facts = {**event, "accuracy": _accuracy(event), **event.get("probabilities", {})}
+    facts = {**event, "accuracy": _mean(event, "top1"), "kl": _mean(event, "kl"), **event.get("probabilities", {})}
     facts["died"] = _causes(event.get("failures", {}))
     names = _SHOWN.get(event["event"]) or [name for name in event if name not in _UNTOLD]
     found = {name: _value(facts.get(name)) for name in names}
@@ -176,20 +176,21 @@ def candidates_table(events: Sequence[Event], most: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, show_edge=False, expand=True)
     for name in ("generation", "template", "candidate"):
         table.add_column(name, no_wrap=True, min_width=max(map(len, TEMPLATES)) if name == "template" else None)
-    for name in ("fitness", "accuracy", "seconds", "tokens"):
+    for name in ("fitness", "accuracy", "KL", "seconds", "tokens"):
         table.add_column(name, no_wrap=True, justify="right")
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     shown = sorted(events, key=lambda event: str(event["name"]))
     left_out = max(len(shown) - max(most, 1), 0)
     best = max((event["fitness"] for event in shown if event.get("fitness") is not None), default=None)
     for event in shown[left_out:]:
-        fitness, accuracy = event.get("fitness"), _accuracy(event)
+        fitness, accuracy, kl = event.get("fitness"), _mean(event, "top1"), _mean(event, "kl")
         table.add_row(
             str(event["generation"]),
             event["template"],
             event["name"],
             "" if fitness is None else f"{fitness:.4f}",
             "" if accuracy is None else f"{100 * accuracy:.1f}",
+            "" if kl is None else f"{kl:.3f}",
             f"{event['seconds']:.1f}",
             f"{event['tokens']:,}",
             _remark(event),
@@ -207,10 +208,10 @@ def _remark(event: Event) -> str:
     return f"[yellow]dropped[/yellow] after {sum(event['images']):,} images" if event.get("dropped") else ""
 
 
-def _accuracy(event: Event) -> float | None:
-    """Search accuracy, the mean over networks."""
-    top1 = event.get("top1")
-    return sum(top1) / len(top1) if top1 else None
+def _mean(event: Event, of: str) -> float | None:
+    """Over networks, of what was measured on the search split."""
+    values = event.get(of)
+    return sum(values) / len(values) if values else None
 
 
 def generation_line(event: Event) -> str:

@@ -8,10 +8,9 @@ allocation is measured.
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,28 +25,30 @@ from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.allocation.size import FLOAT, INPUT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
-from tap_eval.measuring.accuracy import Accuracy
+from tap_eval.measuring.accuracy import Accuracy, Measurement
+from tap_eval.measuring.digest import of_network, of_weights
 from tap_eval.measuring.job import Job, Measures, SplitName
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
-from tap_eval.measuring.weights import Advance, Kept, one_thread_each, silent
+from tap_eval.measuring.weights import Advance, Kept, rounding_errors, silent
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.products import Quantizable
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, Inputs, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
-from tap_eval.quantization.rounding import Rounding, nearest
+from tap_eval.quantization.rounding import Rounding
 from tap_eval.quantization.sums import SumsIn
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
 _ENOUGH_FOR_CHANCE = 200  # images
+_AT_ONCE = 5000
+"""images whose outputs are held together, but for those in full precision"""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -120,10 +121,12 @@ class Bench:
                 "give images of the network's task, or the names of all its classes in --classes FILE."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
-        kept = Kept(ledger.path.parent / "weights")
+        self._kept = Kept(ledger.path.parent / "weights")
+        self._full: dict[SplitName, torch.Tensor] = {}
+        self._filling = threading.Lock()
         self._where = key_of(device)
         content = " ".join([self.digest, *self._where])
-        recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums)
+        recipe = Recipe(task.rounding, task.choices.weights, content, self._kept, task.sums)
         self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
         self.sums = self._local.own_sums
@@ -168,28 +171,12 @@ class Bench:
     @cached_property
     def weights_digest(self) -> str:
         """Names the tensors of the network by their names and values, BatchNorm folded; the same on every machine."""
-        content = hashlib.sha256()
-        folded = {layer.name: module.weight for layer, module in zip(self.layers, self.prepared.modules, strict=True)}
-        for name, tensor in (*folded.items(), *self.prepared.network.state_dict().items()):
-            content.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-            content.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return content.hexdigest()[:32]
+        return of_weights(self.prepared)
 
     @cached_property
     def digest(self) -> str:
         """Names the network: its structure and weights, BatchNorm folded, and what its code makes of images."""
-        content = hashlib.sha256(str(self.prepared.network).encode())
-        for layer, module in zip(self.layers, self.prepared.modules, strict=True):
-            content.update(f"{layer}{module}".encode())
-            content.update(module.weight.numpy().tobytes())
-        for name, tensor in self.prepared.network.state_dict().items():
-            content.update(name.encode())
-            content.update(tensor.contiguous().numpy().tobytes())
-        outputs = self._outputs()
-        least, greatest = outputs.min(1), outputs.max(1)
-        rounded = [f"{value:.3g}" for value in torch.cat([least.values, greatest.values]).tolist()]
-        content.update(json.dumps([rounded, least.indices.tolist(), greatest.indices.tolist()]).encode())
-        return content.hexdigest()[:32]
+        return of_network(self.prepared, self._outputs())
 
     @torch.inference_mode()
     def _outputs(self) -> torch.Tensor:
@@ -233,11 +220,10 @@ class Bench:
 
     def _first(self) -> Accuracy:
         """In full precision on the first stages of the search split, as many images as tell it from chance."""
-        correct = np.zeros(0, dtype=bool)
-        for stage in range(len(self.stages)):
-            if len(correct) < _ENOUGH_FOR_CHANCE:
-                correct = np.concatenate([correct, self.correct(None, stage)])
-        return Accuracy(int(correct.sum()), len(correct))
+        parts = [self.seen(None, 0)]
+        while sum(map(len, parts)) < _ENOUGH_FOR_CHANCE and len(parts) < len(self.stages):
+            parts.append(self.seen(None, len(parts)))
+        return Measurement.joined(parts).accuracy
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
@@ -249,17 +235,17 @@ class Bench:
         bounds = [math.ceil(share * len(rows)) for share in STAGES]
         return [np.sort(part) for part in np.split(rows, bounds[:-1])]
 
-    def correct(self, allocation: Allocation | None, stage: int, beside: int = 1) -> np.ndarray:
-        """Which images of a stage of the search split are classified correctly, bool; measured once.
+    def seen(self, allocation: Allocation | None, stage: int, beside: int = 1) -> Measurement:
+        """What the images of a stage of the search split say of a network; measured once.
 
         `beside` is the number of such calls that run side by side, this one included.
         """
-        return self._correct(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}", beside)
+        return self._measured(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}", beside)
 
-    def correct_all(self, allocations: Sequence[Allocation], stage: int) -> list[np.ndarray]:
-        """`correct` for each allocation, as many side by side as there are workers."""
+    def seen_all(self, allocations: Sequence[Allocation], stage: int) -> list[Measurement]:
+        """`seen` for each allocation, as many side by side as there are workers."""
         count = len(allocations)
-        return self._side_by_side(lambda allocation: self.correct(allocation, stage, count), allocations)
+        return self._side_by_side(lambda allocation: self.seen(allocation, stage, count), allocations)
 
     def measure(
         self,
@@ -269,16 +255,15 @@ class Bench:
         beside: int = 1,
         finished: bool = False,
     ) -> Accuracy:
-        """Top-1 on a split with the bits of `allocation`, or in full precision; measured once.
+        """Top-1 on a split with the bits of `allocation`, or in full precision, and how far outputs are from that.
 
-        `finished` rounds the network once more for this allocation. `beside` as above.
+        `finished` rounds the network once more for this allocation. `beside` as above. Measured once.
         """
         if split == "search" and draw == 0 and not finished:
-            correct = np.concatenate([self.correct(allocation, stage, beside) for stage in range(len(self.stages))])
-        else:
-            rows = np.arange(len(getattr(self.splits, split)))
-            correct = self._correct(self._job(allocation, split, draw, rows, finished), "all", beside)
-        return Accuracy(int(correct.sum()), len(correct))
+            parts = [self.seen(allocation, stage, beside) for stage in range(len(self.stages))]
+            return Measurement.joined(parts).accuracy
+        rows = np.arange(len(getattr(self.splits, split)))
+        return self._measured(self._job(allocation, split, draw, rows, finished), "all", beside).accuracy
 
     def quantized(self, allocation: Allocation, draw: int = 0, finished: bool = True) -> QuantizedNetwork:
         """The network that is measured with the bits of `allocation`: its integers, scales, biases and inputs."""
@@ -296,8 +281,8 @@ class Bench:
         draws: Sequence[int],
         finished: bool = False,
         advance: Callable[[], None] = lambda: None,
-    ) -> np.ndarray:
-        """Top-1 (draws, allocations) on a split, as many side by side as there are workers.
+    ) -> list[list[Accuracy]]:
+        """`measure` on a split, a row a draw, a column an allocation, as many side by side as there are workers.
 
         `advance` is called after each of them, by several threads.
         """
@@ -305,12 +290,13 @@ class Bench:
             self.finish(allocations, draws)
         pairs = list(itertools.product(draws, allocations))
 
-        def measured(pair: tuple[int, Allocation]) -> float:
-            top1 = self.measure(pair[1], split, pair[0], len(pairs), finished).top1
+        def measured(pair: tuple[int, Allocation]) -> Accuracy:
+            found = self.measure(pair[1], split, pair[0], len(pairs), finished)
             advance()
-            return top1
+            return found
 
-        return np.array(self._side_by_side(measured, pairs)).reshape(len(draws), len(allocations))
+        found, columns = self._side_by_side(measured, pairs), len(allocations)
+        return [found[start : start + columns] for start in range(0, len(found), columns)]
 
     def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
         """As many at a time as there are workers; those that jobs leave idle share the images of a job."""
@@ -333,27 +319,57 @@ class Bench:
         """By which `path` allocations like this are measured, and on what kind of `device`: floats differ by them."""
         return {"path": self._path(allocation), "device": (self._where or [CPU.type])[0]}
 
-    def _shared(self, job: Job, beside: int) -> np.ndarray:
+    def _pieces(self, job: Job, beside: int) -> list[Job]:
         """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
-        if job.finished and job.allocation:  # once, and not by every worker
-            self._local.finished(job.draw, job.allocation)
         size = self._bounds.batch
         batches = [job.rows[start : start + size] for start in range(0, len(job.rows), size)]
-        pieces = np.array_split(np.arange(len(batches)), min(max(self._measures.workers // beside, 1), len(batches)))
-        jobs = [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in pieces]
-        return np.concatenate(self._side_by_side(self._measures.correct, jobs))
+        least = math.ceil(len(job.rows) / _AT_ONCE)
+        count = min(max(self._measures.workers // beside, least, 1), len(batches))
+        return [replace(job, rows=np.concatenate(piece)) for piece in _split(batches, count)]
 
-    def _correct(self, job: Job, part: str, beside: int) -> np.ndarray:
+    def _reference(self, split: SplitName) -> torch.Tensor:
+        """(N, classes), the outputs of a whole split in full precision: computed once, and kept beside the weights."""
+        with self._filling:
+            if split not in self._full:
+                name = key("full precision", self.digest, getattr(self.splits, split).digest, *self._where)
+
+                def compute() -> torch.Tensor:
+                    job = self._job(None, split, 0, np.arange(len(getattr(self.splits, split))))
+                    logits = torch.cat(self._side_by_side(self._measures.logits, self._pieces(job, 1)))
+                    self._kept.keep(name, {"logits": logits})
+                    self._full[split] = logits
+                    return logits
+
+                self._ledger.recall(name, lambda: list(compute().shape))
+                if split not in self._full:  # computed before; what was kept may be gone
+                    found = self._kept.recall(name)
+                    self._full[split] = found["logits"] if found else compute()
+            return self._full[split]
+
+    def _measured(self, job: Job, part: str, beside: int) -> Measurement:
         allocation, images = job.allocation, getattr(self.splits, job.split)
-        calibration = "" if allocation is None else self.splits.calibrations[job.draw].digest
-        bits = None if allocation is None else [allocation.weights, allocation.activations]
+        reference = self._reference(job.split)
+
+        def measured(piece: Job) -> Measurement:
+            full = reference[torch.from_numpy(piece.rows)]
+            logits = full if allocation is None else self._measures.logits(piece)
+            return Measurement.of(logits, full, images.only(piece.rows).labels)
+
+        def together() -> Measurement:
+            if job.finished and allocation:  # once, and not by every worker
+                self._local.finished(job.draw, allocation)
+            return Measurement.joined(self._side_by_side(measured, self._pieces(job, beside)))
+
         if not len(job.rows):
-            return np.zeros(0, dtype=bool)
-        how = [self._path(allocation), *self._where, *([] if allocation is None else [*self._rounding, job.finished])]
-        how += ["int8"] if job.sums else []
-        name = key("correct", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
-        text = self._ledger.recall(name, lambda: np.packbits(self._shared(job, beside)).tobytes().hex())
-        return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=len(job.rows)).astype(bool)
+            return Measurement(np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
+        if allocation is None:
+            return together()
+        bits = [allocation.weights, allocation.activations]
+        how = [self._path(allocation), *self._where, *self._rounding, job.finished, *(["int8"] if job.sums else [])]
+        calibration = self.splits.calibrations[job.draw].digest
+        name = key("measured", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
+        found = self._ledger.recall(name, lambda: together().packed())
+        return Measurement.unpacked(found, len(job.rows))
 
     @property
     def _rounding(self) -> list[Any]:
@@ -365,7 +381,7 @@ class Bench:
         """||Q_b(W) - W||^2 of each layer, rounded to the nearest, by the bits `b` to choose from."""
         choices = self.task.choices.weights
         name = key("weight errors", quantizer.VERSION, self.digest, choices)
-        found = self._ledger.recall(name, lambda: _rounding_errors(self.prepared.modules, choices))
+        found = self._ledger.recall(name, lambda: rounding_errors(self.prepared.modules, choices))
         return [dict(zip(choices, errors, strict=True)) for errors in found]
 
     @cached_property
@@ -381,11 +397,6 @@ class Bench:
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
 
 
-def _rounding_errors(layers: Sequence[Quantizable], choices: Sequence[int]) -> list[list[float]]:
-    @torch.no_grad()
-    def errors(layer: Quantizable) -> list[float]:
-        weight = layer.weight
-        return [float((nearest(weight, bits).real() - weight).double().square().sum()) for bits in choices]
-
-    with one_thread_each() as threads:
-        return list(threads.map(errors, layers))
+def _split(batches: Sequence[np.ndarray], count: int) -> list[list[np.ndarray]]:
+    """In `count` parts of about as many batches."""
+    return [[batches[place] for place in part] for part in np.array_split(np.arange(len(batches)), count)]

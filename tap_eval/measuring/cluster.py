@@ -13,7 +13,7 @@ import threading
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from torch import Tensor
 
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.measurer import Measurer
@@ -76,7 +76,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """The measurer, with its jobs done by the actors."""
         return Spread(self, measurer, self._ray.put(measurer))
 
-    def run(self, reference: ObjectRef[Measurer], job: Job) -> np.ndarray:
+    def run(self, reference: ObjectRef[Measurer], job: Job) -> Tensor:
         """The job done by an actor, by another if the first dies. Raises `ExecutorMistake` when none is left."""
         while self._living:
             try:
@@ -84,7 +84,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             except queue.Empty:
                 continue
             try:
-                found: np.ndarray = self._ray.get(actor.correct.remote([reference], job))
+                found: Tensor = self._ray.get(actor.logits.remote([reference], job))
             except self._ray.exceptions.RayActorError:
                 with self._counting:
                     self._living -= 1
@@ -125,8 +125,8 @@ class Spread:
         """See `Measures.notes`."""
         return [*self._local.notes, f"by {self.workers} workers"]
 
-    def correct(self, job: Job) -> np.ndarray:
-        """See `Measures.correct`."""
+    def logits(self, job: Job) -> Tensor:
+        """See `Measures.logits`."""
         return self._executor.run(self._reference, job)
 
     def layer_errors(self, bits: int, count: int) -> list[float]:
@@ -146,14 +146,14 @@ class _Worker:
     def ping(self) -> None:
         """Answers when the actor runs."""
 
-    def correct(self, reference: list[ObjectRef[Measurer]], job: Job) -> np.ndarray:
+    def logits(self, reference: list[ObjectRef[Measurer]], job: Job) -> Tensor:
         """The reference is in a list, which Ray hands over as it is: a network is fetched once an actor."""
         import ray
 
         (one,) = reference
         if one.hex() not in self._measurers:
             self._measurers[one.hex()] = ray.get(one)
-        return self._measurers[one.hex()].correct(job)
+        return self._measurers[one.hex()].logits(job)
 
 
 def _check_reachable(address: str) -> None:

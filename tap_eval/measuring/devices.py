@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tap_eval.device import CPU, DeviceMistake, alone, in_float32
 from tap_eval.images.images import Images
@@ -78,11 +79,11 @@ class SideBySide:
         """See `Measures.notes`."""
         return [*self._measurers[0].notes, f"on {', '.join(str(each.device) for each in self._measurers)} side by side"]
 
-    def correct(self, job: Job) -> np.ndarray:
-        """See `Measures.correct`."""
+    def logits(self, job: Job) -> Tensor:
+        """See `Measures.logits`."""
         measurer = self._idle.get()
         try:
-            return measurer.correct(job)
+            return measurer.logits(job)
         finally:
             self._idle.put(measurer)
 

@@ -1,4 +1,4 @@
-"""What is asked of whatever measures a network: images to be classified with given bits."""
+"""What is asked of whatever measures a network: images to be seen by a network with given bits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from tap_eval.quantization.quantizer import Allocation
 
@@ -14,7 +15,7 @@ SplitName = Literal["search", "test"]
 
 @dataclass(frozen=True)
 class Job:
-    """Some images of a split, to be classified with the bits of `allocation`, or in full precision."""
+    """Some images of a split, to be seen with the bits of `allocation`, or in full precision."""
 
     allocation: Allocation | None
     split: SplitName
@@ -52,8 +53,8 @@ class Measures(Protocol):
         """How measuring differs from what is usual, each after "is measured"."""
         ...
 
-    def correct(self, job: Job) -> np.ndarray:
-        """Which of the job's images are classified correctly, bool."""
+    def logits(self, job: Job) -> Tensor:
+        """The outputs for the job's images, (N, classes), float32, before softmax, on the CPU."""
         ...
 
     def layer_errors(self, bits: int, count: int) -> list[float]:

@@ -38,8 +38,6 @@ _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
 _LEAST_INTEGER_BATCH = 8
-_AT_ONCE = 5000
-"""images whose logits are held together"""
 _PARTS = ("integers", "scale", "bias", "bits")
 
 
@@ -307,20 +305,16 @@ class Measurer:
             )
         return notes
 
-    def correct(self, job: Job) -> np.ndarray:
-        """See `Measures.correct`."""
+    def logits(self, job: Job) -> torch.Tensor:
+        """See `Measures.logits`."""
         images: Images = getattr(self._splits, job.split).on(self.device)
         if job.integers and self.unfit:
             raise RuntimeError(f"this worker cannot measure as the others do: {self.unfit}")
         if job.allocation and job.sums != self.sums:
             raise RuntimeError(f"this worker cannot measure as the others do: {self._sums_differing or 'sums'}")
-        correct = np.zeros(len(job.rows), dtype=bool)
         with self._lock:
-            for start in range(0, len(job.rows), _AT_ONCE):
-                part = images.only(job.rows[start : start + _AT_ONCE])
-                logits = self._integers(job).logits(part) if job.integers else self._simulated(job, part)
-                correct[start : start + len(part)] = (logits.argmax(1) == part.labels).numpy()
-        return correct
+            part = images.only(job.rows)
+            return (self._integers(job).logits(part) if job.integers else self._simulated(job, part)).float()
 
     def layer_errors(self, bits: int, count: int) -> list[float]:
         """See `Measures.layer_errors`."""

@@ -3,7 +3,8 @@
 After each stage an entrant is dropped when as many others as are wanted are better than it, by
 a paired test on the images seen so far. It is a one-sided z-test of the mean difference with
 the correction for a finite population, since the images are drawn without replacement from
-those that a full measurement would count.
+those that a full measurement would count. Divergences of outputs from full precision tell
+entrants apart on far fewer images than right and wrong answers do.
 """
 
 from __future__ import annotations
@@ -15,90 +16,103 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
-_LEAST_IMAGES, _LEAST_DIFFERENCES = 100, 8
-Correct = list[np.ndarray]
-"""Which images were classified correctly, bool, one array a network."""
+from tap_eval.measuring.accuracy import Measurement
+from tap_eval.proxies.fitness import Worth
+
+_LEAST_IMAGES, _LEAST_DIFFERENCES, _LEAST_NATS = 100, 8, 1e-9
+Seen = list[Measurement]
+"""What images say of an entrant, one measurement a network."""
 
 
 @dataclass
 class Entrant:
-    """A candidate for the best places; `offset` is what its fitness is without the accuracy."""
+    """A candidate for the best places; `offset` is what its fitness is without the worth of its allocations."""
 
     offset: float
-    seen: list[Correct] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
     """what each stage showed"""
     dropped: bool = False
 
-    def correct(self, stages: int | None = None) -> Correct:
-        """Of the first `stages` stages, or of all that were run."""
-        return [np.concatenate(parts) for parts in zip(*self.seen[:stages], strict=True)]
-
-    def top1(self) -> list[float]:
-        """One a network, on the images seen."""
-        return [float(each.mean()) for each in self.correct()]
+    def so_far(self, stages: int | None = None) -> Seen:
+        """Of the first `stages` stages together, or of all that were run."""
+        return [Measurement.joined(parts) for parts in zip(*self.seen[:stages], strict=True)]
 
 
 def race(
     entrants: Sequence[Entrant],
     rivals: Sequence[Entrant],
-    measure: Callable[[Sequence[int], int], Sequence[Correct]],
+    measure: Callable[[Sequence[int], int], Sequence[Seen]],
     sizes: Sequence[Sequence[int]],
     keep: int,
     error: float,
     weight: float,
+    worth: Worth,
 ) -> None:
     """Runs the entrants to the end, or until they are dropped.
 
     `rivals` have run all stages. `measure(which, stage)` is given the indices of entrants.
     `sizes` are the images of each stage, one number a network. An entrant is dropped when
     `keep` others are better; `error` bounds the probability of dropping one that belongs to the
-    best `keep`, over all stages and comparisons (Bonferroni). `weight` is that of accuracy in
+    best `keep`, over all stages and comparisons (Bonferroni). `weight` is that of `worth` in
     fitness. With an error of 0 nobody is dropped.
     """
     comparisons = (len(sizes) - 1) * max(len(entrants) + len(rivals) - keep, 1)
     certain = float(norm.isf(error / comparisons))
     for stage in range(len(sizes)):
         running = [index for index, entrant in enumerate(entrants) if not entrant.dropped]
-        for index, correct in zip(running, measure(running, stage), strict=True):
-            entrants[index].seen.append(correct)
-        seen, total = np.sum(sizes[: stage + 1], axis=0), np.sum(sizes, axis=0)
-        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or sum(seen) < _LEAST_IMAGES:
+        for index, seen in zip(running, measure(running, stage), strict=True):
+            entrants[index].seen.append(seen)
+        shown, total = np.sum(sizes[: stage + 1], axis=0), np.sum(sizes, axis=0)
+        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or sum(shown) < _LEAST_IMAGES:
             continue
-        field_ = [*rivals, *(entrants[index] for index in running)]
-        beaten = [
-            sum(_lead(other, entrants[index], stage + 1, seen, total, weight) > certain for other in field_)
-            for index in running
-        ]
-        for index, better in zip(running, beaten, strict=True):
-            entrants[index].dropped = bool(better >= keep)
+        share = shown / total
+        field_ = [(entrant, entrant.so_far(stage + 1)) for entrant in [*rivals, *(entrants[i] for i in running)]]
+        for entrant, its in field_[len(rivals) :]:
+            leads = ((other.offset - entrant.offset, their) for other, their in field_ if other is not entrant)
+            better = sum(_lead(offset, their, its, share, weight, worth) > certain for offset, their in leads)
+            entrant.dropped = bool(better >= keep)
 
 
-def top1(entrant: Entrant, finished: Sequence[Entrant]) -> list[float]:
-    """Accuracy on all images, one a network: measured, or for the dropped estimated from the images seen.
+def estimated(entrant: Entrant, finished: Sequence[Entrant]) -> tuple[list[float], list[float]]:
+    """Accuracy and mean divergence (nats) on all images, one each a network.
 
-    The estimate takes out how much easier or harder those images were for the finished.
+    Measured, or for the dropped estimated from the images seen: what is estimated takes out how much easier or
+    harder those images were for the finished.
     """
-    seen = entrant.top1()
+    seen = entrant.so_far()
+    top1, kl = [each.accuracy.top1 for each in seen], [each.mean_kl for each in seen]
     if not entrant.dropped or not finished:
-        return seen
-    part = np.mean([[each.mean() for each in other.correct(len(entrant.seen))] for other in finished], axis=0)
-    whole = np.mean([other.top1() for other in finished], axis=0)
-    return [min(max(float(value), 0.0), 1.0) for value in np.array(seen) + whole - part]
+        return top1, kl
+    parts = [other.so_far(len(entrant.seen)) for other in finished]
+    wholes = [other.so_far() for other in finished]
+    for place in range(len(seen)):
+        part, whole = ([each[place] for each in of] for of in (parts, wholes))
+        easier = np.mean([each.correct.mean() for each in whole]) - np.mean([each.correct.mean() for each in part])
+        top1[place] = min(max(top1[place] + float(easier), 0.0), 1.0)
+        kl[place] *= sum(each.mean_kl for each in whole) / max(sum(each.mean_kl for each in part), _LEAST_NATS)
+    return top1, kl
 
 
-def _lead(other: Entrant, entrant: Entrant, stages: int, seen: np.ndarray, total: np.ndarray, weight: float) -> float:
-    """How far `other` is ahead in fitness, in standard errors; the mean over networks is one of independent means."""
-    if other is entrant:
-        return -math.inf
-    differences = [
-        better.astype(float) - worse
-        for better, worse in zip(other.correct(stages), entrant.correct(stages), strict=True)
-    ]
-    if sum(np.count_nonzero(each) for each in differences) < _LEAST_DIFFERENCES:
+def _lead(offset: float, better: Seen, worse: Seen, share: np.ndarray, weight: float, worth: Worth) -> float:
+    """How far `better` is ahead in fitness, in standard errors, with `offset` ahead for the rest of it.
+
+    The mean over networks is one of independent means; `share` is what each has seen of its images.
+    """
+    ahead = [np.subtract(*(_contributions(of, worth) for of in pair)) for pair in zip(better, worse, strict=True)]
+    if sum(np.count_nonzero(each) for each in ahead) < _LEAST_DIFFERENCES:
         return -math.inf  # the normal approximation would be bold
-    lead = other.offset - entrant.offset + weight * float(np.mean([each.mean() for each in differences]))
+    least = 1.0 if worth == "accuracy" else 0.0  # images that all agree say little where answers are right or wrong
     variances = [
-        max(each.var(), 1 / len(each)) / len(each) * (1 - some / all_)
-        for each, some, all_ in zip(differences, seen, total, strict=True)
+        max(each.var(), least / len(each)) / len(each) * (1 - part) for each, part in zip(ahead, share, strict=True)
     ]
+    lead = offset + weight * float(np.mean([each.mean() for each in ahead]))
     return lead / float(weight * math.sqrt(sum(variances)) / len(variances) + 1e-12)
+
+
+def _contributions(seen: Measurement, worth: Worth) -> np.ndarray:
+    """(N,), whose mean is the worth, and whose deviations are those that an image brings to it, to first order."""
+    if worth == "accuracy":
+        return seen.correct.astype(float)
+    reached = math.exp(-seen.mean_kl)
+    found: np.ndarray = reached * (1 - (seen.kl.astype(float) - seen.mean_kl))
+    return found

@@ -21,6 +21,7 @@ from torch import Tensor
 from tap_eval.device import CPU, on
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import HELD_OUT, Observation, block_of, second_moments, together
 from tap_eval.quantization.gptq import gptq
 from tap_eval.quantization.quantizer import VERSION, LayerBits, distinct
@@ -193,6 +194,18 @@ def _rounded(
         return [(nearest(weight, each), 0.0) for each in bits]
     found = gptq(weight, fit, held, bits)
     return [each or (nearest(weight, its), math.inf) for each, its in zip(found, bits, strict=True)]
+
+
+def rounding_errors(layers: Sequence[Quantizable], choices: Sequence[int]) -> list[list[float]]:
+    """||Q_b(W) - W||^2 of each layer, rounded to the nearest, at each of the bits `choices`."""
+
+    @torch.no_grad()
+    def errors(layer: Quantizable) -> list[float]:
+        weight = layer.weight
+        return [float((nearest(weight, bits).real() - weight).double().square().sum()) for bits in choices]
+
+    with one_thread_each() as threads:
+        return list(threads.map(errors, layers))
 
 
 class _AtOnce(Executor):

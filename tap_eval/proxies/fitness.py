@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from scipy.stats import spearmanr
 
 LayerScores = Sequence[float]
 """one score a layer of a network"""
+Worth = Literal["kl", "accuracy"]
+"""what a measured allocation counts in fitness: exp(-KL) of outputs from full precision, or the paper's top-1"""
 
 
 @dataclass(frozen=True)
 class FitnessWeights:
-    """`phi = alpha * rho + (1 - alpha) * acc - beta * cost + gamma * novelty`."""
+    """`phi = alpha * rho + (1 - alpha) * worth - beta * cost + gamma * novelty`: Eq. 6 if worth is accuracy."""
 
     alpha: float = 0.1
     beta: float = 0.0
     gamma: float = 0.0
+    worth: Worth = "accuracy"
+
+    def worths(self, top1: Sequence[float], kl: Sequence[float]) -> list[float]:
+        """What networks with these accuracies, and these mean divergences (nats) from full precision, count."""
+        return list(top1) if self.worth == "accuracy" else [math.exp(-nats) for nats in kl]
 
 
 def rank_correlation(scores: Sequence[float], errors: Sequence[float]) -> float:
@@ -45,10 +54,12 @@ def cost(bit_operations: Sequence[int], most: Sequence[int]) -> float:
     return _mean([spent / full for spent, full in zip(bit_operations, most, strict=True)])
 
 
-def fitness(rho: Sequence[float], top1: Sequence[float], weights: FitnessWeights, cost: float, novelty: float) -> float:
-    """Eq. 6; `rho` and `top1` hold one number a network, each in its mean."""
+def fitness(
+    rho: Sequence[float], worth: Sequence[float], weights: FitnessWeights, cost: float = 0.0, novelty: float = 0.0
+) -> float:
+    """Eq. 6; `rho` and `worth` hold one number a network, each in its mean."""
     return (
-        weights.alpha * _mean(rho) + (1 - weights.alpha) * _mean(top1) - weights.beta * cost + weights.gamma * novelty
+        weights.alpha * _mean(rho) + (1 - weights.alpha) * _mean(worth) - weights.beta * cost + weights.gamma * novelty
     )
 
 

@@ -13,6 +13,7 @@ from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Splits
+from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench, Task
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds
@@ -32,15 +33,15 @@ def test_an_allocation_is_measured_once_in_this_run_and_the_next(
     bits = Allocation((4,) * 9 + ((2, 4) * 5,), (8,) * 10)
     first = bench.measure(bits)
     assert bench.measure(bits) == first
-    assert ledger.measured == len(bench.stages)
+    assert ledger.measured == len(bench.stages) + 1, "and full precision, which divergence is from"
     again, ledger = opened()
     assert again.measure(bits) == first
     assert ledger.measured == 0
-    assert sum(again.correct(bits, stage).sum() for stage in range(len(again.stages))) == first.correct
+    assert sum(again.seen(bits, stage).correct.sum() for stage in range(len(again.stages))) == first.correct
     assert ledger.measured == 0
     again.measure(bits, "test")
     again.measure(bits, draw=1)
-    assert ledger.measured == 2
+    assert ledger.measured == 3
 
 
 def test_networks_finished_side_by_side_are_what_each_is_alone(
@@ -201,6 +202,7 @@ def test_one_bench_serves_several_budgets_and_computes_nothing_twice(
 def test_each_way_of_rounding_is_measured_apart(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:
     ledger, bits = Ledger(tmp_path / "ledger.sqlite"), Allocation((2,) * 10, (8,) * 10)
     found = {}
+    full = Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), ledger).measure(None, "test")
     for rounding in ("nearest", "gptq"):
         task = Task(Choices(), Budget.parse("3bit"), rounding=rounding)  # type: ignore[arg-type]
         bench = Bench("digits", network, splits, task, ledger)
@@ -209,11 +211,12 @@ def test_each_way_of_rounding_is_measured_apart(network: DigitsCNN, splits: Spli
             found[rounding, finished] = bench.measure(bits, "test", finished=finished).top1
             assert bench.measure(bits, "test", finished=finished).top1 == found[rounding, finished]
             assert ledger.measured == before + 1
-        full, before = bench.measure(None, "test"), ledger.measured
-        assert bench.measure(None, "test", finished=True) == full
+        before = ledger.measured
+        assert bench.measure(None, "test", finished=True) == full == Accuracy(full.correct, full.count, 0.0)
         assert ledger.measured == before
         assert bench.layer_errors
         assert ledger.measured == before + 1
     assert found["nearest", False] < found["gptq", False] < found["gptq", True]
     again = Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(tmp_path / "ledger.sqlite"))
-    assert again.measure_all([bits], "test", [0], finished=True).tolist() == [[found["gptq", True]]]
+    ((measured,),) = again.measure_all([bits], "test", [0], finished=True)
+    assert measured.top1 == found["gptq", True]

@@ -77,17 +77,18 @@ def test_roundings_that_fall_otherwise_are_no_fault_and_both_paths_have_one_layo
     prepared = measurer(network).prepared
     contiguous = QuantizedNetwork(prepared, calibrate(prepared, NOISE.pixels[:16]))
     contiguous.choose(uniform(prepared.layers, MOST))
-    measured = measurer(network, replace(NOISE, labels=contiguous.logits(NOISE.pixels, 16).argmax(1)))
+    labels = contiguous.logits(NOISE.pixels, 16).argmax(1)
+    measured = measurer(network, replace(NOISE, labels=labels))
     assert measured.unfit is None
     job = Job(uniform(prepared.layers, MOST), "search", 0, np.arange(200), integers=True)
-    fast, simulated = measured.correct(job), measured.correct(replace(job, integers=False))
-    assert (fast != simulated).sum() < (~fast).sum()
+    fast, simulated = (measured.logits(replace(job, integers=integers)).argmax(1) for integers in (True, False))
+    assert (fast != simulated).sum() < (fast != labels).sum()
 
 
 def test_a_network_that_takes_one_layout_for_granted_is_measured_in_it() -> None:
     torch.manual_seed(0)
     measured = measurer(Deep(view=True))
-    assert len(measured.correct(Job(None, "search", 0, np.arange(20), integers=False))) == 20
+    assert len(measured.logits(Job(None, "search", 0, np.arange(20), integers=False))) == 20
     assert measured.unfit is None
 
 

@@ -139,10 +139,10 @@ def test_another_process_measures_the_same(bench: Bench, tmp_path: Path, finishe
     here = measurer(bench, tmp_path)
     allocation = uniform(bench.layers, 2)
     job = Job(allocation, "search", 0, np.arange(100), integers=False, finished=finished)
-    expected = here.correct(job)
-    assert np.array_equal(pickle.loads(pickle.dumps(here)).correct(job), expected)
+    expected = here.logits(job)
+    assert torch.equal(pickle.loads(pickle.dumps(here)).logits(job), expected)
     alone = measurer(bench, None)
-    assert np.array_equal(pickle.loads(pickle.dumps(alone)).correct(job), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(alone)).logits(job), expected)
 
 
 def test_a_finished_network_leaves_no_trace_on_the_next(bench: Bench) -> None:
@@ -150,10 +150,10 @@ def test_a_finished_network_leaves_no_trace_on_the_next(bench: Bench) -> None:
     plain = Job(allocation, "search", 0, np.arange(100), integers=False)
     finished = Job(allocation, "search", 0, np.arange(100), integers=False, finished=True)
     full = Job(None, "search", 0, np.arange(100), integers=False)
-    first = [here.correct(job) for job in (plain, finished, full)]
-    assert not np.array_equal(first[0], first[1])
+    first = [here.logits(job) for job in (plain, finished, full)]
+    assert not torch.equal(first[0], first[1])
     for job, expected in zip((finished, plain, full, plain), (first[1], first[0], first[2], first[0]), strict=True):
-        assert np.array_equal(here.correct(job), expected)
+        assert torch.equal(here.logits(job), expected)
 
 
 def test_what_fell_back_and_what_was_cut_is_said(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_what_fell_back_and_what_was_cut_is_said(tmp_path: Path) -> None:
     for moments, blocked in ((2**29, []), (2**13, ["with inputs in blocks when 1 are rounded, whose second moments"])):
         recipe = Recipe("gptq", (2, 3, 4, 8), "contrary", Kept(tmp_path))
         found = Measurer(prepared, splits, uniform(prepared.layers, 4), Bounds(moments=moments), recipe)
-        found.correct(Job(uniform(prepared.layers, 2), "search", 0, np.arange(16), integers=False))
+        found.logits(Job(uniform(prepared.layers, 2), "search", 0, np.arange(16), integers=False))
         fallen, *rest = found.notes
         assert re.fullmatch(r"with [1-4] of 4 weights, by layer and bits, rounded to the nearest, .* left out", fallen)
         assert len(rest) == len(blocked)
