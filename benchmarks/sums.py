@@ -71,8 +71,8 @@ def main() -> None:
         for finished in (False, True) if chosen.finish else (False,):
             top1 = {}
             for sums, bench in benches.items():
-                found = bench.measure_all([allocation], "search", range(chosen.draws), finished)
-                top1[sums] = np.array([100 * of_draw.top1 for (of_draw,) in found])
+                found = [bench.measure(allocation, draw=draw, finished=finished) for draw in range(chosen.draws)]
+                top1[sums] = np.array([100 * each.top1 for each in found])
             off = np.mean(_correct(benches["float"], allocation) != _correct(benches["int8"], allocation))
             columns = [_spread(top1["float"]), _spread(top1["int8"]), f"{np.mean(top1['int8'] - top1['float']):+.2f}"]
             how = "finished" if finished else "a layer at a time"

@@ -18,6 +18,7 @@ from tap_eval.measuring.job import SplitName
 from tap_eval.quantization.quantizer import Allocation
 
 Advance = Callable[[], None]
+_UNFINISHED = "kept unfinished, which is nearer to full precision on the search images"
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
 
     `advance` is called for each allocation and draw, by several threads.
     """
-    bench, finish = entry.bench, entry.bench.task.finish
-    drawn = bench.measure_all(entry.allocations, "test", range(draws), finish, advance)
+    bench = entry.bench
+    drawn = bench.measure_all(entry.allocations, "test", range(draws), kept=True, advance=advance)
+    finished = {bits: bench.keeps_finished(bits) for bits in entry.allocations}
+    not_nearer = bench.task.finish and not any(finished.values())
     tops = [statistics.mean(each.top1 for each in of_draw) for of_draw in drawn]
 
-    def mean(on: SplitName, finished: bool) -> MeasuredTop1:
-        return _mean([bench.measure(bits, on, finished=finished) for bits in entry.allocations])
+    def mean(on: SplitName, kept: bool) -> MeasuredTop1:
+        return _mean([bench.measure(bits, on, finished=kept and finished[bits]) for bits in entry.allocations])
 
     of_weights = statistics.mean(weight_size(bench.layers, bits) for bits in entry.allocations)
     sizes = [bench.size(bits) for bits in entry.allocations]
@@ -81,7 +84,7 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
         kind=entry.kind,
         network=bench.name,
         budget=entry.budget,
-        note=entry.note,
+        note="; ".join(filter(None, [entry.note, _UNFINISHED if not_nearer else ""])),
         bits=of_weights / sum(layer.params for layer in bench.layers),
         size_bytes=math.ceil(statistics.mean(size.total for size in sizes)),
         parts=sizes[0].parts() if len(sizes) == 1 else {},
@@ -89,8 +92,8 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
         bops=round(statistics.mean(bops(bench.layers, bits) for bits in entry.allocations)),
         allocation=Bits.of(entry.allocations[0]) if len(entry.allocations) == 1 else None,
         search=mean("search", False) if search else None,
-        test=mean("test", finish),
-        unfinished=mean("test", False) if finish else None,
+        test=mean("test", True),
+        unfinished=mean("test", False) if bench.task.finish else None,
         draws=tops,
         spread=statistics.stdev(tops) if len(tops) > 1 else 0.0,
     )

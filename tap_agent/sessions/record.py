@@ -31,7 +31,7 @@ class Chosen:
     @cached_property
     def network(self) -> QuantizedNetwork:
         """As it was measured on the first draw of calibration images."""
-        return self.bench.quantized(self.allocation, finished=self.bench.task.finish)
+        return self.bench.quantized(self.allocation, finished=self.bench.keeps_finished(self.allocation))
 
 
 def chosen(rows: Sequence[Row], benches: Sequence[Bench]) -> list[Chosen]:
@@ -71,6 +71,7 @@ def allocated(chosen: Chosen, *, scales: bool) -> dict[str, Any]:
         "bops": row.bops,
         "search": row.search.model_dump() if row.search else None,
         "test": row.test.model_dump(),
+        "finished": bench.keeps_finished(chosen.allocation),
         "test_top1_by_calibration_draw": row.draws,
         "weights_digest": bench.weights_digest,
         "images": _images(bench),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy, Measurement
 from tap_eval.measuring.digest import of_network, of_weights
+from tap_eval.measuring.full_precision import FullPrecision
 from tap_eval.measuring.job import Job, Measures, SplitName
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
@@ -121,14 +121,18 @@ class Bench:
                 "give images of the network's task, or the names of all its classes in --classes FILE."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
-        self._kept = Kept(ledger.path.parent / "weights")
-        self._full: dict[SplitName, torch.Tensor] = {}
-        self._filling = threading.Lock()
+        kept = Kept(ledger.path.parent / "weights")
         self._where = key_of(device)
         content = " ".join([self.digest, *self._where])
-        recipe = Recipe(task.rounding, task.choices.weights, content, self._kept, task.sums)
+        recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums)
         self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
+        self._full = FullPrecision(
+            ledger,
+            kept,
+            lambda split: key("full precision", self.digest, getattr(splits, split).digest, *self._where),
+            self._in_full,
+        )
         self.sums = self._local.own_sums
         self.task = self._fitted(task, task.budget)
 
@@ -265,6 +269,17 @@ class Bench:
         rows = np.arange(len(getattr(self.splits, split)))
         return self._measured(self._job(allocation, split, draw, rows, finished), "all", beside).accuracy
 
+    def keeps_finished(self, allocation: Allocation, beside: int = 1) -> bool:
+        """Whether the network with these bits that is kept is the finished one.
+
+        That is so where finishing is asked for, unless it takes outputs on the search images further from full
+        precision, under the first draw. No label is looked at.
+        """
+        if not self.task.finish:
+            return False
+        finished, plain = (self.measure(allocation, beside=beside, finished=each).kl for each in (True, False))
+        return finished <= plain
+
     def quantized(self, allocation: Allocation, draw: int = 0, finished: bool = True) -> QuantizedNetwork:
         """The network that is measured with the bits of `allocation`: its integers, scales, biases and inputs."""
         return self._local.quantized(draw, allocation, finished)
@@ -279,19 +294,22 @@ class Bench:
         allocations: Sequence[Allocation],
         split: SplitName,
         draws: Sequence[int],
-        finished: bool = False,
+        kept: bool = False,
         advance: Callable[[], None] = lambda: None,
     ) -> list[list[Accuracy]]:
         """`measure` on a split, a row a draw, a column an allocation, as many side by side as there are workers.
 
-        `advance` is called after each of them, by several threads.
+        Of networks rounded a layer at a time, or `kept` as `keeps_finished` says. `advance` is called after each of
+        them, by several threads.
         """
-        if finished:
+        if kept and self.task.finish:
             self.finish(allocations, draws)
         pairs = list(itertools.product(draws, allocations))
 
         def measured(pair: tuple[int, Allocation]) -> Accuracy:
-            found = self.measure(pair[1], split, pair[0], len(pairs), finished)
+            draw, allocation = pair
+            finished = kept and self.keeps_finished(allocation, len(pairs))
+            found = self.measure(allocation, split, draw, len(pairs), finished)
             advance()
             return found
 
@@ -325,30 +343,16 @@ class Bench:
         batches = [job.rows[start : start + size] for start in range(0, len(job.rows), size)]
         least = math.ceil(len(job.rows) / _AT_ONCE)
         count = min(max(self._measures.workers // beside, least, 1), len(batches))
-        return [replace(job, rows=np.concatenate(piece)) for piece in _split(batches, count)]
+        pieces = np.array_split(np.arange(len(batches)), count)
+        return [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in pieces]
 
-    def _reference(self, split: SplitName) -> torch.Tensor:
-        """(N, classes), the outputs of a whole split in full precision: computed once, and kept beside the weights."""
-        with self._filling:
-            if split not in self._full:
-                name = key("full precision", self.digest, getattr(self.splits, split).digest, *self._where)
-
-                def compute() -> torch.Tensor:
-                    job = self._job(None, split, 0, np.arange(len(getattr(self.splits, split))))
-                    logits = torch.cat(self._side_by_side(self._measures.logits, self._pieces(job, 1)))
-                    self._kept.keep(name, {"logits": logits})
-                    self._full[split] = logits
-                    return logits
-
-                self._ledger.recall(name, lambda: list(compute().shape))
-                if split not in self._full:  # computed before; what was kept may be gone
-                    found = self._kept.recall(name)
-                    self._full[split] = found["logits"] if found else compute()
-            return self._full[split]
+    def _in_full(self, split: SplitName) -> torch.Tensor:
+        job = self._job(None, split, 0, np.arange(len(getattr(self.splits, split))))
+        return torch.cat(self._side_by_side(self._measures.logits, self._pieces(job, 1)))
 
     def _measured(self, job: Job, part: str, beside: int) -> Measurement:
         allocation, images = job.allocation, getattr(self.splits, job.split)
-        reference = self._reference(job.split)
+        reference = self._full(job.split)
 
         def measured(piece: Job) -> Measurement:
             full = reference[torch.from_numpy(piece.rows)]
@@ -395,8 +399,3 @@ class Bench:
         images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
         name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
-
-
-def _split(batches: Sequence[np.ndarray], count: int) -> list[list[np.ndarray]]:
-    """In `count` parts of about as many batches."""
-    return [[batches[place] for place in part] for part in np.array_split(np.arange(len(batches)), count)]

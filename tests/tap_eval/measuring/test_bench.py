@@ -218,5 +218,5 @@ def test_each_way_of_rounding_is_measured_apart(network: DigitsCNN, splits: Spli
         assert ledger.measured == before + 1
     assert found["nearest", False] < found["gptq", False] < found["gptq", True]
     again = Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(tmp_path / "ledger.sqlite"))
-    ((measured,),) = again.measure_all([bits], "test", [0], finished=True)
+    ((measured,),) = again.measure_all([bits], "test", [0], kept=True)
     assert measured.top1 == found["gptq", True]

@@ -109,7 +109,7 @@ def test_several_devices_measure_side_by_side_what_one_measures(splits: Splits, 
         folder = tmp_path / str(len(devices))
         bench = Bench("small", Hungry(), splits, task, Ledger(folder / "ledger.sqlite"), spread=spread_over(devices))
         bits = [uniform(bench.layers, each) for each in (2, 3, 4)]
-        found.append((bench.layer_errors, bench.measure_all(bits, "search", [0, 1], finished=True)))
+        found.append((bench.layer_errors, bench.measure_all(bits, "search", [0, 1], kept=True)))
         assert any("on cpu, cpu side by side" in note for note in bench.notes) == (len(devices) > 1)
     assert found[0] == found[1]
 
