@@ -17,8 +17,9 @@ from tap_agent.paths import cache_folder
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.baselines.baselines import baselines
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.proxies.proxy import Rejection
 from tap_eval.proxies.published import NAMES, published
 from tap_eval.quantization.quantizer import Allocation

@@ -33,8 +33,9 @@ from tap_eval.export.checking import session
 from tap_eval.export.onnx import onnx_model
 from tap_eval.images.images import Splits
 from tap_eval.images.sources import open_source, split
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.networks.load import Loaded, load_network
 from tap_eval.quantization.quantizer import Allocation
 from tap_eval.quantization.sums import SumsIn

@@ -9,8 +9,9 @@ from tap_agent.paths import cache_folder
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.sources import open_source, split
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import score

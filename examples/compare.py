@@ -11,8 +11,9 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.baselines.baselines import baselines
 from tap_eval.images.sources import open_source, split
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.networks.load import load_network
 from tap_eval.quantization.quantizer import Allocation
 

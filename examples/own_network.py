@@ -19,8 +19,9 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Images
 from tap_eval.images.sources import open_source, split
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 
 SHAPES = ("circle", "cross", "square")
 

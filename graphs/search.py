@@ -1,4 +1,4 @@
-"""The search: prepare -> seed -> agents -> judge -> select -> agents ... -> report.
+"""The search: prepare -> seed -> agents -> judge -> select -> agents ... -> choose -> report.
 
 Each offspring of a generation is one `Send` to the agent of its template; they run in
 parallel and meet in the judge. Every random draw comes from a generator that is seeded by
@@ -20,7 +20,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
 from agents.proposer import Assignment, Attempt, Parent, Proposer
-from graphs import controller, population
+from graphs import controller, population, winner
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
 from tap_eval.measuring.bench import Bench
@@ -106,7 +106,14 @@ class Search:
             self.emit({"event": "preparing", "network": bench.name, "layers": layers, "notes": bench.notes})
             assert bench.layer_errors
             self.emit({"event": "prepared", "network": bench.name})
-        return {"weights": dict(controller.initial()), "generation": 0, "population": [], "library": [], "best": None}
+        return {
+            "weights": dict(controller.initial()),
+            "generation": 0,
+            "population": [],
+            "library": [],
+            "best": None,
+            "finalists": [],
+        }
 
     def seed(self, state: SearchState) -> dict[str, Any]:
         """The initial population: all from the initialization template."""
@@ -278,9 +285,22 @@ class Search:
         }
         return conclusion, events
 
-    def again(self, state: SearchState) -> Literal["select", "report"]:
+    def again(self, state: SearchState) -> Literal["select", "choose"]:
         """Whether there is another generation to come."""
-        return "select" if state["generation"] < self.settings.generations else "report"
+        return "select" if state["generation"] < self.settings.generations else "choose"
+
+    def choose(self, state: SearchState) -> dict[str, Any]:
+        """The winner among the best few, by images and calibration draws that no candidate was bred on."""
+        everyone = [Candidate(**record) for record in state["candidates"].values()]
+        best = [self._whole(candidate) for candidate in winner.finalists(everyone)]
+        if not best:
+            return {"best": None, "finalists": []}
+        self.emit({"event": "choosing", "finalists": len(best)})
+        found = winner.choose(best, self.benches, self.settings.fitness.worth)
+        self.emit(
+            {"event": "chosen", "best": found[0].name, "finalists": [each.model_dump(mode="json") for each in found]}
+        )
+        return {"best": found[0].name, "finalists": [each.model_dump(mode="json") for each in found]}
 
     def report(self, state: SearchState) -> dict[str, Any]:
         """Hands the final state over; the test split is read here and nowhere else."""
@@ -305,12 +325,14 @@ class Search:
             graph.add_node(template, RunnableLambda(self.offspring), input_schema=Job)
             graph.add_edge(template, "judge")
         graph.add_node("judge", self.judge)
+        graph.add_node("choose", self.choose)
         graph.add_node("report", self.report)
         graph.add_edge(START, "prepare")
         graph.add_edge("prepare", "seed")
         graph.add_conditional_edges("seed", self.fan_out, ["initialization"])
         graph.add_conditional_edges("select", self.fan_out, list(TEMPLATES))
         graph.add_conditional_edges("judge", self.again)
+        graph.add_edge("choose", "report")
         graph.add_edge("report", END)
         return graph
 

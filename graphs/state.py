@@ -124,6 +124,9 @@ class SearchState(TypedDict):
     generations: Annotated[list[dict[str, Any]], operator.add]
     """a `Generation` each, in order"""
     best: str | None
+    """the fittest so far; in the end the winner among `finalists`"""
+    finalists: list[dict[str, Any]]
+    """a `graphs.winner.Finalist` each, the winner first; none before the end"""
 
 
 class SearchInput(TypedDict):

@@ -11,8 +11,9 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Splits
 from tap_eval.images.sources import digits, split
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tools.sandbox import MontySandbox
 

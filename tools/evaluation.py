@@ -97,7 +97,7 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
 def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
     """What a scored proxy achieves on the search split; whatever was measured before is recalled."""
     started = time.perf_counter()
-    found = [bench.measure(chosen) for bench, chosen in zip(benches, scored.allocations, strict=True)]
+    found = [bench.searched(chosen) for bench, chosen in zip(benches, scored.allocations, strict=True)]
     rho = tuple(
         rank_correlation(scores, bench.layer_errors) for scores, bench in zip(scored.scores, benches, strict=True)
     )

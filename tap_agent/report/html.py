@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from tap_agent.report import curves, figures, layer_figures
 from tap_agent.report.text import (
     budget_text,
+    chosen_text,
     draws_text,
     in_float_text,
     kl_text,
@@ -70,6 +71,7 @@ def shown(result: Result) -> dict[str, Any]:
         "files": result.files,
         "unwritten": result.unwritten,
         "reads": reads_text(result),
+        "chosen": chosen_text(result),
         "whole": all(network.sized_whole for network in result.networks),
         "draws": max(len(row.draws) for row in result.table),
         "headline": [_headline(result, network) for network in result.networks],

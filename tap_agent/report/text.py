@@ -30,6 +30,20 @@ def top1_text(found: MeasuredTop1) -> str:
     return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}, n = {found.count:,})"
 
 
+def chosen_text(result: Result) -> str:
+    """Among which the best was chosen, and by how much; "" where there was nothing to choose from."""
+    if len(result.finalists) < 2:
+        return ""
+    first, *others = result.finalists
+    apart = ", ".join(f"{each.name} {-each.behind:+.4f} ± {each.error:.4f}" for each in others)
+    fittest = max(result.finalists, key=lambda each: each.fitness)
+    how = "stayed ahead" if fittest is first else f"went ahead of {fittest.name}, the fittest,"
+    return (
+        f"{first.name} {how} among the best {len(result.finalists)} on images and calibration draws that the search "
+        f"did not use: worth {first.worth:.4f}, the others {apart} from it."
+    )
+
+
 def kl_text(found: MeasuredTop1) -> str:
     """Mean KL divergence from full precision in nats; "" where it was not measured."""
     return "" if found.kl is None else f"{found.kl:.3f}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from agents.account import Spent
 from graphs.state import Bits, Candidate, Generation
+from graphs.winner import Finalist
 
 
 class _Record(BaseModel):
@@ -130,6 +131,8 @@ class Result(History):
 
     run: str
     config: dict[str, Any]
+    finalists: list[Finalist] = []
+    """those among which `best` was chosen, best first; results of before there was such a choice have none"""
     seconds: float
     spent: Spent | None = None
     """on language models; None in results of before this was counted"""

@@ -8,6 +8,7 @@ from typing import Any
 from agents import replay
 from agents.account import Account
 from graphs.state import Candidate, Generation, SearchState
+from graphs.winner import Finalist
 from tap_agent.report import html
 from tap_agent.runs.folder import NETWORKS, RunFolder
 from tap_agent.runs.result import LayerRecord, ModelFile, NetworkRecord, Result
@@ -129,6 +130,7 @@ def conclude(
         generations=[Generation(**record) for record in state["generations"]],
         candidates=candidates,
         best=best.name,
+        finalists=[Finalist(**record) for record in state.get("finalists", [])],
         table=table,
     )
 

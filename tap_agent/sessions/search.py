@@ -107,6 +107,7 @@ class SearchSession(AbstractContextManager["SearchSession"]):
         state = self.machine.so_far(cast("SearchState", snapshot.values), dict(ChainMap(*results)))
         if state["best"] is None:
             raise limit
+        state = cast("SearchState", {**state, **self.machine.choose(state)})
         self._conclude(self.machine.whole(state), str(limit))
 
     def _conclude(self, state: SearchState, stopped: str | None = None) -> None:

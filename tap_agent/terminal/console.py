@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tap_agent.report.text import draws_text, in_float_text, kl_text, sizes_text, summary, top1_text
+from tap_agent.report.text import chosen_text, draws_text, in_float_text, kl_text, sizes_text, summary, top1_text
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import overview
 from tap_agent.runs.result import Result, Row
@@ -36,6 +36,8 @@ def show_result(folder: RunFolder, result: Result) -> None:
     best = result.candidate(result.best)
     out.print(results_table(result.table, [network.budget for network in result.networks]), soft_wrap=False)
     out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
+    if chosen := chosen_text(result):
+        out.print(chosen)
     out.print(summary(result))
     for file in result.files:
         out.print(f"model: {folder.path / file.name} ({file.size_bytes / 1024:,.1f} KiB)", markup=False)

@@ -29,6 +29,7 @@ _CANDIDATE = ("name", "generation", "template", "seconds", "tokens")
 _SHOWN: dict[str, tuple[str, ...]] = {
     "proposed": (*_CANDIDATE, "failure", "message", "notes"),
     "judged": (*_CANDIDATE, "fitness", "accuracy", "kl", "dropped", "failure", "message"),
+    "chosen": ("best",),
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
 """what the line of an event says, in this order; of other events, everything but `_UNTOLD`"""
@@ -136,6 +137,8 @@ class LiveTable(AbstractContextManager["LiveTable"]):
                 self._live.console.print(generation_line(event), highlight=False, soft_wrap=False)
                 if event["index"] < self._last:
                     self._describe(f"generation {event['index'] + 1} of {self._last}: proposing")
+            case "choosing":
+                self._describe(f"choosing among the best {event['finalists']}")
             case "measuring the table":
                 self._rows = {}
                 self._progress.remove_task(self._task)

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from tap_eval.allocation.budget import Budget, check_feasible
-from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import FLOAT, INPUT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
@@ -31,18 +31,17 @@ from tap_eval.measuring.job import Job, Measures, SplitName
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
+from tap_eval.measuring.task import Task
 from tap_eval.measuring.weights import Advance, Kept, rounding_errors, silent
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.proxies import features
-from tap_eval.proxies.features import Features, Inputs, describe, describe_task
+from tap_eval.proxies.features import Features, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
-from tap_eval.quantization.rounding import Rounding
-from tap_eval.quantization.sums import SumsIn
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
@@ -52,26 +51,11 @@ _AT_ONCE = 5000
 A = TypeVar("A")
 B = TypeVar("B")
 
-STAGES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""parts of the search split on which candidates are compared, each holding the one before"""
+STAGES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""parts of the search split on which candidates are compared, each holding the one before; on the rest, which no
+candidate is bred on, the winner is chosen"""
 ERROR_IMAGES = 512
 """Layer errors are measured on this many images of the search split, which is enough to rank layers."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a network is to be fitted to: the bits to choose from and the budget.
-
-    A bench's own has the budget `beside` what stays in float32 of its network.
-    """
-
-    choices: Choices
-    budget: Budget
-    inputs: Inputs = "statistics"
-    rounding: Rounding = "gptq"
-    finish: bool = True
-    """whether networks of the final table are rounded once more, each for its allocation"""
-    sums: SumsIn = "int8"
 
 
 class Bench:
@@ -231,13 +215,13 @@ class Bench:
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
-        """The rows of the search split that each stage adds, in an order that does not follow the source's.
+        """The rows of the search split that each stage adds, and the rest, in an order that is not the source's.
 
-        One part for each of `STAGES`, some of them empty where there are few images.
+        Some parts are empty where there are few images.
         """
         rows = np.random.default_rng(0).permutation(len(self.splits.search))
         bounds = [math.ceil(share * len(rows)) for share in STAGES]
-        return [np.sort(part) for part in np.split(rows, bounds[:-1])]
+        return [np.sort(part) for part in np.split(rows, bounds)]
 
     def seen(self, allocation: Allocation | None, stage: int, beside: int = 1) -> Measurement:
         """What the images of a stage of the search split say of a network; measured once.
@@ -250,6 +234,18 @@ class Bench:
         """`seen` for each allocation, as many side by side as there are workers."""
         count = len(allocations)
         return self._side_by_side(lambda allocation: self.seen(allocation, stage, count), allocations)
+
+    def searched(self, allocation: Allocation) -> Accuracy:
+        """On all images that candidates are compared on; measured once."""
+        return Measurement.joined([self.seen(allocation, stage) for stage in range(len(STAGES))]).accuracy
+
+    def left_out(self, allocation: Allocation, draw: int) -> Measurement:
+        """What those images of the search split say that candidates are not compared on, under a draw; measured once.
+
+        The network is finished where that is asked for. Where there are no such images, all of the split speak.
+        """
+        rows = self.stages[-1] if len(self.stages[-1]) else np.arange(len(self.splits.search))
+        return self._measured(self._job(allocation, "search", draw, rows, self.task.finish), "left out", 1)
 
     def measure(
         self,

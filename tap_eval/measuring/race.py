@@ -98,7 +98,7 @@ def _lead(offset: float, better: Seen, worse: Seen, share: np.ndarray, weight: f
 
     The mean over networks is one of independent means; `share` is what each has seen of its images.
     """
-    ahead = [np.subtract(*(_contributions(of, worth) for of in pair)) for pair in zip(better, worse, strict=True)]
+    ahead = [np.subtract(*(contributions(of, worth) for of in pair)) for pair in zip(better, worse, strict=True)]
     if sum(np.count_nonzero(each) for each in ahead) < _LEAST_DIFFERENCES:
         return -math.inf  # the normal approximation would be bold
     least = 1.0 if worth == "accuracy" else 0.0  # images that all agree say little where answers are right or wrong
@@ -109,7 +109,7 @@ def _lead(offset: float, better: Seen, worse: Seen, share: np.ndarray, weight: f
     return lead / float(weight * math.sqrt(sum(variances)) / len(variances) + 1e-12)
 
 
-def _contributions(seen: Measurement, worth: Worth) -> np.ndarray:
+def contributions(seen: Measurement, worth: Worth) -> np.ndarray:
     """(N,), whose mean is the worth, and whose deviations are those that an image brings to it, to first order."""
     if worth == "accuracy":
         return seen.correct.astype(float)

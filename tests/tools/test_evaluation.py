@@ -10,8 +10,9 @@ import pytest
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Splits
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN
 from tap_eval.proxies.proxy import Failure, Rejection
 from tools.evaluation import Known, Scored, score

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds
+from tap_eval.measuring.task import Task
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.networks.digits import DigitsCNN
 from tap_eval.quantization.quantizer import Allocation
@@ -138,7 +140,17 @@ def test_full_precision_at_chance_is_said(network: DigitsCNN, splits: Splits, be
 def test_stages_are_disjoint_and_make_up_the_search_split(bench: Bench) -> None:
     rows = [row for stage in bench.stages for row in stage]
     assert sorted(rows) == list(range(len(bench.splits.search)))
-    assert [len(stage) for stage in bench.stages] == [19, 19, 37, 75, 150]
+    assert [len(stage) for stage in bench.stages] == [15, 15, 30, 60, 120, 60]
+
+
+def test_the_winner_is_chosen_on_images_that_candidates_are_not_compared_on(bench: Bench) -> None:
+    allocation = Allocation((4,) * 10, (8,) * 10)
+    searched, whole, left_out = bench.searched(allocation), bench.measure(allocation), bench.left_out(allocation, 0)
+    assert (searched.count, len(left_out), whole.count) == (240, 60, 300)
+    finished = bench.measure(allocation, finished=True)
+    assert left_out.kl.sum() == pytest.approx(0, abs=300 * finished.kl), "it is finished"
+    assert searched.correct <= whole.correct <= searched.correct + 60
+    assert not np.array_equal(bench.left_out(allocation, 1).kl, left_out.kl)
 
 
 def test_other_weights_are_another_network(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tap_eval.allocation.budget import Budget, most_uniform
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.quantization import integer
 from tap_eval.quantization.sums import SumsIn
 

@@ -13,9 +13,10 @@ from torchvision import models
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
-from tap_eval.measuring.bench import Bench, Task
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
