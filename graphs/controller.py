@@ -13,10 +13,11 @@ from typing import Literal
 
 from graphs.state import TEMPLATES, Template
 
-Controller = Literal["ratio", "dpo", "uniform"]
+Controller = Literal["ratio", "paper", "dpo", "uniform"]
 Weights = Mapping[Template, float]
-Judged = Sequence[tuple[Template, float]]
-"""A generation's offspring: the template of each, and its fitness, minus infinity for the dead."""
+Judged = Sequence[tuple[Template, float, float]]
+"""A generation's offspring: the template of each, its fitness, minus infinity for the dead, and what it had to beat:
+the fitness of its better parent, or the library's median where it has none."""
 
 FLOOR = 0.05
 DPO_BETA = 1.0
@@ -38,17 +39,36 @@ def probabilities(weights: Weights, feasible: Sequence[Template] = TEMPLATES) ->
 
 
 def ratio(weights: Weights, judged: Judged) -> dict[Template, float]:
-    """Eq. 7: `w_i <- w_i * alpha * Fitness(T_i) / mu`.
+    """Eq. 7 with ranks in place of fitness, which in a generation of good proxies differs by a few per cent.
 
-    `Fitness(T_i)` is the mean over the template's offspring, with 0 for negative fitness and
-    for the dead, so that weights stay positive and templates whose code does not run lose.
+    An offspring's credit is the share of its generation that gained less over what it had to beat than it did, with
+    half of those that gained as much; the dead get none.
+    """
+    gains = [fitness - to_beat for _, fitness, to_beat in judged]
+    ranks = [sum((each < gain) + (each == gain) / 2 for each in gains) / len(gains) for gain in gains]
+    credits = [0.0 if gain == -math.inf else rank for gain, rank in zip(gains, ranks, strict=True)]
+    return _multiplied(weights, [(template, credit) for (template, _, _), credit in zip(judged, credits, strict=True)])
+
+
+def paper(weights: Weights, judged: Judged) -> dict[Template, float]:
+    """Eq. 7 in the paper's words, with fitness as it is.
+
+    Negative fitness and the dead count 0, so that weights stay positive and templates whose code does not run lose.
+    """
+    return _multiplied(weights, [(template, max(fitness, 0.0)) for template, fitness, _ in judged])
+
+
+def _multiplied(weights: Weights, credits: Sequence[tuple[Template, float]]) -> dict[Template, float]:
+    """`w_i <- w_i * alpha * Fitness(T_i) / mu`.
+
+    `Fitness(T_i)` is the mean over the template's offspring, of numbers that are not negative.
     `mu` is the mean over the templates that had offspring; the others keep their weight.
     `alpha` is common to all and cancels in Eq. 8, so it does not appear.
     """
     values: dict[Template, list[float]] = {}
-    for template, fitness in judged:
-        values.setdefault(template, []).append(max(fitness, 0.0))
-    means = {template: sum(fitness) / len(fitness) for template, fitness in values.items()}
+    for template, credit in credits:
+        values.setdefault(template, []).append(credit)
+    means = {template: sum(its) / len(its) for template, its in values.items()}
     mu = sum(means.values()) / len(means) if means else 0.0
     if mu <= 0:
         return dict(weights)
@@ -58,15 +78,16 @@ def ratio(weights: Weights, judged: Judged) -> dict[Template, float]:
 def dpo(weights: Weights, judged: Judged) -> dict[Template, float]:
     """One gradient step of the DPO loss on the logits of the template distribution (Rafailov et al. 2024, Eq. 7).
 
-    The preference pairs are all pairs of the generation's offspring with different fitness
-    and different templates; the reference is the distribution that drew them. At the
+    The preference pairs are all pairs of the generation's offspring with different gains over
+    what each had to beat, and different templates; the reference is the distribution that drew them. At the
     reference the implicit reward margin is 0, so each pair pulls its winner's logit up and
     its loser's down by `beta * sigmoid(0)`, averaged over the pairs.
     """
     pairs: list[tuple[Template, Template]] = []
-    for (one, fitness), (other, its_fitness) in combinations(judged, 2):
-        if one != other and fitness != its_fitness:
-            pairs.append((one, other) if fitness > its_fitness else (other, one))
+    gains = [(template, fitness - to_beat) for template, fitness, to_beat in judged]
+    for (one, gain), (other, its_gain) in combinations(gains, 2):
+        if one != other and gain != its_gain:
+            pairs.append((one, other) if gain > its_gain else (other, one))
     if not pairs:
         return dict(weights)
     reference = {template: math.log(max(weights[template], 1e-12)) for template in TEMPLATES}
@@ -101,6 +122,7 @@ def uniform(weights: Weights, judged: Judged) -> dict[Template, float]:
 Update = Callable[[Weights, Judged], dict[Template, float]]
 UPDATES: dict[Controller, Update] = {
     "ratio": ratio,
+    "paper": paper,
     "dpo": dpo,
     "uniform": uniform,
 }

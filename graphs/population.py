@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Iterable, Sequence
 
 from graphs.state import Candidate, Template
+from tap_eval.proxies.fitness import rank_correlation
+
+LEAST = 4
+"""places in the library, so that more than two proxies have offspring"""
+ALIKE = 0.98
+"""rank correlation of scores from which on two proxies are one idea"""
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -20,15 +27,36 @@ def survivors(candidates: Iterable[Candidate], size: int) -> list[str]:
 
 
 def library(candidates: Iterable[Candidate]) -> list[str]:
-    """Names of the top tenth, at least two where there are two, of those that were measured on all images."""
-    order = ranked(candidates)
-    finished = list(dict.fromkeys(candidate.name for candidate in order if not candidate.dropped))
-    return finished[: library_size(len(order))]
+    """Names of the best that differ, of those that were measured on all images: the top tenth, at least four.
+
+    One whose scores rank layers as those of a better one do has no place, unless places are left.
+    """
+    order = ranked({candidate.name: candidate for candidate in candidates}.values())
+    finished = [candidate for candidate in order if not candidate.dropped]
+    differing: list[Candidate] = []
+    for candidate in finished:
+        if all(_likeness(candidate, other) < ALIKE for other in differing):
+            differing.append(candidate)
+    alike = [candidate for candidate in finished if candidate not in differing]
+    return [candidate.name for candidate in [*differing, *alike][: library_size(len(order))]]
+
+
+def _likeness(one: Candidate, other: Candidate) -> float:
+    """Rank correlation of their scores, the mean over networks."""
+    pairs = list(zip(one.scores, other.scores, strict=True))
+    return sum(rank_correlation(*pair) for pair in pairs) / len(pairs)
+
+
+def to_beat(parents: Sequence[Candidate], library: Sequence[Candidate]) -> float:
+    """The fitness over which an offspring's is a gain: of its better parent, or the median of the library."""
+    if parents:
+        return max(parent.value for parent in parents)
+    return statistics.median(candidate.value for candidate in library) if library else 0.0
 
 
 def library_size(candidates: int) -> int:
     """Places in the library for the best of so many."""
-    return max(2, -(-candidates // 10))
+    return max(LEAST, -(-candidates // 10))
 
 
 def best(candidates: Iterable[Candidate]) -> str | None:

@@ -100,10 +100,11 @@ class Search:
 
     def prepare(self, state: SearchState) -> dict[str, Any]:
         """Measures what every fitness needs: the layer errors of each network, once."""
-        for bench in self.benches:
+        for place, bench in enumerate(self.benches):
             bench.measure(None)
-            layers = len(bench.layers)
-            self.emit({"event": "preparing", "network": bench.name, "layers": layers, "notes": bench.notes})
+            told = any(bench.prepared is other.prepared for other in self.benches[:place])
+            notes, layers = [] if told else bench.notes, len(bench.layers)
+            self.emit({"event": "preparing", "network": bench.name, "layers": layers, "notes": notes})
             assert bench.layer_errors
             self.emit({"event": "prepared", "network": bench.name})
         return {
@@ -241,7 +242,16 @@ class Search:
         weights = cast("dict[Template, float]", state["weights"])
         if state["generation"] > 0:
             update = controller.UPDATES[self.settings.controller]
-            weights = update(weights, [(entry["template"], judged[entry["name"]].value) for entry in state["plan"]])
+            shown = [everyone[name] for name in state["library"]]
+            offspring = [
+                (
+                    cast("Template", entry["template"]),
+                    judged[entry["name"]].value,
+                    population.to_beat([everyone[name] for name in entry["parents"]], shown),
+                )
+                for entry in state["plan"]
+            ]
+            weights = update(weights, offspring)
         generation = Generation(
             index=state["generation"],
             probabilities=self._probabilities(state),

@@ -70,7 +70,7 @@ def show(
 def search(history: History) -> dict[str, Any]:
     """The figures of the search, once a generation has been judged."""
     fitness, probabilities, deaths = figures.searching(history)
-    sized = [curves.sizes(history, index) for index in range(len(history.networks))]
+    sized = [curves.sizes(history, index) for index in history.shown]
     died = [deaths] if any(generation.failures for generation in history.generations) else []
     return {"sections": [fitness, probabilities, *sized, *died] if history.generations else []}
 
@@ -142,7 +142,7 @@ def drawn(history: History, candidate: Candidate) -> list[Section]:
     """Bits and scores of one candidate, a figure a network; none where it has no scores."""
     if not candidate.scores or not candidate.allocations:
         return []
-    return [layer_figures.bits(history, candidate, index) for index in range(len(history.networks))]
+    return [layer_figures.bits(history, candidate, index) for index in history.shown]
 
 
 def family(history: History, chosen: str | None) -> dict[str, Any]:
@@ -168,7 +168,8 @@ def chat(history: History, opened: Chat) -> dict[str, Any]:
     """A conversation, and what the version as it stands changes."""
     conversation = opened.conversation
     sections: list[Section] = []
-    for index, network in enumerate(history.networks):
+    for index in history.shown:
+        network = history.networks[index]
         versions = opened.drawn(history, index)
         if len(versions) == 1:
             sections.append(layer_figures.bits(history, history.candidate(versions[0].name), index))
@@ -214,7 +215,7 @@ def spoken(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 def _kib(history: History, candidate: Candidate) -> str:
     """Size of the packed networks, where they are known."""
-    sizes = [figures.kib(candidate, index, network) for index, network in enumerate(history.networks)]
+    sizes = [figures.kib(candidate, index, history.networks[index]) for index in history.shown]
     return ", ".join(f"{size:,.1f}" for size in sizes)
 
 

@@ -46,7 +46,7 @@ def render(result: Result) -> str:
     """The page."""
     best = result.candidate(result.best)
     sections = figures.searching(result)
-    for index in range(len(result.networks)):
+    for index in result.shown:
         sections += [curves.sizes(result, index), layer_figures.bits(result, best, index)]
     sections.append(
         figures.Section(
@@ -74,7 +74,7 @@ def shown(result: Result) -> dict[str, Any]:
         "chosen": chosen_text(result),
         "whole": all(network.sized_whole for network in result.networks),
         "draws": max(len(row.draws) for row in result.table),
-        "headline": [_headline(result, network) for network in result.networks],
+        "headline": [_headline(result, network) for network in (result.networks[place] for place in result.shown)],
     }
 
 

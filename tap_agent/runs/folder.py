@@ -29,7 +29,7 @@ from tap_eval.proxies.proxy import Proxy
 
 NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
-_BEFORE = {"rounding": "nearest", "sums": "float", "worth": "accuracy"}
+_BEFORE = {"rounding": "nearest", "sums": "float", "worth": "accuracy", "second_budget": False}
 """what runs did before there were such settings, which are all in the configs of later ones"""
 
 

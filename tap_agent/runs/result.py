@@ -72,6 +72,8 @@ class NetworkRecord(_Record):
     """One network of the benchmark set."""
 
     name: str
+    searched_only: bool = False
+    """whether candidates are measured on it and no table has it: another budget of a network that has one"""
     images: str
     budget: str
     layers: list[LayerRecord]
@@ -115,6 +117,11 @@ class History(_Record):
     curve: list[Row] = []
     """the best proxy, uniform bits and measured layer error at other budgets, on the test split; results of before \
 this was measured have none"""
+
+    @property
+    def shown(self) -> list[int]:
+        """Places of the networks that tables and figures are about."""
+        return [place for place, network in enumerate(self.networks) if not network.searched_only]
 
     @property
     def everyone(self) -> list[Candidate]:

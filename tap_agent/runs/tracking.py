@@ -170,7 +170,7 @@ def final_numbers(result: Result) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for row in result.table:
         name = "proxy" if row.kind == "proxy" else row.label
-        place = f"{row.network}/{name}" if len(result.networks) > 1 else name
+        place = f"{row.network}/{name}" if len(result.shown) > 1 else name
         for split, found in (("test", row.test), ("search", row.search)):
             if found:
                 numbers[f"{split}/{re.sub(r'[^A-Za-z0-9_. /-]', '', place)}"] = found.top1

@@ -75,16 +75,15 @@ def opening(settings: Settings, draws: int) -> Settings:
 
 
 def budgets(settings: Settings, text: str | None, subject: Subject) -> list[list[Budget]]:
-    """The budgets of each network: those in `text`, divided by commas, or else those of the settings.
+    """The budgets of each network: those in `text`, divided by commas, or else the first of the settings.
 
     There are none for bits that are given, which have a size of their own. Raises `BudgetMistake` where one is none.
     """
     if text is not None:
-        asked = [Budget.parse(part) for part in dict.fromkeys(part.strip() for part in text.split(","))]
-        return [asked for _ in settings.networks]
+        return [Budget.parse_all(text) for _ in settings.networks]
     if isinstance(subject, FileSubject) or (isinstance(subject, UniformSubject) and subject.bits):
         return [[] for _ in settings.networks]
-    return [[Budget.parse(network.budget or settings.budget)] for network in settings.networks]
+    return [Budget.parse_all(network.budget or settings.budget)[:1] for network in settings.networks]
 
 
 def check_single(asked: Sequence[Sequence[Budget]]) -> None:

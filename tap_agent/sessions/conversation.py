@@ -213,7 +213,7 @@ def make_refinement(folder: RunFolder, proxy: str, resources: Resources, account
 
     def surroundings() -> Surroundings:
         return Surroundings(
-            resources.benches,
+            resources.benchmark,
             resources.sandbox,
             lambda: {name: each.code for name, each in candidates().items() if each.failure is None},
             elsewhere,
@@ -222,7 +222,7 @@ def make_refinement(folder: RunFolder, proxy: str, resources: Resources, account
     return Refinement(
         surroundings,
         chat_model,
-        lambda: Judge(resources.benches, resources.search_settings().fitness),
+        lambda: Judge(resources.benchmark, resources.search_settings().fitness),
         Run(proxy, candidates, adopt),
     )
 

@@ -19,7 +19,7 @@ _BESIDE = ("uniform", "measured layer error")
 def curve_entries(resources: Resources, best: Candidate) -> list[Entry]:
     """The best proxy, uniform bits and measured layer error of every network, at the budgets of `near`."""
     entries: list[Entry] = []
-    for bench, bits in zip(resources.benches, best.allocations, strict=True):
+    for bench, bits in zip(resources.benches, best.allocations, strict=False):
         sizes = [layer.params * mean for layer, mean in zip(bench.layers, bits.means(), strict=True)]
         for budget in near(bench, sum(sizes) / sum(layer.params for layer in bench.layers)):
             try:

@@ -41,13 +41,14 @@ def conclude_run(
             f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each: "
             "give another --llm, more --generations or another --seed."
         )
-    benches = resources.benches
+    benches, benchmark = resources.benches, resources.benchmark
     emit({"event": "measuring the table", "networks": len(benches)})
     result = conclude(
         folder.name,
         resources.settings.model_dump(mode="json"),
         state,
         benches,
+        [network_record(bench, bench not in benches) for bench in benchmark],
         resources.settings.seed,
         lambda: emit({"event": "table row"}),
     )
@@ -110,15 +111,24 @@ def _written(folder: RunFolder, networks: Sequence[Chosen]) -> tuple[list[ModelF
 
 
 def conclude(
-    run: str, config: dict[str, Any], state: SearchState, benches: Sequence[Bench], seed: int, advance: Advance
+    run: str,
+    config: dict[str, Any],
+    state: SearchState,
+    benches: Sequence[Bench],
+    networks: list[NetworkRecord],
+    seed: int,
+    advance: Advance,
 ) -> Result:
-    """The result of a search that found a living proxy; reads the test split."""
+    """The result of a search that found a living proxy; reads the test split.
+
+    The first of the benchmark set are `benches`, of which there is a table; all of it is in `networks`.
+    """
     candidates = [Candidate(**record) for _, record in sorted(state["candidates"].items())]
     assert state["best"] is not None
     best = Candidate(**state["candidates"][state["best"]])
     table = [
         row
-        for bench, bits in zip(benches, best.allocations, strict=True)
+        for bench, bits in zip(benches, best.allocations, strict=False)
         for row in final_table(bench, f"TAP ({best.name})", bits.allocation(), seed, advance)
     ]
     return Result(
@@ -126,7 +136,7 @@ def conclude(
         config=config,
         seconds=0.0,
         measured=0,
-        networks=[network_record(bench) for bench in benches],
+        networks=networks,
         generations=[Generation(**record) for record in state["generations"]],
         candidates=candidates,
         best=best.name,
@@ -135,14 +145,15 @@ def conclude(
     )
 
 
-def network_record(bench: Bench) -> NetworkRecord:
-    """A network as the report shows it."""
+def network_record(bench: Bench, searched_only: bool) -> NetworkRecord:
+    """A network as the report shows it, or as candidates are measured on it beside that."""
     in_float: dict[str, int] = {}
     for rest in bench.prepared.rest:
         if rest.used:
             in_float[rest.reason] = in_float.get(rest.reason, 0) + 4 * rest.count
     return NetworkRecord(
         name=bench.name,
+        searched_only=searched_only,
         images=bench.splits.name,
         budget=bench.task.budget.text,
         layers=[

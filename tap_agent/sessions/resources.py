@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from fractions import Fraction
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,8 @@ from agents.models import Models, parse, priced
 from agents.proposer import Proposer
 from graphs.search import SearchSettings
 from tap_agent.settings.model import NetworkSettings, Settings
-from tap_eval.allocation.budget import Budget
-from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.budget import Budget, spent
+from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.device import CPU, DeviceMistake, chosen, found
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
@@ -34,6 +35,9 @@ from tap_eval.measuring.weights import Advance, silent
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
+
+_BESIDE = Fraction(6, 5)
+"""the second budget of a search, by the first"""
 
 
 class Resources(AbstractContextManager["Resources"]):
@@ -66,13 +70,24 @@ class Resources(AbstractContextManager["Resources"]):
             benches.append(self.bench(network, f"{network.network} ({same + 1})" if same else network.network))
         return benches
 
+    @cached_property
+    def benchmark(self) -> list[Bench]:
+        """What candidates are measured on: `benches`, then these at further budgets, which no table counts."""
+        further: list[Bench] = []
+        for bench, network in zip(self.benches, self.settings.networks, strict=True):
+            budgets = Budget.parse_all(network.budget or self.settings.budget)[1:]
+            if not budgets and self.settings.second_budget:
+                budgets = second(bench)
+            further += [bench.at(budget, f"{bench.name} at {budget.text}") for budget in budgets]
+        return [*self.benches, *further]
+
     def bench(self, network: NetworkSettings, name: str) -> Bench:
         """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
         settings, device = self.settings, self.devices[0]
         choices = Choices(settings.bits, settings.activation_bits, settings.pin_ends, settings.channel_groups)
         task = Task(
             choices,
-            Budget.parse(network.budget or settings.budget),
+            Budget.parse_all(network.budget or settings.budget)[0],
             settings.inputs,
             settings.rounding,
             settings.finish,
@@ -157,7 +172,7 @@ class Resources(AbstractContextManager["Resources"]):
     def open(self) -> None:
         """Opens what proxies are run and measured with."""
         with self._opening:
-            self.benches  # noqa: B018
+            self.benchmark  # noqa: B018
             self.sandbox  # noqa: B018
 
     def account(self, path: Path, seconds: float = 0.0) -> Account:
@@ -177,7 +192,7 @@ class Resources(AbstractContextManager["Resources"]):
         """The agents, over all of the above."""
         self.open()
         rounds, allowance = self.settings.rounds, self.settings.allowance
-        return Proposer(self.models, self.benches, self.sandbox, rounds, allowance, account=account)
+        return Proposer(self.models, self.benchmark, self.sandbox, rounds, allowance, account=account)
 
     def search_settings(self) -> SearchSettings:
         """What steers the search."""
@@ -190,3 +205,15 @@ class Resources(AbstractContextManager["Resources"]):
             racing=settings.racing,
             seed=settings.seed,
         )
+
+
+def second(bench: Bench) -> list[Budget]:
+    """A budget beside a network's own, a fifth above it, or below it where that would leave nothing to decide."""
+    own, choices = bench.task.budget, bench.task.choices
+    most = uniform(bench.layers, max(choices.weights), max(choices.activations))
+    for factor in (_BESIDE, 1 / _BESIDE):
+        budget = bench.beside(own.times(factor))
+        least = sum(budget.cost(layer, *choices.of(layer)[0]) for layer in bench.layers)
+        if least < budget.limit(bench.layers) < spent(most, bench.layers, budget):
+            return [budget]
+    return []

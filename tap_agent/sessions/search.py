@@ -95,8 +95,11 @@ class SearchSession(AbstractContextManager["SearchSession"]):
     def emit(self, event: dict[str, Any]) -> None:
         """Records an event and passes it on."""
         if event["event"] == "prepared":
-            (bench,) = (each for each in self._resources.benches if each.name == event["network"])
-            event = {**event, "record": network_record(bench).model_dump(mode="json")}
+            (bench,) = (each for each in self._resources.benchmark if each.name == event["network"])
+            event = {
+                **event,
+                "record": network_record(bench, bench not in self._resources.benches).model_dump(mode="json"),
+            }
         event = {**event, "measured": self._resources.ledger.measured}
         self._folder().record(event)
         self._listen(event)

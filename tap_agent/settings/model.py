@@ -98,7 +98,10 @@ class Settings(_Model):
     networks: tuple[NetworkSettings, ...] = Field(default_factory=lambda: (NetworkSettings(),), min_length=1)
     """The benchmark set: a proxy is worth what it achieves on all of them."""
     budget: Annotated[str, Flag(BITS, "run", label="Budget", common=True)] = "3bit"
-    """Of weights alone 3bit (on average) or 87% (smaller), of the whole network 0.1MB, or 1.2GBOPs."""
+    """Of weights alone 3bit (on average) or 87% (smaller), of the whole network 0.1MB, or 1.2GBOPs. Of several, as in \
+2.25bit,3bit, candidates are measured at each, and the first counts in the table."""
+    second_budget: Annotated[bool, Flag(BITS, "run")] = True
+    """Measure candidates at a second budget too, a fifth above the one that is given if there is but one."""
     bits: Annotated[tuple[int, ...], Flag(BITS, "run apply", label="Bits", common=True)] = (2, 4, 8)
     """Bits that weights may take, as 2,4,8."""
     activation_bits: Annotated[tuple[int, ...], Flag(BITS, "run apply")] = (8,)
@@ -122,8 +125,9 @@ own --draws asks for more."""
     """After the initial one."""
     population: Annotated[int, Flag(SEARCH, "run", label="Population", common=True)] = Field(8, ge=1)
     """Offspring a generation."""
-    controller: Annotated[Literal["ratio", "dpo", "uniform"], Flag(SEARCH, "run", usage=True)] = "ratio"
-    """How template weights are learned."""
+    controller: Annotated[Literal["ratio", "paper", "dpo", "uniform"], Flag(SEARCH, "run", usage=True)] = "ratio"
+    """How template weights are learned: ratio and dpo by what offspring gain over their parents, paper by fitness as \
+Eq. 7 has it."""
     worth: Annotated[Literal["kl", "accuracy"], Flag(SEARCH, "run", label="Worth", usage=True)] = "kl"
     """What measured bits count in fitness: kl, exp(-KL) of the outputs from full precision, or the paper's accuracy."""
     alpha: Annotated[float, Flag(SEARCH, "run")] = Field(0.1, ge=0, le=1)

@@ -34,7 +34,7 @@ def cell(text: str) -> str:
 def show_result(folder: RunFolder, result: Result) -> None:
     """Prints what a run has come to."""
     best = result.candidate(result.best)
-    out.print(results_table(result.table, [network.budget for network in result.networks]), soft_wrap=False)
+    out.print(results_table(result.table, [result.networks[place].budget for place in result.shown]), soft_wrap=False)
     out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
     if chosen := chosen_text(result):
         out.print(chosen)

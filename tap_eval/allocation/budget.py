@@ -57,6 +57,19 @@ class Budget:
             raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
         return Budget(text.strip(), "BOPs" if unit.lower() == "bops" else "B", value * factor)
 
+    @staticmethod
+    def parse_all(text: str) -> list[Budget]:
+        """Reads several, divided by commas; each once, in their order."""
+        return [Budget.parse(part) for part in dict.fromkeys(part.strip() for part in text.split(","))]
+
+    def times(self, factor: Fraction) -> Budget:
+        """About `factor` times as much, as a user would write it; of a rate in per cent, of what it leaves."""
+        if self.unit == "%":
+            return Budget.parse(f"{_rounded(100 - (100 - self.amount) * factor, ROUND_CEILING)}%")
+        if self.unit == "bit":
+            return Budget.parse(f"{_rounded(self.amount * factor, ROUND_FLOOR)}bit")
+        return Budget.parse(_with_prefix(self.amount * factor, self, ROUND_FLOOR))
+
     @property
     def about(self) -> str:
         """What is limited, in words."""
@@ -130,10 +143,15 @@ def _written(least: int, layers: Sequence[Layer], budget: Budget) -> str:
     if budget.unit == "%":
         return f"{_rounded(100 - Fraction(100 * least, 32 * params), ROUND_FLOOR)}%"
     amount = Fraction(least + (fixed_bytes(layers, budget.rest) if budget.unit == "B" else 0))
-    binary = budget.text.lower().removesuffix(budget.unit.lower()).endswith("i")
+    return _with_prefix(amount, budget, ROUND_CEILING)
+
+
+def _with_prefix(amount: Fraction, like: Budget, rounding: str) -> str:
+    """Of a few digits, in the unit of another and with prefixes of its kind."""
+    binary = like.text.lower().removesuffix(like.unit.lower()).endswith("i")
     prefixes = _BINARY if binary else _DECIMAL
     prefix = [each for each, factor in prefixes.items() if each == "" or factor <= amount][-1]
-    return f"{_rounded(amount / prefixes[prefix], ROUND_CEILING)}{prefix}{budget.unit}"
+    return f"{_rounded(amount / prefixes[prefix], rounding)}{prefix}{like.unit}"
 
 
 def _rounded(amount: Fraction, rounding: str) -> str:

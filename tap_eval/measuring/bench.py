@@ -133,15 +133,17 @@ class Bench:
             raise BudgetMistake(f"{self.name}: {mistake}") from mistake
         return replace(task, budget=budget)
 
-    def at(self, budget: Budget) -> Bench:
-        """The same network to be fitted to another budget; raises `BudgetMistake` when that cannot be met.
+    def at(self, budget: Budget, name: str | None = None) -> Bench:
+        """The same network to be fitted to another budget, under a `name` of its own where one is given.
 
+        Raises `BudgetMistake` when the budget cannot be met.
         Nothing is opened, calibrated or computed again: what this one has computed is shared, and what either of them
         measures from then on is in the ledger.
         """
         self.digest  # noqa: B018 it takes a pass, and every look into the ledger needs it
         other = copy.copy(self)
         other.task = self._fitted(self.task, budget)
+        other.name = name or self.name
         vars(other).pop("described_task", None)
         return other
 
