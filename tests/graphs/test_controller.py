@@ -91,7 +91,7 @@ def test_a_template_that_was_down_comes_back_within_a_run() -> None:
     weights: controller.Weights = initial()
     for _ in range(10):
         weights = ratio(weights, beating([("mutation", DEAD), ("crossover", 0.5), ("initialization", 0.5)]))
-    for _ in range(3):
+    for _ in range(4):
         weights = ratio(weights, beating([("mutation", 0.9), ("crossover", 0.3), ("initialization", 0.3)]))
     assert probabilities(weights)["mutation"] > 0.4
 

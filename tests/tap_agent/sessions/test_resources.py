@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from torchvision.models import squeezenet1_1
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.images.images import Transform
+from tap_eval.mistake import BudgetMistake
 from tests.tap_eval.images.pictures import png, write_folder
 
 
@@ -73,3 +75,20 @@ def test_a_network_of_one_channel_gets_grey_images_of_classes_in_the_order_of_a_
     assert bench.splits.classes == ("3", "1", "2")
     assert any("class 0 is 3, 1 is 1, 2 is 2" in note for note in bench.notes)
     assert any("made grey" in note for note in bench.notes)
+
+
+def opened(tmp_path: Path, **settings: Any) -> list[tuple[str, str]]:
+    with Resources(Settings(calibration_draws=1, **settings), tmp_path) as resources:
+        assert resources.benchmark[0] is resources.benches[0]
+        assert len({id(bench.prepared) for bench in resources.benchmark}) == 1
+        return [(bench.name, bench.task.budget.text) for bench in resources.benchmark]
+
+
+def test_candidates_are_measured_at_a_second_budget_unless_several_are_given_or_none_is_wanted(tmp_path: Path) -> None:
+    assert opened(tmp_path, budget="3bit") == [("digits", "3bit"), ("digits at 3.6bit", "3.6bit")]
+    assert opened(tmp_path, budget="7bit") == [("digits", "7bit"), ("digits at 5.833bit", "5.833bit")]
+    assert opened(tmp_path, budget="8bit", bits=(8,)) == [("digits", "8bit")]
+    assert opened(tmp_path, budget="4bit, 3bit,4bit") == [("digits", "4bit"), ("digits at 3bit", "3bit")]
+    assert opened(tmp_path, budget="3bit", second_budget=False) == [("digits", "3bit")]
+    with pytest.raises(BudgetMistake, match="digits: a budget of 1bit is below"):
+        opened(tmp_path, budget="3bit,1bit")

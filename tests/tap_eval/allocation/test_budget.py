@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -127,3 +128,13 @@ def test_a_budget_in_bytes_is_that_of_the_whole_packed_network() -> None:
     check_within(mixed, layers, Budget.parse(f"{total}B").beside(100))
     with pytest.raises(BudgetMistake, match="1 bytes above"):
         check_within(mixed, layers, Budget.parse(f"{total - 1}B").beside(100))
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [("3bit", "3.6bit"), ("90%", "88%"), ("0.1MB", "120KB"), ("64KiB", "76.8KiB"), ("1.2GBOPs", "1.44GBOPs")],
+)
+def test_a_budget_a_fifth_above_another_is_written_as_people_write_it(text: str, more: str) -> None:
+    budget = Budget.parse(text).times(Fraction(6, 5))
+    assert budget == Budget.parse(more)
+    assert Budget.parse_all(f"{text}, {more},{text}") == [Budget.parse(text), budget]
