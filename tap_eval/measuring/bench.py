@@ -23,7 +23,7 @@ import torch
 
 from tap_eval.allocation.budget import Budget, check_feasible
 from tap_eval.allocation.choices import Choices, uniform
-from tap_eval.allocation.size import FLOAT, INPUT, Size, full_size, packed_size
+from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
@@ -43,7 +43,7 @@ from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.rounding import Rounding, nearest
-from tap_eval.quantization.sums import SumsIn
+from tap_eval.quantization.sums import NONE, SumsIn
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
@@ -108,8 +108,8 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
-        self.sums = 0
-        """values between layers that are in integers of their own"""
+        self.sums = NONE
+        """values that are rounded between layers"""
         self.task = self._fitted(task, task.budget)
         self._ledger = ledger
         self._notes = notes
@@ -126,12 +126,12 @@ class Bench:
         recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums)
         self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
-        self.sums = self._local.own_sums
+        self.sums = self._local.between
         self.task = self._fitted(task, task.budget)
 
     def beside(self, budget: Budget) -> Budget:
         """`budget` as it is of this network, whose rest in float32 counts within bytes, as do scales of sums."""
-        return budget.beside(FLOAT * self.prepared.left + INPUT * self.sums)
+        return budget.beside(FLOAT * self.prepared.left, self.sums)
 
     def _fitted(self, task: Task, budget: Budget) -> Task:
         """`task` with another budget, beside what stays in float32; raises `BudgetMistake` when it cannot be met."""
