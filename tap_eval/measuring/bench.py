@@ -216,6 +216,11 @@ class Bench:
         )
 
     @property
+    def rounds_sums(self) -> bool:
+        """Whether what travels between layers is in integers, where `tap_eval.quantization.sums` says so."""
+        return self._measures.sums
+
+    @property
     def unfit(self) -> str | None:
         """Why allocations are measured on the simulated path, or None where integers are multiplied."""
         return self._measures.unfit
@@ -321,7 +326,7 @@ class Bench:
         self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray, finished: bool = False
     ) -> Job:
         integers = self._path(allocation) == "integer"
-        sums = allocation is not None and self._measures.sums
+        sums = allocation is not None and self.rounds_sums
         return Job(allocation, split, draw, rows, integers, finished and allocation is not None, sums)
 
     def _path(self, allocation: Allocation | None) -> Literal["float", "integer", "simulated"]:
