@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tap_eval.quantization import integer
+from tests.tap_agent.program import REPLAY
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--count", "40", "--rounds", "1"]
@@ -50,7 +51,7 @@ COMMANDS = {
 def test_a_benchmark_runs(name: str, tmp_path: Path, cache: Path) -> None:
     arguments, expected = COMMANDS[name]
     (tmp_path / "tiny.yaml").write_text(
-        "networks: [{network: digits, search: 60, test: 60}]\npopulation: 2\ngenerations: 0\n"
+        f"networks: [{{network: digits, search: 60, test: 60}}]\npopulation: 2\ngenerations: 0\nllm: {REPLAY}\n"
     )
     assert expected in run(arguments, tmp_path, cache)
     if name == "seeds":
