@@ -28,6 +28,9 @@ from prompts.grammar import code_of
 EMBEDDED = "embedded"
 _TOKENS = 200
 _STARTING, _TURN = threading.Lock(), threading.Lock()
+_MOST_THREADS = 2
+"""of llama.cpp, and no more than one for two processors: they spin while they wait for each other, which takes many
+times as long where anything else runs"""
 
 
 def embedded_chat(grammar: str, **asking: Any) -> MeteredChat:
@@ -110,5 +113,7 @@ def _start_server() -> Any:
     params.n_ctx = 4096
     params.n_parallel = 1
     params.verbosity = -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(2, os.cpu_count() or 1)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(
+        1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2)
+    )
     return xllamacpp.Server(params)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, check_feasible, most_uniform
 from tap_eval.allocation.choices import Choices
-from tap_eval.allocation.size import FLOAT, INPUT, Size, packed_size
+from tap_eval.allocation.size import FLOAT, Size, packed_size
 from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import onnx
 from tap_eval.export.remaining import Remaining
@@ -33,7 +33,7 @@ from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import Unfit
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
-from tap_eval.quantization.sums import Sums, SumsIn, ranges
+from tap_eval.quantization.sums import NONE, Sums, SumsIn, ranged, ranges
 
 Sensitivity = Callable[[list[Features], Features], Any]
 """A proxy as a function: a score a layer, or a list of scores, one an output channel."""
@@ -100,8 +100,8 @@ def quantize(
     """
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])
     carried = _sums(prepared, images) if sums == "int8" else None
-    beside = FLOAT * prepared.left + (INPUT * len(carried.ranges) if carried else 0)
-    limit, choices = Budget.parse(budget).beside(beside), Choices(tuple(bits))
+    between = ranged(carried.recorded(prepared.batch), prepared.modules) if carried else NONE
+    limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left, between), Choices(tuple(bits))
     check_feasible(prepared.layers, choices, limit)
     allocation = _allocated(rule, prepared, images, choices, limit)
     seen = calibrate(prepared, images)
@@ -112,7 +112,7 @@ def quantize(
     if finished:
         dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
         finish(quantized, Recorder(prepared, images).evenly(len(images)), images, allocation, dampings, bounds.moments)
-    size = packed_size(prepared.layers, allocation, FLOAT * prepared.left, len(carried.ranges) if carried else 0)
+    size = packed_size(prepared.layers, allocation, FLOAT * prepared.left, between)
     return Quantized(quantized, allocation, size, images)
 
 

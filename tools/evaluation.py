@@ -170,12 +170,13 @@ def functions(code: str) -> set[str]:
 def _budget(bench: Bench) -> JSON:
     """What a proxy's own `allocate` gets as `budget`: of one in bytes, what is left for the weights."""
     budget, choices = bench.task.budget, bench.task.choices
+    layers, activation = bench.layers, max(choices.activations)
     whole = budget.unit == "B"
     return {
-        "limit": budget.weights_limit(bench.layers, choices.weights) if whole else budget.limit(bench.layers),
+        "limit": budget.weights_limit(layers, choices.weights, activation) if whole else budget.limit(layers),
         "unit": "bit operations" if budget.unit == "BOPs" else "bits of weights",
-        "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in bench.layers],
-        "activation_bits": max(choices.activations),
+        "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in layers],
+        "activation_bits": activation,
     }
 
 

@@ -83,7 +83,7 @@ def apply(
     from tap_agent.settings.read import read_settings
     from tap_agent.terminal.bar import Bar
     from tap_agent.terminal.console import err, out
-    from tap_eval.mistake import ExportMistake
+    from tap_eval.mistake import ExportMistake, Mistake
 
     how = export.How(onnx_weights, strict)
     if path:
@@ -107,18 +107,24 @@ def apply(
         if isinstance(subject, ProxySubject):
             resources.open()
         differences = subject.differences(benches) if isinstance(subject, FileSubject) else []
+        if path and strict:
+            export.check_strict(path, benches)
         for note in (*(note for bench in benches for note in bench.notes), *differences):
             out.print(note, markup=False)
         applied = session.apply(subject, asked, resources, draws, bar)
-        files = []
+        files: list[export.Written] = []
+        unwritten = None
         if path:
             bar.begin(f"writing {path}")
-            files = export.write_all(
-                path.resolve(),
-                applied.chosen,
-                lambda: session.allocation_record(subject, applied, resources.settings),
-                how,
-            )
+            try:
+                files = export.write_all(
+                    path.resolve(),
+                    applied.chosen,
+                    lambda: session.allocation_record(subject, applied, resources.settings),
+                    how,
+                )
+            except Mistake as mistake:  # what was measured is shown first
+                unwritten = mistake
     _show(applied, len(benches[0].layers))
     if isinstance(subject, FileSubject) and not differences:
         for each in applied.chosen:
@@ -139,6 +145,8 @@ def apply(
 
         write(plot.resolve(), html.render_rows(f"apply {what}", applied.rows))
         out.print(f"figure: {plot}")
+    if unwritten:
+        raise unwritten
 
 
 def _show(applied: Applied, layers: int) -> None:

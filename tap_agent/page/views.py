@@ -62,7 +62,7 @@ def show(
         case "family":
             return family(history, proxy)
         case "result":
-            return outcome(history)
+            return outcome(history, run)
         case _:
             return {}
 
@@ -156,12 +156,12 @@ def family(history: History, chosen: str | None) -> dict[str, Any]:
     return {"sections": [Section("family", "Family tree", caption, figures.family(history, chosen))]}
 
 
-def outcome(history: History) -> dict[str, Any]:
-    """The numbers and the table beside the baselines, of a run that has ended."""
+def outcome(history: History, run: RunFolder) -> dict[str, Any]:
+    """The numbers, the table beside the baselines and the proxies to reuse, of a run that has ended."""
     if not isinstance(history, Result):
         return {"rows": []}
     best = history.candidate(history.best)
-    return {**html.shown(history), "best": best, "sections": drawn(history, best)}
+    return {**html.shown(history, f"{run.path}/"), "best": best, "sections": drawn(history, best)}
 
 
 def chat(history: History, opened: Chat) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tap_agent.report.text import budget_text
 from tap_agent.runs.result import History, NetworkRecord, Row
 from tap_eval.allocation.size import packed_size
 from tap_eval.proxies.proxy import Failure
+from tap_eval.quantization.sums import Ranged
 
 COLORS = {"initialization": "#4c78a8", "mutation": "#f58518", "crossover": "#54a24b", "refinement": "#b279a2"}
 ACCENT, GREY, INK = "#c2185b", "#9aa5b1", "#1f2933"
@@ -207,7 +208,8 @@ def kib(candidate: Candidate, index: int, network: NetworkRecord) -> float:
     if not network.sized_whole:
         return sum(map(operator.mul, (layer.params for layer in network.layers), bits.means())) / 8 / 1024
     in_float = sum(network.in_float_bytes.values())
-    return packed_size(network.layers, bits.allocation(), in_float, network.sums).total / 1024
+    sums = Ranged(network.sums, network.sums_of_inputs)
+    return packed_size(network.layers, bits.allocation(), in_float, sums).total / 1024
 
 
 def family(history: History, chosen: str | None = None) -> go.Figure:

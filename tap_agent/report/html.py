@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from plotly.offline import get_plotlyjs
 
 from tap_agent.report import curves, figures, layer_figures
+from tap_agent.report.reuse import reusable, shipped
 from tap_agent.report.text import (
     budget_text,
     chosen_text,
@@ -64,8 +65,8 @@ def render(result: Result) -> str:
     )
 
 
-def shown(result: Result) -> dict[str, Any]:
-    """The numbers and the table, as templates show them."""
+def shown(result: Result, folder: str = "") -> dict[str, Any]:
+    """The numbers, the table and what is to be reused, as templates show them; `folder`, with its /, is the run's."""
     return {
         **_table(result.table),
         "files": result.files,
@@ -75,6 +76,8 @@ def shown(result: Result) -> dict[str, Any]:
         "whole": all(network.sized_whole for network in result.networks),
         "draws": max(len(row.draws) for row in result.table),
         "headline": [_headline(result, network) for network in (result.networks[place] for place in result.shown)],
+        "reusable": reusable(result, folder),
+        "shipped": shipped(result),
     }
 
 

@@ -84,7 +84,9 @@ class NetworkRecord(_Record):
     in_float_bytes: dict[str, int] = {}
     """those weights, by what reads them"""
     sums: int = 0
-    """values between layers that are in integers of their own"""
+    """values between layers that are rounded in a range of their own"""
+    sums_of_inputs: tuple[int, ...] = ()
+    """of the others, the layer whose input has the same; none in results of before these were told"""
     unused_bytes: int = 0
     """weights that nothing reads"""
 

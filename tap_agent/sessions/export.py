@@ -18,7 +18,8 @@ from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
 from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import Weights, onnx
-from tap_eval.export.remaining import Remaining
+from tap_eval.export.remaining import Remaining, remaining_of
+from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ExportMistake
 
 ALLOCATION = ".json"
@@ -61,6 +62,15 @@ def check(path: Path, how: How) -> None:
     if path.suffix == ".onnx":
         onnx()
     check_file(path)
+
+
+def check_strict(path: Path, benches: Sequence[Bench]) -> None:
+    """Raises `ExportMistake` where something of a network is in float32 at any bits: before anything is measured.
+
+    Which layers a runtime multiplies so is known when there is a file.
+    """
+    for name, bench in zip(file_names(path.stem, path.suffix, [each.name for each in benches]), benches, strict=True):
+        remaining_of(bench.prepared, sums=bench.rounds_sums).refuse(name)
 
 
 def _write_safetensors(path: Path, chosen: Chosen, how: How) -> Remaining:

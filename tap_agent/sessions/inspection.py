@@ -71,6 +71,7 @@ def _of_file(path: Path) -> list[Inspected]:
 
 
 def _described(network: AllocatedNetwork, provenance: dict[str, str]) -> Description:
+    bytewise = {layer.name for layer in network.layers if layer.activation_bits == 8}
     told = network.model_dump(mode="json", exclude={"layers", "between", "in_float32"}, exclude_unset=True)
     return Description(
         form="an allocation, without weights",
@@ -81,7 +82,7 @@ def _described(network: AllocatedNetwork, provenance: dict[str, str]) -> Descrip
             BetweenDescription(
                 each.name,
                 made(each.operation, each.of, each.then),
-                0 if each.input_of else INPUT,
+                0 if each.input_of in bytewise else INPUT,
                 Affine(each.scale, each.zero_point, 8).range,
             )
             for each in network.between

@@ -163,6 +163,7 @@ def network_record(bench: Bench, searched_only: bool) -> NetworkRecord:
         layer_errors=bench.layer_errors,
         in_float=bench.prepared.share_left,
         in_float_bytes=in_float,
-        sums=bench.sums,
+        sums=bench.sums.own,
+        sums_of_inputs=bench.sums.inputs,
         unused_bytes=sum(4 * rest.count for rest in bench.prepared.rest if not rest.used),
     )

@@ -53,12 +53,14 @@ def minimize(
     """
     check_feasible(layers, choices, budget)
     size = len(choices.weights) * len(choices.activations)
-    options = [choices.of(layers[unit.layer]) for unit in units]
+    options = [budget.options(layers[unit.layer], choices) for unit in units]
     options = [each * (size // len(each)) for each in options]  # where there is but one, it stands for all
     shape = len(units), len(choices.weights), len(choices.activations)
     losses = [loss(place, *bits) for place, each in enumerate(options) for bits in each]
+    starts = np.flatnonzero(np.diff([unit.layer for unit in units], prepend=-1))
     costs = [
         units[place].cost(layers[units[place].layer], budget, *bits)
+        + (budget.range_cost(layers[units[place].layer], bits[1]) if place in starts else 0)
         for place, each in enumerate(options)
         for bits in each
     ]
@@ -67,7 +69,7 @@ def minimize(
     taken = knapsack.solve(
         np.array(losses, np.float64).reshape(shape),
         np.array(costs, np.int64).reshape(shape),
-        np.flatnonzero(np.diff([unit.layer for unit in units], prepend=-1)),
+        starts,
         mixing,
         min(budget.limit(layers), sum(costs) + int(mixing.sum())),
     )

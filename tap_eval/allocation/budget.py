@@ -11,10 +11,11 @@ from fractions import Fraction
 from typing import Literal
 
 from tap_eval.allocation.choices import Choices, uniform
-from tap_eval.allocation.size import fixed_bytes, is_mixed, over_channels, row_bytes
+from tap_eval.allocation.size import INPUT, fixed_bytes, is_mixed, over_channels, row_bytes
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
+from tap_eval.quantization.sums import NONE, Ranged
 
 BUDGETS = "3bit, 87%, 0.1MB or 1.2GBOPs"
 _FORM = re.compile(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*(?:(bits?)|(%)|([KMGT]?i?)(BOPs|B))\s*", re.IGNORECASE)
@@ -39,6 +40,8 @@ class Budget:
     """exactly as written, so that a limit is not a bit off"""
     rest: int = 0
     """bytes of the network that no layer holds and that stay in float32, which a budget in bytes is about too"""
+    sums: Ranged = NONE
+    """values that are rounded between layers, whose scales count likewise"""
 
     @staticmethod
     def parse(text: str) -> Budget:
@@ -75,9 +78,9 @@ class Budget:
         """What is limited, in words."""
         return {"B": "the whole packed network", "BOPs": "operations an image"}.get(self.unit, "weights alone")
 
-    def beside(self, rest: int) -> Budget:
-        """The same for a network of which `rest` bytes stay in float32."""
-        return replace(self, rest=rest)
+    def beside(self, rest: int, sums: Ranged = NONE) -> Budget:
+        """The same for a network of which `rest` bytes stay in float32, with `sums` between layers."""
+        return replace(self, rest=rest, sums=sums)
 
     def limit(self, layers: Sequence[Layer]) -> int:
         """The most that the bits of `layers` may cost: bits of weights, bytes of rows and of channels' bits, or BOPs.
@@ -88,10 +91,18 @@ class Budget:
         exact = {
             "bit": self.amount * params,
             "%": (100 - self.amount) * 32 * params / 100,
-            "B": self.amount - fixed_bytes(layers, self.rest),
+            "B": self.amount - self._fixed(layers),
             "BOPs": self.amount,
         }[self.unit]
         return math.floor(exact)
+
+    def _fixed(self, layers: Sequence[Layer]) -> int:
+        return fixed_bytes(layers, self.rest + INPUT * self.sums.own)
+
+    def options(self, layer: Layer, choices: Choices) -> list[tuple[int, int]]:
+        """The (weight, activation) bits that `layer` may take, the cheapest first."""
+        options = choices.of(layer)
+        return sorted(options, key=lambda bits: (bits[0], -bits[1])) if self.unit == "B" else options
 
     def cost(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
         """What `layer`, or so many of its channels, take of the limit.
@@ -104,23 +115,29 @@ class Budget:
             return row_bytes(layer, weight_bits)
         return over_channels(layer.params, layer, weight_bits)
 
-    def weights_limit(self, layers: Sequence[Layer], bits: Sequence[int]) -> int:
+    def weights_limit(self, layers: Sequence[Layer], bits: Sequence[int], activation_bits: int) -> int:
         """Bits of weights with which `layers` are within a budget in bytes, whichever of `bits` each takes.
 
-        As many as there is room for when every row has the most padding that `bits` lead to.
+        As many as there is room for when every row has the most padding that `bits` lead to, and inputs these bits.
         """
         rows = [(layer.out_channels, layer.params // layer.out_channels) for layer in layers]
         padding = sum(count * max(-row * each % 8 for each in bits) for count, row in rows)
-        return max(8 * self.limit(layers) - padding, 0)
+        ranges = sum(self.range_cost(layer, activation_bits) for layer in layers)
+        return max(8 * (self.limit(layers) - ranges) - padding, 0)
 
     def mixing_cost(self, layer: Layer) -> int:
         """What `layer` takes on top where its channels differ in bits: of a budget in bytes, a byte a channel."""
         return layer.out_channels if self.unit == "B" else 0
 
+    def range_cost(self, layer: Layer, activation_bits: int) -> int:
+        """What `layer` takes on top for what shares the range of its input: of a budget in bytes, other scales."""
+        return INPUT * self.sums.apart(layer.index, activation_bits) if self.unit == "B" else 0
+
 
 def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) -> None:
     """Raises `BudgetMistake` when even the cheapest allocation is above the budget; it names one that would do."""
-    least = sum(budget.cost(layer, *choices.of(layer)[0]) for layer in layers)
+    cheapest = [budget.options(layer, choices)[0] for layer in layers]
+    least = spent(Allocation(*zip(*cheapest, strict=True)), layers, budget)
     if least > budget.limit(layers):
         steps = ["raise the budget"]
         if min(choices.weights) > 2:
@@ -142,7 +159,7 @@ def _written(least: int, layers: Sequence[Layer], budget: Budget) -> str:
         return f"{_rounded(Fraction(least, params), ROUND_CEILING)}bit"
     if budget.unit == "%":
         return f"{_rounded(100 - Fraction(100 * least, 32 * params), ROUND_FLOOR)}%"
-    amount = Fraction(least + (fixed_bytes(layers, budget.rest) if budget.unit == "B" else 0))
+    amount = Fraction(least + (budget._fixed(layers) if budget.unit == "B" else 0))
     return _with_prefix(amount, budget, ROUND_CEILING)
 
 
@@ -162,8 +179,10 @@ def _rounded(amount: Fraction, rounding: str) -> str:
 def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> int:
     """What `allocation` takes of `budget.limit(layers)`."""
     mixed = (layer for layer, bits in zip(layers, allocation.weights, strict=True) if is_mixed(bits))
-    return sum(map(budget.cost, layers, allocation.weights, allocation.activations)) + sum(
-        map(budget.mixing_cost, mixed)
+    return (
+        sum(map(budget.cost, layers, allocation.weights, allocation.activations))
+        + sum(map(budget.mixing_cost, mixed))
+        + sum(map(budget.range_cost, layers, allocation.activations))
     )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.quantizer import Allocation, LayerBits, distinct
+from tap_eval.quantization.sums import NONE, Ranged
 
 FLOAT = 4
 """bytes of a float32"""
@@ -39,7 +40,8 @@ class Size:
     biases: int
     """float32, one an output channel: the correction for what rounding shifts gives every quantized layer one"""
     inputs: int
-    """scale and zero point of each layer's input, and of sums that have their own: a float32 and a byte"""
+    """scale and zero point of each layer's input, and of what is rounded between layers unless it has those of an
+    input: a float32 and a byte"""
     channel_bits: int
     """a byte an output channel, its bits, in layers whose channels differ in bits; the order follows from it"""
     rest: int
@@ -55,15 +57,15 @@ class Size:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def packed_size(layers: Sequence[Weighted], allocation: Allocation, rest: int, sums: int = 0) -> Size:
-    """The packed network's, `rest` bytes of which stay in float32, with `sums` values between layers in integers."""
+def packed_size(layers: Sequence[Weighted], allocation: Allocation, rest: int, sums: Ranged = NONE) -> Size:
+    """The packed network's, `rest` bytes of which stay in float32, with `sums` between layers."""
     pairs = list(zip(layers, allocation.weights, strict=True))
     channels = sum(layer.out_channels for layer in layers)
     return Size(
         weights=sum(row_bytes(layer, bits) for layer, bits in pairs),
         scales=FLOAT * channels,
         biases=FLOAT * channels,
-        inputs=INPUT * (len(layers) + sums),
+        inputs=INPUT * (len(layers) + sums.scales(allocation.activations)),
         channel_bits=sum(layer.out_channels for layer, bits in pairs if is_mixed(bits)),
         rest=rest,
     )

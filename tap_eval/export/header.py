@@ -54,9 +54,14 @@ class BetweenRecord(Record):
     of: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
     input_of: str | None = None
-    """the layer whose input has its scale and zero point, None where it has its own"""
+    """the layer whose input has its range, None where it has its own"""
     range: tuple[float, float] | None = None
     """which its 8 bits cover, where that layer's input has fewer bits and so another scale"""
+
+    @property
+    def has_own_integers(self) -> bool:
+        """Whether scale and zero point are not those of a layer's input."""
+        return self.input_of is None or self.range is not None
 
 
 class Header(Record):

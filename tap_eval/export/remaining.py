@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from tap_eval.export.graph import recorded
 from tap_eval.mistake import ExportMistake
+from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Step, readers_of
 from tap_eval.quantization.quantizer import QuantizedNetwork
 from tap_eval.quantization.sums import Readers, carried, convolutions, is_maximum, limits_of, moves, name_of
@@ -63,7 +64,11 @@ class Remaining:
 
 def remaining(network: QuantizedNetwork) -> Remaining:
     """What is in float32 of a network that has its bits, whatever runs it."""
-    prepared = network.prepared
+    return remaining_of(network.prepared, sums=network.sums is not None)
+
+
+def remaining_of(prepared: Prepared, *, sums: bool) -> Remaining:
+    """The same of any bits, with or without `sums` in integers."""
     tensors = {rest.name: (4 * rest.count, rest.reason) for rest in prepared.rest if rest.used}
     try:
         program = recorded(prepared, prepared.watched[0][:1])
@@ -73,7 +78,7 @@ def remaining(network: QuantizedNetwork) -> Remaining:
     found = carried(program.steps, convolutions(prepared.modules), program.logits)
     inside = {value for each in found for value in each.members}
     computed = [step for step in program.steps if _computes(step, readers)]
-    steps = [step for step in computed if network.sums is None or step.value not in inside]
+    steps = [step for step in computed if not sums or step.value not in inside]
     summed = sum(step.value in inside for step in steps)
     return Remaining(tensors, dict(Counter(_named(step) for step in steps)), summed)
 

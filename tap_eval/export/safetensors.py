@@ -8,8 +8,8 @@ Of each layer, by the name that it has in the user's network, the file holds
 - `NAME.weight_scale` and `NAME.corrected_bias` (O,) float32;
 - `NAME.input_scale` () float32 and `NAME.input_zero_point` () uint8;
 
-and of each value that travels between layers in integers of its own, by the name that `tap_eval.export.between` gives
-it, `NAME.scale` () float32 and `NAME.zero_point` () uint8.
+and of each value between layers that is rounded to other integers than a layer's input, by the name that
+`tap_eval.export.between` gives it, `NAME.scale` () float32 and `NAME.zero_point` () uint8.
 
 These are the bytes that `tap_eval.allocation.size` counts. What no layer holds has its own name and type. The structure
 is JSON under the one key `tap` of the metadata: the order of several keys would be another in each file.
@@ -95,7 +95,7 @@ def _tensors(network: QuantizedNetwork, allocation: Allocation, values: Sequence
         put(f"{layer.name}.input_scale", torch.tensor(affine.scale, dtype=torch.float32))
         put(f"{layer.name}.input_zero_point", torch.tensor(affine.zero_point, dtype=torch.uint8))
     for value in values:
-        if value.layer is None:
+        if value.layer is None or value.affine != network.layers[value.layer].affine:
             put(f"{value.name}.scale", torch.tensor(value.affine.scale, dtype=torch.float32))
             put(f"{value.name}.zero_point", torch.tensor(value.affine.zero_point, dtype=torch.uint8))
     return found
@@ -192,11 +192,9 @@ class _File:
 
     def between(self, value: BetweenRecord) -> Affine:
         """The integers of a value between layers."""
-        if value.input_of is None:
+        if value.has_own_integers:
             return self._affine(f"{value.name}.scale", f"{value.name}.zero_point", 8)
-        if value.range is not None:
-            return Affine.covering(*value.range, 8)
-        return self.affine(self._layer(value.input_of))
+        return self.affine(self._layer(str(value.input_of)))
 
     def inputs(self) -> list[tuple[float, float]]:
         """Of each layer, a range of its input that leads to just its integers, and to those of what has its range."""
@@ -204,7 +202,8 @@ class _File:
         for value in self.header.between or ():
             if value.input_of is not None and value.range is not None:
                 layer = self._layer(value.input_of)
-                if Affine.covering(*value.range, layer.activation_bits) != self.affine(layer):
+                covered = Affine.covering(*value.range, layer.activation_bits), Affine.covering(*value.range, 8)
+                if covered != (self.affine(layer), self.between(value)):
                     self._damaged(f"{value.name} has another range than the input of {layer.name}")
                 found[layer.name] = value.range
         return list(found.values())
@@ -296,7 +295,7 @@ def described(path: Path) -> Description:
             BetweenDescription(
                 name=value.name,
                 made=made(value.operation, value.of, value.then),
-                size=0 if value.input_of is not None else INPUT,
+                size=INPUT if value.has_own_integers else 0,
                 reach=file.between(value).range,
             )
             for value in file.header.between or ()

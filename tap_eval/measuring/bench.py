@@ -21,7 +21,7 @@ import torch
 
 from tap_eval.allocation.budget import Budget, check_feasible
 from tap_eval.allocation.choices import uniform
-from tap_eval.allocation.size import FLOAT, INPUT, Size, full_size, packed_size
+from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy, Measurement
@@ -42,6 +42,7 @@ from tap_eval.proxies.features import Features, describe, describe_task
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantization.sums import NONE
 
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
@@ -93,8 +94,8 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
-        self.sums = 0
-        """values between layers that are in integers of their own"""
+        self.sums = NONE
+        """values that are rounded between layers"""
         self.task = self._fitted(task, task.budget)
         self._ledger = ledger
         self._notes = notes
@@ -117,12 +118,12 @@ class Bench:
             lambda split: key("full precision", self.digest, getattr(splits, split).digest, *self._where),
             self._in_full,
         )
-        self.sums = self._local.own_sums
+        self.sums = self._local.between
         self.task = self._fitted(task, task.budget)
 
     def beside(self, budget: Budget) -> Budget:
         """`budget` as it is of this network, whose rest in float32 counts within bytes, as do scales of sums."""
-        return budget.beside(FLOAT * self.prepared.left + INPUT * self.sums)
+        return budget.beside(FLOAT * self.prepared.left, self.sums)
 
     def _fitted(self, task: Task, budget: Budget) -> Task:
         """`task` with another budget, beside what stays in float32; raises `BudgetMistake` when it cannot be met."""
@@ -191,6 +192,11 @@ class Bench:
             self.task.choices,
             self.task.budget,
         )
+
+    @property
+    def rounds_sums(self) -> bool:
+        """Whether what travels between layers is in integers, where `tap_eval.quantization.sums` says so."""
+        return self._measures.sums
 
     @property
     def unfit(self) -> str | None:
@@ -323,7 +329,7 @@ class Bench:
         self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray, finished: bool = False
     ) -> Job:
         integers = self._path(allocation) == "integer"
-        sums = allocation is not None and self._measures.sums
+        sums = allocation is not None and self.rounds_sums
         return Job(allocation, split, draw, rows, integers, finished and allocation is not None, sums)
 
     def _path(self, allocation: Allocation | None) -> Literal["float", "integer", "simulated"]:

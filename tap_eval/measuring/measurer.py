@@ -32,7 +32,7 @@ from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
-from tap_eval.quantization.sums import Sums, SumsIn, ranges, with_own_range
+from tap_eval.quantization.sums import NONE, Ranged, Sums, SumsIn, ranged, ranges
 
 _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
@@ -156,9 +156,9 @@ class Measurer:
         return self._recipe.sums == "int8" and not self._sums_differing
 
     @cached_property
-    def own_sums(self) -> int:
-        """Values between layers that are in integers of their own."""
-        return len(with_own_range(self._program, self.prepared.modules)) if self.sums else 0
+    def between(self) -> Ranged:
+        """The values that are rounded between layers."""
+        return ranged(self._program, self.prepared.modules) if self.sums else NONE
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]

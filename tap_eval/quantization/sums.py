@@ -83,6 +83,28 @@ class Sums:
     """the steps of the network, for so many images a batch"""
 
 
+@dataclass(frozen=True)
+class Ranged:
+    """The values between layers that no layer rounds for itself, by whose range they have."""
+
+    own: int = 0
+    """how many have one of their own"""
+    inputs: tuple[int, ...] = ()
+    """of each of the others the layer whose input has the same, by index"""
+
+    def apart(self, layer: int, activation_bits: int) -> int:
+        """How many have the range of a layer's input but not its scale, since it has fewer than 8 bits."""
+        return self.inputs.count(layer) if activation_bits < 8 else 0
+
+    def scales(self, activations: Sequence[int]) -> int:
+        """How many have a scale that no layer's input has, with inputs of so many bits."""
+        return self.own + sum(self.apart(layer, bits) for layer, bits in enumerate(activations))
+
+
+NONE = Ranged()
+"""where all that no layer rounds is in float32"""
+
+
 @dataclass(eq=False)
 class _Group:
     """A value and what is picked from it, as one that may travel in integers."""
@@ -244,16 +266,23 @@ def is_maximum(step: Step, readers: Readers) -> bool:
     return name_of(step) == "max_pool2d"
 
 
-def with_own_range(program: Program, modules: Sequence[Quantizable]) -> list[Carried]:
-    """The values that travel in integers whose range is no layer's input's, in the order of `carried`."""
-    found = carried(program.steps, convolutions(modules), program.logits)
-    return [each for each in found if each.layer is None]
+def carried_by(program: Program, modules: Sequence[Quantizable]) -> list[Carried]:
+    """The values that travel in integers between these layers, as `carried` has them."""
+    return carried(program.steps, convolutions(modules), program.logits)
+
+
+def ranged(program: Program, modules: Sequence[Quantizable]) -> Ranged:
+    """The values that a network with these layers rounds between them."""
+    found = [each.layer for each in carried_by(program, modules) if not each.alone]
+    layers = tuple(layer for layer in found if layer is not None)
+    return Ranged(len(found) - len(layers), layers)
 
 
 @torch.inference_mode()
 def ranges(program: Program, modules: Sequence[Quantizable], pixels: Tensor) -> tuple[tuple[float, float], ...]:
     """See `Sums.ranges`, of a network with these layers on images (N, C, H, W)."""
-    found = dict.fromkeys([each.value for each in with_own_range(program, modules)], (math.inf, -math.inf))
+    own = [each.value for each in carried_by(program, modules) if each.layer is None]
+    found = dict.fromkeys(own, (math.inf, -math.inf))
     for part in pixels.split(program.batch):
         known = program.begin(program.padded(part))
         for step in bind(program, modules).steps:

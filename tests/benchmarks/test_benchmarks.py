@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tap_eval.quantization import integer
+from tests.tap_agent.program import REPLAY
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--count", "40", "--rounds", "1"]
@@ -45,24 +47,32 @@ COMMANDS = {
 }
 
 
+@pytest.fixture
+def run(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[list[str]], str]]:
+    """Runs a benchmark as its own command does, but in this process, which has imported all of it; what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAP_CACHE", str(cache))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    threads = torch.get_num_threads()
+
+    def ran(arguments: list[str]) -> str:
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(str(ROOT / "benchmarks" / arguments[0]), run_name="__main__")
+        return capfd.readouterr().out
+
+    yield ran
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(not integer.exact(), reason="the benchmarks need integers, which this build cannot multiply")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_runs(name: str, tmp_path: Path, cache: Path) -> None:
+def test_a_benchmark_runs(name: str, tmp_path: Path, run: Callable[[list[str]], str]) -> None:
     arguments, expected = COMMANDS[name]
     (tmp_path / "tiny.yaml").write_text(
-        "networks: [{network: digits, search: 60, test: 60}]\npopulation: 2\ngenerations: 0\n"
+        f"networks: [{{network: digits, search: 60, test: 60}}]\npopulation: 2\ngenerations: 0\nllm: {REPLAY}\n"
     )
-    assert expected in run(arguments, tmp_path, cache)
+    assert expected in run(arguments)
     if name == "seeds":
-        assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "seeds/evolution-0"], tmp_path, cache)
-
-
-def run(arguments: list[str], folder: Path, cache: Path) -> str:
-    """What the benchmark prints."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]],
-        cwd=folder, env={**os.environ, "TAP_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+        assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "seeds/evolution-0"])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,29 +22,43 @@ SMALL = (
 )  # fmt: skip
 
 
-def sweep(folder: Path, *names: str, pixels: int) -> tuple[int, str, list[dict[str, object]]]:
-    """The exit code, what is printed, and what was found."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.networks", *names, "--pixels", str(pixels), "--results", "found.jsonl"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, [*map(json.loads, (folder / "found.jsonl").read_text().splitlines())]
+Sweep = Callable[..., tuple[int, str, list[dict[str, object]]]]
 
 
-def test_five_small_networks_have_no_silent_difference(tmp_path: Path) -> None:
-    code, printed, found = sweep(tmp_path, *SMALL, pixels=64)
-    assert [row["network"] for row in found] == list(SMALL)
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sweep:
+    """Sweeps over networks, each in a process: the exit code, what is printed, and what was found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def swept(*names: str) -> tuple[int, str, list[dict[str, object]]]:
+        monkeypatch.setattr(sys, "argv", ["networks", *names, "--pixels", "64", "--results", "found.jsonl"])
+        code = networks.main()
+        return code, capsys.readouterr().out, [*map(json.loads, Path("found.jsonl").read_text().splitlines())]
+
+    return swept
+
+
+def test_five_small_networks_have_no_silent_difference() -> None:
+    found = [{"network": name, "pixels": 64} | networks.examined(name, 64) for name in SMALL]
     assert not [row["faults"] for row in found if row["faults"]]
     assert not [row["refused"] for row in found if "refused" in row]
-    assert code == 0
+    printed = networks.table(found)
     assert all(f"| {name} | 64 |" in printed for name in SMALL)
-    assert sweep(tmp_path, SMALL[0], pixels=64)[2] == found  # what has been found is not done again
 
 
-def test_a_network_that_crashes_is_a_fault_and_is_tried_again(tmp_path: Path) -> None:
+def test_what_a_sweep_has_found_is_not_done_again(sweep: Sweep) -> None:
+    code, printed, found = sweep(SMALL[1])
+    assert code == 0
+    assert [row["network"] for row in found] == [SMALL[1]]
+    assert f"| {SMALL[1]} | 64 |" in printed
+    assert sweep(SMALL[1])[2] == found
+
+
+def test_a_network_that_crashes_is_a_fault_and_is_tried_again(sweep: Sweep) -> None:
     earlier = {"network": "timm.nothing", "pixels": 64, "faults": ["took more than 1 s"]}
-    (tmp_path / "found.jsonl").write_text(json.dumps(earlier) + "\n")
-    code, printed, found = sweep(tmp_path, "timm.nothing", pixels=64)
+    Path("found.jsonl").write_text(json.dumps(earlier) + "\n")
+    code, printed, found = sweep("timm.nothing")
     assert code == 1
     assert "crashed" in printed
     assert len(found) == 2

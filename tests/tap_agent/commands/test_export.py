@@ -292,7 +292,14 @@ def test_what_is_in_float_is_named_and_refused_where_nothing_may_be(
         (["uniform:4", "--strict"], "--strict is about a file of the network: give --out"),
     ]:
         assert tap("apply", *arguments) == Exit.EXPORT
-        assert sentence in " ".join(capsys.readouterr().err.split())
+        printed = capsys.readouterr()
+        assert sentence in " ".join(printed.err.split())
+        assert "W4A8" not in printed.out  # refused before anything was measured
+    native = ["x.onnx", "--strict", "--onnx-weights", "native"]
+    assert tap("apply", "uniform:2", *DIGITS, "--out", *native) == Exit.EXPORT
+    printed = capsys.readouterr()
+    assert "multiplied in float32 by ONNX Runtime" in " ".join(printed.err.split())
+    assert "W2A8" in printed.out  # what only the file could tell costs no table
     assert not list(work.glob("*x.*"))
     assert tap("apply", "uniform:4", *DIGITS, "--out", "x.onnx", "--strict") == Exit.OK
     assert "float32" not in capsys.readouterr().out.partition("model: ")[2]

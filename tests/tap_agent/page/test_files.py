@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from starlette.testclient import TestClient
 
 from tap_agent.page.app import application
@@ -34,6 +34,8 @@ def test_the_files_of_a_run_are_saved_from_its_result_and_from_its_report(
     look.goto(f"{site.url}/runs/kept/result")
     for name in (*NETWORKS, "best.json"):
         assert downloaded(look, name) == (kept.path / name).read_bytes()
+    best = kept.finished().best
+    expect(look.locator("pre.command").first).to_contain_text(f"tap-agent apply {kept.path}/proxies/{best}.py")
     keep(look, "files")
     look.goto(f"{site.url}/runs/kept/report")
     assert downloaded(look, "model.safetensors") == (kept.path / "model.safetensors").read_bytes()

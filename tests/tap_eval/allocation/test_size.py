@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tap_eval.allocation.allocator import allocate
-from tap_eval.allocation.budget import Budget, check_within, spent
+from tap_eval.allocation.budget import Budget, check_feasible, check_within, spent
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.allocation.score import Score
-from tap_eval.allocation.size import Size, fixed_bytes, full_size, packed_size
+from tap_eval.allocation.size import Size, full_size, packed_size
 from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.quantizer import Allocation, LayerBits
+from tap_eval.quantization.sums import Ranged
 from tests.tap_eval.allocation.layers import make_layers
 
 
@@ -76,41 +80,50 @@ def random_bits(rng: random.Random, layer: Layer) -> LayerBits:
     return rng.choice((bits, bits[0], bits[:1] * layer.out_channels))
 
 
+def random_sums(rng: random.Random, layers: Sequence[Layer]) -> Ranged:
+    return Ranged(rng.randint(0, 3), tuple(rng.randrange(len(layers)) for _ in range(rng.randint(0, 4))))
+
+
 def test_what_is_allocated_is_never_a_byte_above_the_budget() -> None:
     rng = random.Random(0)
     for _ in range(150):
         layers, rest = random_layers(rng), 4 * rng.choice((0, rng.randint(1, 1000)))
+        sums = random_sums(rng, layers)
         choices = Choices(
-            rng.choice([(2, 4, 8), (2, 3, 4, 8), (3, 5), (8,)]), rng.choice([(8,), (4, 8)]), rng.random() < 0.3,
-            rng.randint(1, 6),
+            rng.choice([(2, 4, 8), (2, 3, 4, 8), (3, 5), (8,)]), rng.choice([(8,), (4, 8), (3, 5), (4,)]),
+            rng.random() < 0.3, rng.randint(1, 6),
         )  # fmt: skip
         scores: list[Score] = [
             [rng.lognormvariate(0, 1) for _ in range(layer.out_channels)] if rng.random() < 0.8 else rng.random()
             for layer in layers
         ]
-        cheapest = Allocation(tuple(choices.of(layer)[0][0] for layer in layers), (8,) * len(layers))
-        least = packed_size(layers, cheapest, rest).total
-        most = packed_size(layers, uniform(layers, 8), rest).total
+        activations = (max(choices.activations),) * len(layers)
+        cheapest = Allocation(tuple(choices.of(layer)[0][0] for layer in layers), activations)
+        least = packed_size(layers, cheapest, rest, sums).total
+        most = packed_size(layers, uniform(layers, 8), rest, sums).total
         limit = rng.choice((least, least + rng.randint(0, 5), rng.randint(least, max(least, most))))
-        budget = Budget.parse(f"{limit}B").beside(rest)
+        budget = Budget.parse(f"{limit}B").beside(rest, sums)
         found = allocate(scores, layers, choices, budget)
-        assert packed_size(layers, found, rest).total <= limit
+        assert packed_size(layers, found, rest, sums).total <= limit
+        with pytest.raises(BudgetMistake):
+            check_feasible(layers, choices, Budget.parse(f"{least - 1}B").beside(rest, sums))
         assert min(found.activations) == max(choices.activations)
-        known = Allocation(tuple(random_bits(rng, layer) for layer in layers), (8,) * len(layers))
-        cost = spent(known, layers, budget)
-        assert cost + fixed_bytes(layers, rest) == packed_size(layers, known, rest).total
+        known = Allocation(tuple(random_bits(rng, layer) for layer in layers), tuple(rng.randint(2, 8) for _ in layers))
+        left = limit - packed_size(layers, known, rest, sums).total
+        assert budget.limit(layers) - spent(known, layers, budget) == left
 
 
 def test_a_proxy_of_its_own_allocator_is_within_bytes_when_within_the_bits_that_it_is_told() -> None:
     rng = random.Random(1)
     for _ in range(50):
-        layers, choices = random_layers(rng), (2, 3, 4, 8)
-        budget = Budget.parse(f"{packed_size(layers, uniform(layers, 4), 40).total}B").beside(40)
-        left = budget.weights_limit(layers, choices)
+        layers, choices, activation = random_layers(rng), (2, 3, 4, 8), rng.choice((4, 8))
+        sums = random_sums(rng, layers)
+        budget = Budget.parse(f"{packed_size(layers, uniform(layers, 4), 40).total}B").beside(40, sums)
+        left = budget.weights_limit(layers, choices, activation)
         for _ in range(20):
             bits = [rng.choice(choices) for _ in layers]
             if int(np.dot([layer.params for layer in layers], bits)) <= left:
-                check_within(Allocation(tuple(bits), (8,) * len(layers)), layers, budget)
+                check_within(Allocation(tuple(bits), (activation,) * len(layers)), layers, budget)
 
 
 def test_scales_and_biases_of_the_digits_network_weigh_nearly_as_much_as_three_bits(bench: Bench) -> None:

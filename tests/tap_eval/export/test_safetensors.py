@@ -28,6 +28,7 @@ from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork
+from tap_eval.quantization.sums import ranged
 from tests.tap_eval.preparing.networks import IMAGES, TOKENS, Net, checked, randomized
 from tests.tap_eval.quantization.test_sums import Inception, Residual, Shuffled, recorder
 
@@ -279,10 +280,14 @@ def test_sums_in_integers_come_back_and_take_their_bytes(name: str, activations:
     (network, allocation), path = summed(SUMMED[name](), activations), tmp_path / "model.safetensors"
     write(path, network, allocation, {})
     assert same_logits(path, network)
-    own = len(network.sums.ranges) if network.sums else 0
-    size = packed_size(network.prepared.layers, allocation, FLOAT * network.prepared.left, own).total
-    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    assert path.stat().st_size - header == size == described(path).size
+    assert network.sums
+    between = ranged(network.sums.recorded(4), network.prepared.modules)
+    size = packed_size(network.prepared.layers, allocation, FLOAT * network.prepared.left, between)
+    tensors = load_file(path)
+    assert sum(tensor.nbytes for tensor in tensors.values()) == size.total == described(path).size
+    scales = [name for name in tensors if name.endswith(".scale") or name.endswith(".input_scale")]
+    assert size.inputs == 5 * len(scales)
+    assert (len(scales) > len(network.layers) + between.own) == (activations < 8 and len(between.inputs) > 0)
     in_floats = QuantizedNetwork(network.prepared, [layer.seen for layer in network.layers])
     in_floats.choose(allocation)
     assert not same_logits(path, in_floats)
@@ -312,7 +317,7 @@ SPOILT: list[tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], str]] 
     (lambda told, tensors: tensors.pop("again.add.scale"), "it has no again.add.scale"),
     (lambda told, tensors: tensors["again.add.scale"].fill_(-1), "is damaged"),
     (lambda told, tensors: told["between"][0].update(input_of="nobody"), "values between layers are others"),
-    (lambda told, tensors: told["between"][0].update(range=[0, 1e9]), "another range than the input of first"),
+    (lambda told, tensors: told["between"][0].update(range=[0, 1e9]), "it has no stem.output.scale"),
     (lambda told, tensors: told["between"].pop(0), "values between layers are others"),
     (lambda told, tensors: told["between"].pop(), "values between layers are others"),
     (lambda told, tensors: told["between"][0].update(then=[]), "values between layers are others"),
@@ -327,6 +332,15 @@ def test_other_values_between_layers_are_found_out(
     write(path, network, allocation, {})
     changed(path, spoil)
     with pytest.raises(ExportMistake, match=sentence):
+        read(path, network.prepared)
+
+
+@pytest.mark.parametrize("place", ["stem.output.scale", "first.input_scale"])
+def test_a_range_that_two_scales_do_not_follow_from_is_found_out(place: str, tmp_path: Path) -> None:
+    (network, allocation), path = summed(Residual(), 5), tmp_path / "model.safetensors"
+    write(path, network, allocation, {})
+    changed(path, lambda told, tensors: tensors[place].mul_(1.01))
+    with pytest.raises(ExportMistake, match=r"stem\.output has another range than the input of first"):
         read(path, network.prepared)
 
 

@@ -19,7 +19,7 @@ from tap_eval.measuring.job import Job
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.task import Task
 from tap_eval.quantization import integer
-from tap_eval.quantization.sums import SumsIn
+from tap_eval.quantization.sums import NONE, Ranged, SumsIn
 
 MOST = 8 if integer.exact() else 7
 
@@ -110,10 +110,12 @@ def test_a_worker_that_measures_otherwise_is_found_out(splits: Splits, tmp_path:
 def test_scales_of_sums_count_within_a_budget_in_bytes(splits: Splits, tmp_path: Path) -> None:
     plain, summed = (opened(splits, tmp_path, sums) for sums in ("float", "int8"))
     allocation = uniform(plain.layers, 4)
-    assert (plain.sums, summed.sums) == (0, 3)
+    assert (plain.sums, summed.sums) == (NONE, Ranged(3, (1, 2)))
     assert summed.size(allocation).parts() == {
         **plain.size(allocation).parts(), "inputs": plain.size(allocation).inputs + 3 * 5,
     }  # fmt: skip
+    few = uniform(plain.layers, 4, 4)  # where what shares the range of an input has other integers
+    assert summed.size(few).total == plain.size(few).total + (3 + 2) * 5
     exact = Budget.parse(f"{plain.size(allocation).total}B")
     assert most_uniform(plain.layers, 8, plain.beside(exact)) == allocation
     assert most_uniform(summed.layers, 8, summed.beside(exact)) == uniform(plain.layers, 3)
