@@ -44,8 +44,10 @@ from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.sums import NONE
 
+_LARGE = 64
+"""pixels a side above which networks take so long that fewer images are looked at"""
 _WATCHED, _WATCHED_LARGE = 32, 16
-"""images of the search split on which the prepared network is held against the original; fewer above 64 pixels"""
+"""images of the search split on which the prepared network is held against the original"""
 _ENOUGH_FOR_CHANCE = 200  # images
 _AT_ONCE = 5000
 """images whose outputs are held together, but for those in full precision"""
@@ -55,8 +57,12 @@ B = TypeVar("B")
 STAGES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """parts of the search split on which candidates are compared, each holding the one before; on the rest, which no
 candidate is bred on, the winner is chosen"""
-ERROR_IMAGES = 512
-"""Layer errors are measured on this many images of the search split, which is enough to rank layers."""
+ERROR_IMAGES, ERROR_IMAGES_LARGE = 512, 32
+"""Layer errors are measured on this many images of the search split, which is enough to rank layers.
+
+On EfficientNet-Lite0 (weights to the nearest 2 bits) those on 16, 32 and 64 images have rank correlations of 0.95, 0.97
+and 0.98 with those on 48 others.
+"""
 
 
 class Bench:
@@ -85,7 +91,7 @@ class Bench:
         self.name = name
         self.splits = splits
         self._bounds = bounds or Bounds()
-        watched = _WATCHED if splits.search.size <= 64 else _WATCHED_LARGE
+        watched = _WATCHED if splits.search.size <= _LARGE else _WATCHED_LARGE
         first = splits.search.only(np.arange(min(watched, self._bounds.batch, len(splits.search)))).pixels
         self.prepared: Prepared = prepare(
             network,
@@ -397,9 +403,10 @@ class Bench:
         """Mean KL divergence (nats) of the output when one layer alone has the lowest weight bits.
 
         Everything else stays in full precision; on the first `ERROR_IMAGES` images of the
-        search split, without labels. Measured once a network, bits and draw.
+        search split, or of large ones `ERROR_IMAGES_LARGE`, without labels. Measured once a network, bits and draw.
         """
-        lowest, count = min(self.task.choices.weights), min(ERROR_IMAGES, len(self.splits.search))
-        images = [self.splits.search.digest, count, self.splits.calibrations[0].digest]
+        lowest, search = min(self.task.choices.weights), self.splits.search
+        count = min(ERROR_IMAGES if search.size <= _LARGE else ERROR_IMAGES_LARGE, len(search))
+        images = [search.digest, count, self.splits.calibrations[0].digest]
         name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))

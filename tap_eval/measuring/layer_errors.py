@@ -6,7 +6,7 @@ there on, out of the full-precision pass: about half the work of running each fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,16 +19,22 @@ from tap_eval.quantization.quantizer import QuantizedNetwork
 
 @torch.inference_mode()
 def layer_errors(
-    network: QuantizedNetwork, program: Program, pixels: Tensor | Images, bits: Sequence[int]
+    network: QuantizedNetwork,
+    program: Program,
+    pixels: Tensor | Images,
+    bits: Sequence[int],
+    advance: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[list[float]]:
     """Mean KL divergence (nats) of the output, one row a layer, one number for each of `bits`, on `pixels` (N, ...).
 
-    Everything but the one layer's weights is in full precision.
+    Everything but the one layer's weights is in full precision. `advance` is told how many layers are done, each once a
+    batch, of how many.
     """
     network.choose(None)
     bound = bind(program, network.layers)
     expected: list[Tensor] = []
     found: list[list[list[Tensor]]] = [[[] for _ in bits] for _ in network.layers]
+    done, of = 0, -(-len(pixels) // program.batch) * len(found)
     for part in pixels.split(program.batch):
         known = program.begin(program.padded(part))
         for place, step in enumerate(bound.steps):
@@ -37,14 +43,21 @@ def layer_errors(
                     network.layers[step.layer].choose(choice, None)
                     found[step.layer][column].append(bound.run(dict(known), place)[: len(part)])
                 network.layers[step.layer].choose(None, None)
+                done += 1
+                advance(done, of)
             step.run(known)
         expected.append(known[bound.logits][: len(part)])
+    advance(of, of)
     reference = torch.cat(expected)
     return [[mean_kl(reference, torch.cat(parts)) if parts else 0.0 for parts in row] for row in found]
 
 
 def layer_errors_one_by_one(
-    network: QuantizedNetwork, pixels: Tensor | Images, batch: int, bits: Sequence[int]
+    network: QuantizedNetwork,
+    pixels: Tensor | Images,
+    batch: int,
+    bits: Sequence[int],
+    advance: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[list[float]]:
     """The same, each variant run from the start: for networks of which there is no program."""
     network.choose(None)
@@ -57,4 +70,5 @@ def layer_errors_one_by_one(
             row.append(mean_kl(reference, network.logits(pixels, batch)))
         layer.choose(None, None)
         errors.append(row)
+        advance(len(errors), len(network.layers))
     return errors

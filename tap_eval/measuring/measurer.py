@@ -28,7 +28,7 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.agreement import NOISE, multiplied_otherwise
 from tap_eval.quantization.calibration import calibrate
-from tap_eval.quantization.finishing import finish
+from tap_eval.quantization.finishing import finish_all
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
@@ -38,6 +38,8 @@ _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
 _LEAST_INTEGER_BATCH = 8
+_FINISHED_TOGETHER = 4
+"""networks that a thread finishes layer by layer side by side, whose activations are in memory together"""
 _PARTS = ("integers", "scale", "bias", "bits")
 
 
@@ -208,31 +210,37 @@ class Measurer:
         return key("finished", VERSION, how, recipe.content, calibration.digest, bits)
 
     def _finish(self, draw: int, allocations: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
-        """Finishes and keeps them, each in a network of its own."""
+        """Finishes and keeps them, each in a network of its own, some of them together by each thread."""
         pixels, ready = self._splits.calibrations[draw].pixels, self.network(draw)
         layers, seen = ready.layers, [layer.seen for layer in ready.layers]
         done, count = itertools.count(1), len(layers) * len(allocations)
         program = self._recorded.evenly(len(pixels))
 
-        def finished(allocation: Allocation) -> list[QuantizedWeight]:
-            network = QuantizedNetwork(self._resident, seen, self._integers_of(draw), ready.sums)
-            pairs = enumerate(allocation.weights)
-            dampings = [self._rounded[draw].damping(index, bits) for index, bits in pairs]
-            found = finish(
-                network, program, pixels, allocation, dampings, self._bounds.moments,
+        def finished(some: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
+            networks = [QuantizedNetwork(self._resident, seen, self._integers_of(draw), ready.sums) for _ in some]
+            dampings = [
+                [self._rounded[draw].damping(index, bits) for index, bits in enumerate(allocation.weights)]
+                for allocation in some
+            ]
+            found = finish_all(
+                networks, program, pixels, some, dampings, self._bounds.moments,
                 lambda: self._advance("finishing layers", next(done), count),
             )  # fmt: skip
-            named = {f"{place}.{part}": value for place, each in enumerate(found) for part, value in vars(each).items()}
-            self._recipe.kept.keep(self._finished_name(draw, allocation), named)
+            for allocation, weights in zip(some, found, strict=True):
+                parts = ((place, vars(each)) for place, each in enumerate(weights))
+                named = {f"{place}.{part}": value for place, each in parts for part, value in each.items()}
+                self._recipe.kept.keep(self._finished_name(draw, allocation), named)
             return found
 
         for allocation in allocations:  # rounded before, by all threads
             for layer, bits in zip(layers, allocation.weights, strict=True):
                 layer.quantized(bits)
+        size = 1 if program is None else min(-(-len(allocations) // torch.get_num_threads()), _FINISHED_TOGETHER)
+        groups = [allocations[start : start + size] for start in range(0, len(allocations), size)]
         with one_thread_each(self.device) as threads:
-            if program is None:  # the network's own code runs, which may keep values of a pass
-                return [finished(allocation) for allocation in allocations]
-            return list(threads.map(finished, allocations))
+            # where there is no program the network's own code runs, which may keep values of a pass
+            several = map(finished, groups) if program is None else threads.map(finished, groups)
+            return [weights for group in several for weights in group]
 
     @property
     def _program(self) -> Program:
@@ -321,10 +329,13 @@ class Measurer:
         pixels = self._splits.search.only(np.arange(count)).on(self.device)
 
         def table() -> list[list[float]]:
+            network, advance = self.network(0), partial(self._advance, "measuring layer errors")
+            for layer in network.layers:  # by all threads, and told as what it is
+                layer.quantized(bits)
             try:
-                return layer_errors(self.network(0), self._program, pixels, [bits])
+                return layer_errors(network, self._program, pixels, [bits], advance)
             except Unfit:
-                return self._in_batches(lambda batch: layer_errors_one_by_one(self.network(0), pixels, batch, [bits]))
+                return self._in_batches(lambda batch: layer_errors_one_by_one(network, pixels, batch, [bits], advance))
 
         with self._lock, alone(self.device):
             return [error for (error,) in self._resident.fitting(table)]

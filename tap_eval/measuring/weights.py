@@ -22,10 +22,11 @@ from tap_eval.device import CPU, on
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.quantization.calibration import HELD_OUT, Observation, block_of, second_moments, together
+from tap_eval.quantization.calibration import Observation
 from tap_eval.quantization.gptq import gptq
+from tap_eval.quantization.moments import HELD_OUT, Few, Moments, block_of, second_moments, together
 from tap_eval.quantization.quantizer import VERSION, LayerBits, distinct
-from tap_eval.quantization.rounding import Moments, Rounded, Rounding, nearest
+from tap_eval.quantization.rounding import Rounded, Rounding, nearest
 
 _COUNTING = threading.Lock()
 _USERS: list[int] = []
@@ -176,7 +177,7 @@ class RoundedWeights:
     def _block(self, index: int) -> int:
         return block_of(self._prepared.modules[index], self._memory // 2)
 
-    def _moments(self, group: Sequence[int]) -> tuple[dict[int, Moments], dict[int, Moments]]:
+    def _moments(self, group: Sequence[int]) -> tuple[dict[int, Moments | Few], dict[int, Moments | Few]]:
         """Those of the images that weights are fitted to, and of those that are left out; neither for the nearest."""
         if self._rounding == "nearest":
             return {}, {}
@@ -187,7 +188,7 @@ class RoundedWeights:
 
 
 def _rounded(
-    weight: Tensor, fit: Moments | None, held: Moments | None, bits: Sequence[int]
+    weight: Tensor, fit: Moments | Few | None, held: Moments | Few | None, bits: Sequence[int]
 ) -> list[tuple[Rounded, float]]:
     """A layer at each of `bits`, and the damping with which it is."""
     if fit is None:  # for the nearest, or of a layer that no image reaches

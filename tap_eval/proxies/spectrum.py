@@ -10,7 +10,8 @@ from torch import Tensor
 from tap_eval.images.images import Images
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.quantization.calibration import Sums, block_of, groups_of, together
+from tap_eval.quantization.calibration import groups_of
+from tap_eval.quantization.moments import Moments, Sums, block_of, together
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def spectra(prepared: Prepared, images: Images | Tensor, at_once: int, memory: i
 def _sums(module: Quantizable, block: int) -> Sums:
     shape = (groups_of(module) * module.weight.shape[1], *module.weight.shape[2:])
     zero = torch.zeros(shape, device=module.weight.device)
-    return Sums(module, zero, block, compared=False)
+    return Sums(module, zero, block)
 
 
 def _take(sums: Sums | None, module: Quantizable, x: Tensor) -> Tensor:
@@ -51,7 +52,9 @@ def _take(sums: Sums | None, module: Quantizable, x: Tensor) -> Tensor:
 def _spectrum(sums: Sums) -> tuple[float, float]:
     if not sums.count:
         return 0.0, 0.0
-    matrix = sums.moments().around_zero()
+    moments = sums.moments()
+    assert isinstance(moments, Moments)
+    matrix = moments.around_zero()
     trace = matrix.diagonal(dim1=2, dim2=3).sum((1, 2), dtype=torch.float64)
     square = matrix.square_().sum((1, 2, 3), dtype=torch.float64)
     rank = trace.square() / square.clamp_min(torch.finfo(torch.float64).tiny)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.preparing.program import Program, bind
-from tap_eval.quantization.calibration import Sums, block_of
-from tap_eval.quantization.gptq import Factor, ungrouped
+from tap_eval.preparing.program import Environment, Program, Value, bind
+from tap_eval.quantization.calibration import mean_patch
+from tap_eval.quantization.factor import Factor
+from tap_eval.quantization.gptq import ungrouped
+from tap_eval.quantization.moments import Few, Moments, Sums, block_of, side_by_side
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -28,16 +31,15 @@ from tap_eval.quantization.quantizer import (
     QuantizedWeight,
     output_mean,
 )
-from tap_eval.quantization.rounding import Rounded, grouped
+from tap_eval.quantization.rounding import Rounded, in_blocks
 
 _DAMPING = 0.1
 """of the mean diagonal, for the ridge and for rounding, where none was chosen"""
 
-Pair = tuple[Tensor, Tensor]
-"""A layer's input in the quantized network and in full precision, of the same images."""
+_AT_ONCE = 4
+"""copies of a layer's moments that are in memory while it is rounded"""
 
 
-@torch.inference_mode()
 def finish(
     network: QuantizedNetwork,
     program: Program | None,
@@ -47,48 +49,110 @@ def finish(
     memory: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[QuantizedWeight]:
-    """The weights of every layer for `allocation`, from calibration images (N, C, H, W).
-
-    `program` is the network's, None where its steps cannot be recorded: it is then run from the
-    start for each layer. `dampings` are those of the moments of each layer, parts of the mean
-    diagonal, 0 where none was chosen, and infinite where GPTQ is worse than the nearest. `memory`
-    bounds the moments of a layer, in bytes. A layer where it is worse, or that none of the images
-    reaches, stays as `network` rounds it. `network` is left with the finished weights; `advance` is called after each
-    layer.
-    """
-    network.choose(allocation)
-    found = [layer.quantized(bits) for layer, bits in zip(network.layers, allocation.weights, strict=True)]
-    for index, pairs in _walk(network, program, pixels):
-        layer = network.layers[index]
-        found[index] = _finished(layer, allocation.weights[index], dampings[index], pairs, found[index], memory)
-        layer.take(found[index], allocation.activations[index])
-        advance()
+    """`finish_all` for one allocation."""
+    (found,) = finish_all([network], program, pixels, [allocation], [dampings], memory, advance)
     return found
 
 
-def _finished(
-    layer: QuantizedLayer,
-    bits: LayerBits,
-    damping: float,
-    pairs: Sequence[Pair],
-    before: QuantizedWeight,
+@torch.inference_mode()
+def finish_all(
+    networks: Sequence[QuantizedNetwork],
+    program: Program | None,
+    pixels: Tensor,
+    allocations: Sequence[Allocation],
+    dampings: Sequence[Sequence[float]],
     memory: int,
-) -> QuantizedWeight:
-    """A layer's weight for its first call, given the weight that it has without all this."""
-    affine, weight = layer.affine, layer.layer.weight
-    assert affine is not None
-    sums = Sums(layer.layer, layer.seen.mean_patch, block_of(layer.layer, memory // 4), compared=True)
-    x, other = (torch.cat([_positions(layer.layer, each) for each in parts]) for parts in zip(*pairs, strict=True))
-    sums.take(affine.centred(x).mul_(affine.scale), other)
-    if math.isinf(damping):
-        return _with_bias(layer, before, before.bits, sums)
-    moments, lost = sums.moments().matrix, sums.lost()
-    factor = Factor.of(moments, damping or _DAMPING)
-    moved = grouped(weight, moments) + factor.divided(lost)
-    tops = 2.0 ** (torch.tensor(bits, device=weight.device).expand(len(weight)) - 1) - 1
-    scale, tops = (each.view(len(moved), -1) for each in (before.scale, tops))
-    rounded = ungrouped(*factor.rounded(moved, scale, tops), weight)
-    return _with_bias(layer, rounded, before.bits, sums)
+    advance: Callable[[], None] = lambda: None,
+) -> list[list[QuantizedWeight]]:
+    """The weights of every layer for each of `allocations`, from calibration images (N, C, H, W).
+
+    `networks` are one and the same, one for each allocation. `program` is theirs, None where its steps cannot be
+    recorded: they are then run from the start for each layer. `dampings` are those of the moments of each layer,
+    parts of the mean diagonal, 0 where none was chosen, and infinite where GPTQ is worse than the nearest. `memory`
+    bounds the moments of a layer, in bytes. A layer where it is worse, or that none of the images reaches, stays as
+    its network rounds it. The networks are left with the finished weights; `advance` is called after each layer of
+    each.
+    """
+    for network, allocation in zip(networks, allocations, strict=True):
+        network.choose(allocation)
+    found = [
+        [layer.quantized(bits) for layer, bits in zip(network.layers, allocation.weights, strict=True)]
+        for network, allocation in zip(networks, allocations, strict=True)
+    ]
+    for index, inputs, wanted in _walk(networks, program, pixels):
+        tasks = [
+            _Task(network.layers[index], allocation.weights[index], each[index], x, weights[index])
+            for network, allocation, each, x, weights in zip(
+                networks, allocations, dampings, inputs, found, strict=True
+            )
+        ]
+        results = _finished(tasks, wanted, memory)
+        for task, result, each, allocation in zip(tasks, results, found, allocations, strict=True):
+            each[index] = result
+            task.layer.take(result, allocation.activations[index])
+            advance()
+    return found
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A layer in one of the networks."""
+
+    layer: QuantizedLayer
+    bits: LayerBits
+    damping: float
+    x: Tensor
+    """its input"""
+    before: QuantizedWeight
+    """the weight that it has without all this"""
+
+    def rounded_input(self) -> Tensor:
+        """What its integers stand for."""
+        assert self.layer.affine is not None
+        return self.layer.affine.rounded(self.x)
+
+
+def _finished(tasks: Sequence[_Task], wanted: Tensor, memory: int) -> list[QuantizedWeight]:
+    """A layer's weight for its first call in each network, given the outputs that it is to have in all of them."""
+    layer = tasks[0].layer.layer
+    weight, middle = layer.weight, wanted.transpose(0, 1).flatten(1).mean(1)
+    block, positions = block_of(layer, memory // 4), wanted.numel() // len(weight)
+    centred = wanted - middle.view(-1, *[1] * (wanted.dim() - 2))
+    means: list[Tensor] = []
+    found: list[Rounded] = [task.before for task in tasks]
+    held: list[tuple[int, Moments | Few, Tensor]] = []
+    for place, task in enumerate(tasks):
+        x = task.rounded_input()
+        means.append(mean_patch(layer, x))
+        if not math.isinf(task.damping):
+            sums = Sums(layer, means[place], block, positions, compared=True)
+            sums.take(x, centred)
+            held.append((place, sums.moments(), sums.lost()))
+        if held and (place == len(tasks) - 1 or 4 * _AT_ONCE * held[0][1].held * (len(held) + 1) > memory):
+            places, moments, lost = zip(*held, strict=True)
+            some = [tasks[each] for each in places]
+            rounded = _rounded(weight, some, side_by_side(moments), torch.cat(lost))
+            for each, its in zip(places, rounded, strict=True):
+                found[each] = its
+            held = []
+    return [
+        QuantizedWeight(its.integers, its.scale, middle - output_mean(its.real(), mean), task.before.bits)
+        for its, mean, task in zip(found, means, tasks, strict=True)
+    ]
+
+
+def _rounded(weight: Tensor, tasks: Sequence[_Task], moments: Moments | Few, lost: Tensor) -> list[Rounded]:
+    """Moved and rounded, of several networks side by side."""
+    device, groups = weight.device, len(moments.mean) // len(tasks)
+    damping = torch.tensor([task.damping or _DAMPING for task in tasks], device=device)
+    factor = Factor.of(moments, damping.repeat_interleave(groups).view(-1, 1, 1))
+    rows = in_blocks(weight, groups, *moments.mean.shape[1:]).repeat(len(tasks), 1, 1, 1)
+    moved = factor.moved(rows, lost)
+    bits = [torch.tensor(task.bits, device=device).expand(len(weight)) for task in tasks]
+    tops = (2.0 ** (torch.cat(bits) - 1) - 1).view(len(moved), -1)
+    scale = torch.cat([task.before.scale for task in tasks]).view(len(moved), -1)
+    integers, scales = (each.split(groups) for each in factor.rounded(moved, scale, tops))
+    return [ungrouped(whole, its, weight) for whole, its in zip(integers, scales, strict=True)]
 
 
 def _positions(layer: Quantizable, x: Tensor) -> Tensor:
@@ -96,36 +160,33 @@ def _positions(layer: Quantizable, x: Tensor) -> Tensor:
     return x.flatten(0, -2) if isinstance(layer, nn.Linear) else x
 
 
-def _with_bias(layer: QuantizedLayer, rounded: Rounded, bits: Tensor, sums: Sums) -> QuantizedWeight:
-    """With the bias that makes the mean output that of full precision."""
-    weight, bias = layer.layer.weight, layer.layer.bias
-    shift = sums.mean_apart + output_mean(weight - rounded.real(), sums.mean)
-    return QuantizedWeight(rounded.integers, rounded.scale, shift if bias is None else bias + shift, bits)
-
-
-def _walk(network: QuantizedNetwork, program: Program | None, pixels: Tensor) -> Iterator[tuple[int, list[Pair]]]:
-    """Each layer by index, in the order in which they run first, with its inputs; it may be changed meanwhile."""
+def _walk(
+    networks: Sequence[QuantizedNetwork], program: Program | None, pixels: Tensor
+) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+    """Each layer by index, in the order in which they run first, with its input in every network, and its output in
+    full precision; it may be changed meanwhile."""
     if program is None:
-        yield from _walk_again(network, pixels)
+        yield from _walk_again(networks, pixels)
         return
-    parts = pixels.split(program.batch)
-    mine, theirs = ([program.begin(program.padded(part)) for part in parts] for _ in range(2))
-    steps = zip(network.bound(program).steps, bind(program, network.prepared.modules).steps, strict=True)
+    layers, parts = networks[0].prepared.modules, pixels.split(program.batch)
+    theirs, *mine = ([program.begin(program.padded(part)) for part in parts] for _ in range(len(networks) + 1))
+    steps = zip(bind(program, layers).steps, *(network.bound(program).steps for network in networks), strict=True)
     met: set[int] = set()
-    for step, other in steps:
-        if step.layer is not None and step.layer not in met:
-            met.add(step.layer)
-            value = step.args[0]
-            yield (
-                step.layer,
-                [
-                    (_own(known[value], part, program), _own(beside[value], part, program))
-                    for known, beside, part in zip(mine, theirs, parts, strict=True)
-                ],
-            )
-        for known, beside in zip(mine, theirs, strict=True):
-            step.run(known)
-            other.run(beside)
+
+    def joined(layer: int, known: list[Environment], value: Value) -> Tensor:
+        pairs = zip(known, parts, strict=True)
+        return torch.cat([_positions(layers[layer], _own(each[value], part, program)) for each, part in pairs])
+
+    for other, *own in steps:
+        for known in theirs:
+            other.run(known)
+        if other.layer is not None and other.layer not in met:
+            met.add(other.layer)
+            inputs = [joined(other.layer, known, other.args[0]) for known in mine]
+            yield other.layer, inputs, joined(other.layer, theirs, other.value)
+        for step, each in zip(own, mine, strict=True):
+            for known in each:
+                step.run(known)
 
 
 def _own(value: Tensor, part: Tensor, program: Program) -> Tensor:
@@ -141,17 +202,20 @@ class _Reached(BaseException):
         self.x = x
 
 
-def _walk_again(network: QuantizedNetwork, pixels: Tensor) -> Iterator[tuple[int, list[Pair]]]:
+def _walk_again(networks: Sequence[QuantizedNetwork], pixels: Tensor) -> Iterator[tuple[int, list[Tensor], Tensor]]:
     """The same by passes that end at the layer."""
-    prepared = network.prepared
-    for index in range(len(prepared.layers)):
-        inputs = [
-            [_input(prepared, layers, index, part) for layers in (network.layers, prepared.modules)]
-            for part in pixels.split(prepared.batch)
-        ]
-        pairs = [(x, other) for x, other in inputs if x is not None and other is not None and x.shape == other.shape]
-        if pairs:
-            yield index, pairs
+    prepared = networks[0].prepared
+    for index, layer in enumerate(prepared.modules):
+        reached = []
+        for part in pixels.split(prepared.batch):
+            several = [prepared.modules, *(network.layers for network in networks)]
+            found = [_input(prepared, layers, index, part) for layers in several]
+            inputs = [x for x in found if x is not None]
+            if len(inputs) == len(found) and len({x.shape for x in inputs}) == 1:
+                reached.append([_positions(layer, x) for x in (layer(inputs[0]), *inputs[1:])])
+        if reached:
+            wanted, *each = (torch.cat(its) for its in zip(*reached, strict=True))
+            yield index, each, wanted
 
 
 def _input(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tap_eval.device import widest
+from tap_eval.quantization.moments import Few, Moments
 
 Rounding = Literal["gptq", "nearest"]
 _AT_ONCE = 2**16
@@ -24,32 +25,6 @@ _ALTERNATIONS = 3
 """of rounding with the scale that is best for what was rounded"""
 _SHARES, _BESIDE = torch.linspace(0.3, 1.1, 9).tolist(), (-0.075, -0.05, -0.025, 0.025, 0.05, 0.075)
 """scales that are tried, in parts of that which reaches the greatest weight, and beside the best of them"""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of a layer's unfolded input about its mean, (G, K, B, B), the mean over `count` positions.
-
-    Each of G groups has its inputs in K blocks of B, the last filled up with zeros; what
-    different blocks have in common is not kept. `mean` is (G, K, B).
-    """
-
-    matrix: Tensor
-    mean: Tensor
-    count: int
-
-    def __add__(self, other: Moments) -> Moments:
-        """Those of both, about the mean of each."""
-        count = self.count + other.count
-        matrix, mean = (
-            (mine * self.count + theirs * other.count).div_(count)
-            for mine, theirs in ((self.matrix, other.matrix), (self.mean, other.mean))
-        )
-        return Moments(matrix, mean, count)
-
-    def around_zero(self) -> Tensor:
-        """Second moments about zero, (G, K, B, B)."""
-        return self.matrix + self.mean.unsqueeze(3) * self.mean.unsqueeze(2)
 
 
 @dataclass(frozen=True)
@@ -87,15 +62,19 @@ def _nearest(flat: Tensor, tops: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int8), scale.squeeze(1).float()
 
 
-def error(weight: Tensor, rounded: Rounded, moments: Tensor) -> float:
-    """Mean squared difference of outputs, summed over channels, on inputs with `moments` (G, K, B, B)."""
+def error(weight: Tensor, rounded: Rounded, moments: Moments | Few) -> float:
+    """Mean squared difference of outputs, summed over channels, on the inputs of `moments`."""
     off = grouped(rounded.real() - weight, moments)
-    return float(((off @ moments) * off).sum(dtype=widest(off.device)))
+    return float(moments.cost(off).sum(dtype=widest(off.device)))
 
 
-def grouped(weight: Tensor, moments: Tensor) -> Tensor:
+def grouped(weight: Tensor, moments: Moments | Few) -> Tensor:
     """(O, ...) as (G, K, O / G, B), filled up with zeros."""
-    groups, blocks, size, _ = moments.shape
+    return in_blocks(weight, *moments.mean.shape)
+
+
+def in_blocks(weight: Tensor, groups: int, blocks: int, size: int) -> Tensor:
+    """(O, ...) as (G, K, O / G, B), filled up with zeros."""
     flat = weight.reshape(groups, len(weight) // groups, -1)
     flat = F.pad(flat, (0, blocks * size - flat.shape[2]))
     return flat.view(groups, -1, blocks, size).transpose(1, 2)

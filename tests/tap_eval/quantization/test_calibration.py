@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.products import Quantizable
-from tap_eval.quantization.calibration import Sums, block_of, calibrate, groups_of, second_moments
-from tap_eval.quantization.rounding import Moments
+from tap_eval.quantization.calibration import calibrate, groups_of, mean_patch
+from tap_eval.quantization.moments import Few, Moments, Sums, block_of, second_moments
 
 LAYERS = {
     "plain": lambda: nn.Conv2d(4, 6, 3),
@@ -51,16 +51,22 @@ def middle_of(layer: Quantizable) -> Tensor:
     return torch.rand(groups_of(layer) * layer.weight.shape[1], *layer.weight.shape[2:])
 
 
+def of_many(sums: Sums) -> Moments:
+    moments = sums.moments()
+    assert isinstance(moments, Moments)
+    return moments
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", LAYERS)
 def test_moments_are_those_of_the_unfolded_input_of_all_calls(kind: str) -> None:
     layer = LAYERS[kind]()
     first, second = images_of(layer, 3), images_of(layer, 2)
     inputs = layer.weight[0].numel()
-    sums = Sums(layer, middle_of(layer), inputs, compared=False)
+    sums = Sums(layer, middle_of(layer), inputs)
     for x in (first, second):
         sums.take(x)
-    moments, rows = sums.moments(), unfolded(layer, torch.cat([first, second]))
+    moments, rows = of_many(sums), unfolded(layer, torch.cat([first, second]))
     matrix, mean = expected(rows)
     assert moments.count == rows.shape[1]
     assert torch.allclose(moments.matrix[:, 0].double(), matrix, atol=1e-4)  # the mean, 5, is far from the middle
@@ -69,25 +75,35 @@ def test_moments_are_those_of_the_unfolded_input_of_all_calls(kind: str) -> None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["plain", "grouped", "linear"])
-def test_what_is_lost_is_the_moment_of_what_the_difference_gives_and_the_input(kind: str) -> None:
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "reflect", "strided and dilated", "grouped", "linear"])
+def test_what_is_lost_is_what_is_missing_of_the_outputs_by_the_inputs(kind: str, few: bool) -> None:
     layer = LAYERS[kind]()
     x, other = images_of(layer, 3), images_of(layer, 3) ** 2
-    sums = Sums(
-        layer,
-        torch.zeros(groups_of(layer) * layer.weight.shape[1], *layer.weight.shape[2:]),
-        layer.weight[0].numel(),
-        compared=True,
-    )
-    sums.take(x, other)
+    sums = Sums(layer, middle_of(layer), layer.weight[0].numel(), positions=int(few), compared=True)
+    sums.take(x, layer(other))
     rows, others = unfolded(layer, x), unfolded(layer, other)
     off = others - rows
     cross = (off - off.mean(1, keepdim=True)).transpose(1, 2) @ (rows - rows.mean(1, keepdim=True)) / rows.shape[1]
     weight = layer.weight.double().view(groups_of(layer), -1, cross.shape[1])
-    assert torch.allclose(sums.lost()[:, 0].double(), weight @ cross, atol=1e-4)
-    assert torch.allclose(sums.mean.double().flatten(), rows.mean(1).flatten(), atol=1e-4)
-    gives = (weight @ off.mean(1).unsqueeze(2)).flatten()
-    assert torch.allclose(sums.mean_apart.double(), gives, atol=1e-4)
+    moments, lost = sums.moments(), sums.lost()[:, 0]
+    found = lost @ moments.inputs[:, 0].mT if isinstance(moments, Few) else lost
+    assert isinstance(moments, Few) is few
+    assert torch.allclose(found.double(), weight @ cross, atol=1e-4)
+    assert torch.allclose(mean_patch(layer, x).double().flatten(), rows.mean(1).flatten(), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", LAYERS)
+def test_of_many_positions_some_are_taken_and_the_outputs_there(kind: str) -> None:
+    layer = LAYERS[kind]()
+    x, inputs = images_of(layer, 9), layer.weight[0].numel()
+    count = unfolded(layer, x).shape[1]
+    for every in (2, 5, 7):
+        sums = Sums(layer, middle_of(layer), inputs, positions=every * 4096, compared=True)
+        sums.take(x, layer(x))
+        assert count / every / 2 < sums.count < 2 * count / every
+        assert float(sums.lost().abs().max()) < 1e-3
 
 
 @torch.no_grad()
@@ -98,10 +114,10 @@ def test_blocks_are_cut_from_the_diagonal_and_filled_with_zeros(kind: str) -> No
     block = block_of(layer, 4 * groups_of(layer) * inputs**2 // 2)
     assert block == -(-inputs // 2)
     middle = middle_of(layer)
-    whole, cut = (Sums(layer, middle, size, compared=False) for size in (inputs, block - 1))
+    whole, cut = (Sums(layer, middle, size) for size in (inputs, block - 1))
     for sums in (whole, cut):
         sums.take(x)
-    full, parts = whole.moments().matrix[:, 0], cut.moments().matrix
+    full, parts = of_many(whole).matrix[:, 0], of_many(cut).matrix
     for place in range(parts.shape[1]):
         start, stop = place * (block - 1), min((place + 1) * (block - 1), inputs)
         rest = parts[:, place].clone()
@@ -138,9 +154,12 @@ def test_both_calls_of_a_layer_count_and_batches_make_no_difference() -> None:
     prepared = prepare(network, x[:2])
     seen = calibrate(prepared, x)
     blocks = {index: module.weight[0].numel() for index, module in enumerate(prepared.modules)}
-    found = second_moments(prepared, x, seen, blocks)
+    found = second_moments(prepared, x, seen, blocks)[0]
     calls = torch.cat([x, 10 * network.conv(x)])
     matrix, _ = expected(unfolded(network.conv, calls))
-    assert torch.allclose(found[0].matrix[:, 0].double(), matrix, rtol=1e-4, atol=1e-4)
-    parts: list[Moments] = [second_moments(prepared, part, seen, {0: blocks[0]})[0] for part in x.split([1, 5])]
-    assert torch.allclose((parts[0] + parts[1]).mean, found[0].mean, atol=1e-4)
+    assert isinstance(found, Moments)
+    assert torch.allclose(found.matrix[:, 0].double(), matrix, rtol=1e-4, atol=1e-4)
+    one, other = (second_moments(prepared, part, seen, {0: blocks[0]})[0] for part in x.split([1, 5]))
+    assert isinstance(one, Moments)
+    assert isinstance(other, Moments)
+    assert torch.allclose((one + other).mean, found.mean, atol=1e-4)

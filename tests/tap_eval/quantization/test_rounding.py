@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.preparing.products import Quantizable
-from tap_eval.quantization.calibration import Sums, groups_of
-from tap_eval.quantization.gptq import DAMPINGS, Factor, gptq, searched, thinning, ungrouped
-from tap_eval.quantization.rounding import Moments, Rounded, error, grouped, nearest
+from tap_eval.quantization.calibration import groups_of
+from tap_eval.quantization.factor import DAMPINGS, Factor
+from tap_eval.quantization.gptq import gptq, searched, thinning, ungrouped
+from tap_eval.quantization.moments import Few, Moments, Sums
+from tap_eval.quantization.rounding import Rounded, error, grouped, nearest
 
 LAYERS = {
     "linear": lambda: nn.Linear(150, 12),
@@ -38,12 +40,24 @@ def inputs_of(layer: Quantizable, count: int, seed: int) -> Tensor:
 
 
 def moments_of(layer: Quantizable, x: Tensor, block: int | None = None) -> Moments:
-    weight = layer.weight
-    inputs = weight[0].numel()
-    middle = torch.zeros(groups_of(layer) * weight.shape[1], *weight.shape[2:])
-    sums = Sums(layer, middle, block or inputs, compared=False)
+    sums = Sums(layer, zero(layer), block or layer.weight[0].numel())
     sums.take(x)
-    return sums.moments()
+    moments = sums.moments()
+    assert isinstance(moments, Moments)
+    return moments
+
+
+def few_of(layer: Quantizable, x: Tensor, block: int | None = None) -> Few:
+    """The same, its positions counted as few."""
+    sums = Sums(layer, zero(layer), block or layer.weight[0].numel(), positions=1)
+    sums.take(x)
+    moments = sums.moments()
+    assert isinstance(moments, Few)
+    return moments
+
+
+def zero(layer: Quantizable) -> Tensor:
+    return torch.zeros(groups_of(layer) * layer.weight.shape[1], *layer.weight.shape[2:])
 
 
 def fitted_to_all(weight: Tensor, moments: Moments, bits: Sequence[int]) -> list[Rounded]:
@@ -111,15 +125,15 @@ def same(integers: Tensor, others: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gptq_is_that_of_the_paper_and_is_gone_over(kind: str) -> None:
     layer = layer_of(kind)
-    moments = moments_of(layer, inputs_of(layer, 400, 1)).matrix
+    moments = moments_of(layer, inputs_of(layer, 400, 1))
     rows, factor = grouped(layer.weight, moments), Factor.of(moments, DAMPINGS[1])
     for bits in (2, 3, 4):
         scale, tops = nearest(layer.weight, bits).scale, torch.full(rows.shape[:3:2], 2.0 ** (bits - 1) - 1)
         integers = factor.integers(rows, scale.view(tops.shape), tops)
-        expected = by_the_paper(layer, moments, scale, bits, DAMPINGS[1])
+        expected = by_the_paper(layer, moments.matrix, scale, bits, DAMPINGS[1])
         assert same(integers.flatten(0, 2).double(), expected).float().mean() > 0.9
         rounded = ungrouped(*factor.rounded(rows, scale.view(tops.shape), tops), layer.weight)
-        whole, steps = gone_over(layer, moments, integers, scale, bits, DAMPINGS[1])
+        whole, steps = gone_over(layer, moments.matrix, integers, scale, bits, DAMPINGS[1])
         assert rounded.integers.shape == layer.weight.shape
         assert rounded.integers.is_contiguous()
         rows_alike = same(rounded.integers.flatten(1).double(), whole)
@@ -137,7 +151,34 @@ def test_gptq_is_less_off_than_the_nearest_on_images_that_it_has_not_seen(kind: 
         assert found is not None
         rounded, _ = found
         plain = nearest(layer.weight, bits)
-        assert error(layer.weight, rounded, unseen.matrix) < error(layer.weight, plain, unseen.matrix)
+        assert error(layer.weight, rounded, unseen) < error(layer.weight, plain, unseen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_few_positions_are_rounded_as_by_their_moments(kind: str, parts: int) -> None:
+    layer, damping = layer_of(kind), torch.full((groups_of(layer_of(kind)), 1, 1), DAMPINGS[1])
+    block = -(-layer.weight[0].numel() // parts)
+    many, few = (
+        of(layer, inputs_of(layer, 2, 1), block) + of(layer, inputs_of(layer, 3, 2), block)
+        for of in (moments_of, few_of)
+    )
+    assert torch.allclose(few.inputs @ few.inputs.mT, many.matrix, atol=1e-5)
+    assert torch.allclose(few.mean, many.mean, atol=1e-5)
+    weight = layer.weight + 0
+    assert error(weight, nearest(weight, 3), few) == pytest.approx(error(weight, nearest(weight, 3), many), rel=1e-4)
+    rows = grouped(weight, many)
+    tops = torch.full((groups_of(layer), rows.shape[2]), 3.0)
+    (scale,) = searched(rows, many, [tops])
+    assert torch.allclose(searched(rows, few, [tops])[0], scale, rtol=1e-3)
+    missing = torch.randn(*rows.shape[:3], few.inputs.shape[3], generator=torch.Generator().manual_seed(0)) / 10
+    moved = Factor.of(many, damping).moved(rows, missing @ few.inputs.mT)
+    assert torch.allclose(Factor.of(few, damping).moved(rows, missing), moved, atol=1e-3)
+    (expected, steps), (got, its) = (Factor.of(each, damping).rounded(moved, scale, tops) for each in (many, few))
+    alike = (expected == got).all(3).all(1)
+    assert alike.float().mean() > 0.8
+    assert torch.allclose(its[alike], steps[alike], rtol=1e-3)
 
 
 @torch.no_grad()
@@ -145,12 +186,12 @@ def test_gptq_is_less_off_than_the_nearest_on_images_that_it_has_not_seen(kind: 
 def test_the_damping_is_that_with_which_gptq_is_least_off_on_images_left_out(count: int) -> None:
     layer = layer_of("linear")
     fit, held = (moments_of(layer, inputs_of(layer, each, seed)) for each, seed in ((count, 1), (100, 2)))
-    rows, top = grouped(layer.weight, fit.matrix), torch.full((1, len(layer.weight)), 7.0)
-    (begun,) = searched(rows, Factor.of((fit + held).matrix, DAMPINGS[0]).moments, [top])
+    rows, top = grouped(layer.weight, fit), torch.full((1, len(layer.weight)), 7.0)
+    (begun,) = searched(rows, fit + held, [top])
 
     def off(damping: float) -> float:
-        integers, scale = Factor.of(fit.matrix, damping).rounded(rows, begun, top, passes=0)
-        return error(layer.weight, Rounded(integers.view_as(layer.weight), scale.flatten()), held.matrix)
+        integers, scale = Factor.of(fit, damping).rounded(rows, begun, top, passes=0)
+        return error(layer.weight, Rounded(integers.view_as(layer.weight), scale.flatten()), held)
 
     (found,) = gptq(layer.weight, fit, held, [4])
     assert found is not None
@@ -163,13 +204,13 @@ def test_a_layer_of_many_channels_is_judged_by_some_of_them_and_rounded_whole() 
     layer = nn.Linear(150, 300)
     assert thinning(layer.weight, 1) > 1
     fit, held = (moments_of(layer, inputs_of(layer, count, seed)) for count, seed in ((300, 1), (100, 2)))
-    unseen = moments_of(layer, inputs_of(layer, 400, 3)).matrix
+    unseen = moments_of(layer, inputs_of(layer, 400, 3))
     (found,) = gptq(layer.weight, fit, held, [3])
     assert found is not None
     rounded, damping = found
     top = torch.full((1, 300), 3.0)
-    rows, whole = grouped(layer.weight, fit.matrix), (fit + held).matrix
-    (begun,) = searched(rows, Factor.of(whole, DAMPINGS[0]).moments, [top])
+    rows, whole = grouped(layer.weight, fit), fit + held
+    (begun,) = searched(rows, whole, [top])
     integers, _ = Factor.of(whole, damping).rounded(rows, begun, top)
     assert torch.equal(rounded.integers, integers.view_as(layer.weight).to(torch.int8))
     assert error(layer.weight, rounded, unseen) < error(layer.weight, nearest(layer.weight, 3), unseen)
@@ -193,17 +234,17 @@ def test_bits_that_are_rounded_together_are_those_of_each_alone() -> None:
 def test_no_share_of_the_peak_is_a_much_better_scale_than_that_chosen(kind: str, bits: int) -> None:
     layer = layer_of(kind)
     moments = moments_of(layer, inputs_of(layer, 400, 1))
-    around, rows, top = moments.matrix, grouped(layer.weight, moments.matrix), 2 ** (bits - 1) - 1
+    rows, top = grouped(layer.weight, moments), 2 ** (bits - 1) - 1
     (rounded,) = fitted_to_all(layer.weight, moments, [bits])
-    inverse, tops = Factor.of(around, DAMPINGS[0]), torch.full((len(rows), rows.shape[2]), float(top))
+    inverse, tops = Factor.of(moments, DAMPINGS[0]), torch.full((len(rows), rows.shape[2]), float(top))
 
     def by(share: float) -> float:
         scale = share * rows.abs().amax((1, 3)) / top
         integers = inverse.integers(rows, scale, tops).view_as(layer.weight)
-        return error(layer.weight, Rounded(integers, scale.flatten()), around)
+        return error(layer.weight, Rounded(integers, scale.flatten()), moments)
 
     least = min(by(share) for share in torch.linspace(0.3, 1.1, 9).tolist())
-    assert error(layer.weight, rounded, around) < 1.2 * least
+    assert error(layer.weight, rounded, moments) < 1.2 * least
 
 
 @torch.no_grad()
@@ -215,8 +256,8 @@ def test_too_few_images_to_know_a_layer_make_it_no_worse_on_those_left_out(kind:
         moments_of(layer, inputs_of(layer, each, seed)) for each, seed in ((count, 1), (max(count // 4, 2), 2))
     )
     for bits, found in zip((2, 3, 4, 8), gptq(layer.weight, fit, held, (2, 3, 4, 8)), strict=True):
-        least = error(layer.weight, nearest(layer.weight, bits), held.matrix)
-        assert found is None or error(layer.weight, found[0], held.matrix) <= least
+        least = error(layer.weight, nearest(layer.weight, bits), held)
+        assert found is None or error(layer.weight, found[0], held) <= least
 
 
 @torch.no_grad()
@@ -236,7 +277,7 @@ def test_inputs_in_blocks_are_rounded_better_than_to_the_nearest_too(kind: str) 
     assert inputs % block
     fit, held = (moments_of(layer, inputs_of(layer, count, seed), block) for count, seed in ((400, 1), (100, 2)))
     assert fit.matrix.shape == (groups_of(layer), 4, block, block)
-    unseen = moments_of(layer, inputs_of(layer, 100, 3)).matrix
+    unseen = moments_of(layer, inputs_of(layer, 100, 3))
     for bits, found in zip((2, 3, 4, 8), gptq(layer.weight, fit, held, (2, 3, 4, 8)), strict=True):
         assert found is not None
         rounded, _ = found
@@ -268,7 +309,7 @@ def test_channels_that_calibration_images_never_wake_are_rounded_too() -> None:
     for found in gptq(layer.weight, moments, moments_of(layer, x[:2]), (2, 4)):
         assert found is not None
         assert bool(found[0].scale.isfinite().all())
-    assert bool(Factor.of(moments.matrix, DAMPINGS[0]).lower.isfinite().all())
+    assert all(bool(each.isfinite().all()) for each in Factor.of(moments, DAMPINGS[0]).near)
 
 
 @torch.no_grad()
