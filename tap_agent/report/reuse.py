@@ -70,11 +70,11 @@ def _line(thought: str) -> str:
 def _figures(result: Result, each: Candidate) -> str:
     shown = result.shown
     top1 = ", ".join(f"{100 * each.top1[place]:.1f}" for place in shown)
-    kl = ", ".join(f"{each.kl[place]:.3f}" for place in shown if each.kl)
+    kl = ", ".join(f"{each.kl[place]:.3f} nats" for place in shown if each.kl)
     rho = ", ".join(f"{each.rho[place]:.2f}" for place in shown)
     sizes = ", ".join(f"{kib(each, place, result.networks[place]):,.1f}" for place in shown)
     return (
-        f"fitness {each.value:.4f}; top-1 on the search split {top1} % {f'and KL {kl} nats ' if kl else ''}in {sizes} KiB; "
+        f"fitness {each.value:.4f}; top-1 on the search split {top1} % {f'and KL {kl} ' if kl else ''}in {sizes} KiB; "
         f"rank correlation with the layer errors {rho}"
     )
 

@@ -28,6 +28,7 @@ from tap_eval.measuring.accuracy import Accuracy, Measurement
 from tap_eval.measuring.digest import of_network, of_weights
 from tap_eval.measuring.full_precision import FullPrecision
 from tap_eval.measuring.job import Job, Measures, SplitName
+from tap_eval.measuring.layer_errors import enough
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
@@ -57,12 +58,6 @@ B = TypeVar("B")
 STAGES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """parts of the search split on which candidates are compared, each holding the one before; on the rest, which no
 candidate is bred on, the winner is chosen"""
-ERROR_IMAGES, ERROR_IMAGES_LARGE = 512, 32
-"""Layer errors are measured on this many images of the search split, which is enough to rank layers.
-
-On EfficientNet-Lite0 (weights to the nearest 2 bits) those on 16, 32 and 64 images have rank correlations of 0.95, 0.97
-and 0.98 with those on 48 others.
-"""
 
 
 class Bench:
@@ -402,11 +397,11 @@ class Bench:
     def layer_errors(self) -> list[float]:
         """Mean KL divergence (nats) of the output when one layer alone has the lowest weight bits.
 
-        Everything else stays in full precision; on the first `ERROR_IMAGES` images of the
-        search split, or of large ones `ERROR_IMAGES_LARGE`, without labels. Measured once a network, bits and draw.
+        Everything else stays in full precision; on as many of the first search images as `enough` says, without
+        labels. Measured once a network, bits and draw.
         """
         lowest, search = min(self.task.choices.weights), self.splits.search
-        count = min(ERROR_IMAGES if search.size <= _LARGE else ERROR_IMAGES_LARGE, len(search))
+        count = enough(search)
         images = [search.digest, count, self.splits.calibrations[0].digest]
         name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))

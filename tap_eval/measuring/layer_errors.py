@@ -16,6 +16,17 @@ from tap_eval.measuring.accuracy import mean_kl
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization.quantizer import QuantizedNetwork
 
+_IMAGES, _IMAGES_LARGE, _LARGE = 512, 32, 64
+
+
+def enough(images: Images) -> int:
+    """How many of `images` rank layers: 512, or 32 of more than 64 pixels.
+
+    On EfficientNet-Lite0 (weights to the nearest 2 bits) the errors on 16, 32 and 64 images have rank correlations of
+    0.95, 0.97 and 0.98 with those on 48 others.
+    """
+    return min(_IMAGES if images.size <= _LARGE else _IMAGES_LARGE, len(images))
+
 
 @torch.inference_mode()
 def layer_errors(
