@@ -49,7 +49,6 @@ _LARGE = 64
 """pixels a side above which networks take so long that fewer images are looked at"""
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original"""
-_ENOUGH_FOR_CHANCE = 200  # images
 _AT_ONCE = 5000
 """images whose outputs are held together, but for those in full precision"""
 A = TypeVar("A")
@@ -211,16 +210,9 @@ class Bench:
             *self._notes,
             *self.splits.notes,
             *(f"{self.name}: {note}" for note in (*self.prepared.notes, *left_in_float(self.prepared))),
-            *(f"{self.name}: {note}" for note in at_chance(self._first(), self.splits.search.labels)),
+            *(f"{self.name}: {note}" for note in at_chance(self.measure(None), self.splits.search.labels)),
             *(f"{self.name} is measured {note}" for note in self._measures.notes),
         ]
-
-    def _first(self) -> Accuracy:
-        """In full precision on the first stages of the search split, as many images as tell it from chance."""
-        parts = [self.seen(None, 0)]
-        while sum(map(len, parts)) < _ENOUGH_FOR_CHANCE and len(parts) < len(self.stages):
-            parts.append(self.seen(None, len(parts)))
-        return Measurement.joined(parts).accuracy
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
