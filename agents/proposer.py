@@ -38,7 +38,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.features import TASK, visible
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
-from tools.evaluation import Known, Scored, score
+from tools.evaluation import Known, Measured, Scored, score
 from tools.sandbox import Sandbox, forbidden, published
 from tools.toolbox import make_tools
 
@@ -88,6 +88,11 @@ class Parent:
     rho: Sequence[float]
     bits: Sequence[Sequence[float]]
     """average weight bits a layer"""
+
+    @property
+    def measured(self) -> Measured:
+        """What it achieves."""
+        return Measured(tuple(self.rho), tuple(self.top1), tuple(self.kl), sum(self.counts), 0.0)
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,8 @@ class Proposer:
         started = time.perf_counter()
         model = self.models.draw(assignment.name, assignment.seed)
         conversation = Conversation(self.account, assignment.name, model.spec)
-        toolbox = make_tools(self.benches, self.sandbox, self.allowance)
+        parents = {parent.name: parent.measured for parent in assignment.parents}
+        toolbox = make_tools(self.benches, self.sandbox, self.allowance, parents)
         proxy = Proxy("", "")
         outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, _SILENT)
         found = outcome

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from langchain_core.tools import BaseTool, tool
 
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.proxy import Rejection
-from tools.evaluation import Scored, measure, score
+from tap_eval.quantization.quantizer import LayerBits
+from tools.evaluation import Measured, Scored, measure, score
 from tools.sandbox import Sandbox
 
 
-def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> list[BaseTool]:
-    """Tools for one agent; `measure` answers `allowance` times. They return text and never raise for bad code."""
+def make_tools(
+    benches: Sequence[Bench], sandbox: Sandbox, allowance: int, parents: Mapping[str, Measured] | None = None
+) -> list[BaseTool]:
+    """Tools for one agent; `measure` answers `allowance` times, with what its `parents` achieve beside.
+
+    They return text and never raise for bad code.
+    """
     left = allowance
 
     @tool
     def run_code(code: str) -> str:
-        """Runs a proxy on every layer of every network; shows its scores and the bits that follow, or its error."""
+        """Runs a proxy on every layer of every network; shows its scores and the bits that follow, or its error.
+
+        Bits such as `2 x 16, 4 x 48` are those of 16 and of 48 of a layer's output channels.
+        """
         scored = score(code, benches, sandbox)
-        return refusal(scored) if isinstance(scored, Rejection) else _table(scored, benches)
+        return refusal(scored) if isinstance(scored, Rejection) else _tables(scored, benches)
 
     @tool("measure")
     def measure_code(code: str) -> str:
@@ -33,13 +42,14 @@ def make_tools(benches: Sequence[Bench], sandbox: Sandbox, allowance: int) -> li
         if isinstance(scored, Rejection):
             return refusal(scored)
         left -= 1
-        found = measure(scored, benches)
+        found = [([], measure(scored, benches)), *(([name], each) for name, each in (parents or {}).items())]
         lines = [
-            f"{bench.name}: accuracy {top1:.4f}, KL divergence from full precision {kl:.4f} nats, "
-            f"rank correlation with the layer errors {rho:.3f}"
-            for bench, top1, kl, rho in zip(benches, found.top1, found.kl, found.rho, strict=True)
+            f"{', '.join([bench.name, *of])}: accuracy {each.top1[place]:.4f}, KL divergence from full precision "
+            f"{each.kl[place]:.4f} nats, rank correlation with the layer errors {each.rho[place]:.3f}"
+            for place, bench in enumerate(benches)
+            for of, each in found
         ]
-        return "\n".join([*lines, f"{left} measurements left.", _table(scored, benches)])
+        return "\n".join([*lines, f"{left} measurements left.", "", _tables(scored, benches)])
 
     return [run_code, measure_code]
 
@@ -53,8 +63,7 @@ def layer_table(bench: Bench, scored: Scored, place: int, before: Scored | None 
         for each in (scored, before):
             if each:
                 bits = each.allocations[place].weights[layer.index]
-                mean = bits if isinstance(bits, int) else sum(bits) / len(bits)
-                cells += [f"{each.scores[place][layer.index]:.4g}", f"{mean:.3g}"]
+                cells += [f"{each.scores[place][layer.index]:.4g}", bits_text(bits)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -64,16 +73,13 @@ def refusal(rejection: Rejection) -> str:
     return f"{rejection.failure}: {rejection.message}"
 
 
-def _table(scored: Scored, benches: Sequence[Bench]) -> str:
-    return "\n".join(
-        json.dumps(
-            {
-                "network": bench.name,
-                "scores": [float(f"{value:.4g}") for value in scores],
-                "bits": [
-                    bits if isinstance(bits, int) else round(sum(bits) / len(bits), 2) for bits in allocation.weights
-                ],
-            }
-        )
-        for bench, scores, allocation in zip(benches, scored.scores, scored.allocations, strict=True)
-    )
+def bits_text(bits: LayerBits) -> str:
+    """Bits of a layer, as 4, or of its output channels with how many have them, as 2 x 16, 4 x 48."""
+    if isinstance(bits, int):
+        return str(bits)
+    return ", ".join(f"{each} x {count}" for each, count in sorted(Counter(bits).items()))
+
+
+def _tables(scored: Scored, benches: Sequence[Bench]) -> str:
+    """Of every network."""
+    return "\n\n".join(f"{bench.name}\n\n{layer_table(bench, scored, place)}" for place, bench in enumerate(benches))

@@ -18,6 +18,7 @@ from tools.sandbox import MontySandbox
 
 GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
 OTHER = "def sensitivity(layers, task):\n    return [layer['depth'] for layer in layers]\n"
+SPLIT = "def sensitivity(layers, task):\n    return [[n**2 for n in x['channels']['weight_l2']] for x in layers]\n"
 BROKEN = "def sensitivity(layers, task):\n    return [1 / 0 for layer in layers]\n"
 
 
@@ -27,7 +28,7 @@ def propose(
     answers = iter(script)
     with ChatServer(lambda _: next(answers)) as server:
         proposer = Proposer(LanguageModel("scripted", server.url), [bench], sandbox, **options)
-        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], [300], [0.3], [[4.0] * 10])
+        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], [0.12], [300], [0.3], [[4.0] * 10])
         assignment = Assignment("mutation", (parent,), ("An old thought.",), ("error: line 2: no.",), seed=1)
         return proposer.propose(assignment, known or Known({})), server.asked
 
@@ -49,13 +50,32 @@ def test_an_agent_tries_code_measures_and_submits(bench: Bench, sandbox: MontySa
     assert [call["args"]["code"] for message in kept[1:4:2] for call in message.tool_calls] == [BROKEN, GOOD]
 
 
+def test_tools_answer_with_a_table_of_layers_and_with_what_the_parent_achieves(
+    channel_bench: Bench, sandbox: MontySandbox
+) -> None:
+    script = [tool_call("run_code", code=SPLIT), tool_call("measure", code=SPLIT), proposal("Because.", GOOD)]
+    _, asked = propose(script, channel_bench, sandbox)
+    tried, measured = (str(request["messages"][-1]["content"]) for request in asked[1:])
+    lines = [line.split(" | ") for line in tried.splitlines() if line.startswith("| ")]
+    assert lines[0] == ["| #", "layer", "kind", "weights", "score", "bits |"]
+    layers = channel_bench.layers
+    assert [line[1:4] for line in lines[1:]] == [[each.name, each.kind, f"{each.params:,}"] for each in layers]
+    mixed = [line[5].removesuffix(" |").split(", ") for line in lines[1:] if " x " in line[5]]
+    assert mixed
+    for bits, layer in zip([line[5].removesuffix(" |") for line in lines[1:]], layers, strict=True):
+        if " x " in bits:
+            assert sum(int(part.split(" x ")[1]) for part in bits.split(", ")) == layer.out_channels
+    assert "digits, p003: accuracy 0.9000, KL divergence from full precision 0.1200 nats" in measured
+    assert tried in measured
+
+
 def test_the_prompt_holds_the_contract_the_features_and_the_context(bench: Bench, sandbox: MontySandbox) -> None:
     _, asked = propose([proposal("Because.", GOOD)], bench, sandbox)
     text = said(asked[0])
     for part in (
         "`sensitivity(layers, task)`", "`weight_kurtosis`: weights: fourth", "- Imports: `math`", "`bits`: list of",
         "digits on digits: 10 layers, 7,624 weights", "p003: fitness 0.5000", "Small layers matter.",
-        "layer['depth']", "error: line 2: no.", "accuracy 0.9000 on 300 images",
+        "layer['depth']", "error: line 2: no.", "accuracy 0.9000 and KL divergence 0.1200 nats",
     ):  # fmt: skip
         assert part in text
 
