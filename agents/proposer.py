@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from langchain.agents import create_agent
@@ -30,16 +31,17 @@ from pydantic import BaseModel, Field
 
 from agents.account import Account, Conversation, Stopping
 from agents.answer import SUBMIT
+from agents.briefing import briefing
 from agents.chat import ModelMistake, reason
 from agents.models import Model, Models
 from agents.reading import fault, notes
 from prompts import grammar, render
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
-from tap_eval.proxies.features import TASK, visible
+from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, Measured, Scored, score
-from tools.sandbox import Sandbox, forbidden, published
+from tools.sandbox import Sandbox, forbidden
 from tools.toolbox import make_tools
 
 _APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
@@ -142,6 +144,14 @@ class Proposer:
     model_calls: int = 8
     """model calls in one round"""
     account: Account = field(default_factory=Account)
+    fitness: FitnessWeights = FitnessWeights()
+    seed: int = 0
+    """of the baselines that agents are told of"""
+
+    @cached_property
+    def briefing(self) -> str:
+        """What every agent is told first; see `agents.briefing`."""
+        return briefing(self.benches, self.fitness, self.allowance, self.seed)
 
     def propose(self, assignment: Assignment, known: Known) -> Attempt:
         """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise.
@@ -200,7 +210,7 @@ class Proposer:
         return create_agent(
             chat,
             tools=list(toolbox),
-            system_prompt=render("small_system") if model.small else self._system(),
+            system_prompt=render("small_system") if model.small else self.briefing,
             middleware=[limit, Failures("resume the run")],
             response_format=ToolStrategy(Proposal),
         )
@@ -211,20 +221,6 @@ class Proposer:
             return rejection
         scored = score(proxy.code, self.benches, self.sandbox)
         return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
-
-    def _system(self) -> str:
-        return render(
-            "system",
-            sandbox=published(),
-            features=visible(self.benches[0].task.inputs),
-            task=TASK,
-            groups=self.benches[0].task.choices.channel_groups,
-            networks=[
-                {"name": bench.name, "limited": bench.task.budget.about, **bench.described_task}
-                for bench in self.benches
-            ],
-            allowance=f"{self.allowance} proxy" if self.allowance == 1 else f"{self.allowance} proxies",
-        )
 
     def _ask(self, assignment: Assignment) -> str:
         parents = [

@@ -1,17 +1,25 @@
-"""The tools that an agent may call: run code in the sandbox, and measure within its allowance."""
+"""The tools that an agent may call: run code in the sandbox, measure within its allowance, look at features."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from langchain_core.tools import BaseTool, tool
 
 from tap_eval.measuring.bench import Bench
+from tap_eval.proxies.features import Value
 from tap_eval.proxies.proxy import Rejection
 from tap_eval.quantization.quantizer import LayerBits
 from tools.evaluation import Measured, Scored, measure, score
 from tools.sandbox import Sandbox
+
+MOST_SHOWN = 6
+"""layers whose features are shown at a time"""
+_QUARTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
 def make_tools(
@@ -51,7 +59,12 @@ def make_tools(
         ]
         return "\n".join([*lines, f"{left} measurements left.", "", _tables(scored, benches)])
 
-    return [run_code, measure_code]
+    @tool
+    def show_features(layers: list[str]) -> str:
+        """Shows all features of some layers, given by their names or indices; those by channel as quartiles."""
+        return features_text(benches, layers)
+
+    return [run_code, measure_code, show_features]
 
 
 def layer_table(bench: Bench, scored: Scored, place: int, before: Scored | None = None) -> str:
@@ -66,6 +79,31 @@ def layer_table(bench: Bench, scored: Scored, place: int, before: Scored | None 
                 cells += [f"{each.scores[place][layer.index]:.4g}", bits_text(bits)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def features_text(benches: Sequence[Bench], layers: Sequence[str]) -> str:
+    """All features of the named layers, as JSON, or which names there are; no more than `MOST_SHOWN` layers."""
+    asked = {str(layer).strip() for layer in layers}
+    found = [
+        {"network": bench.name} | {name: _short(value) for name, value in features.items()}
+        for bench in benches
+        for features in bench.features
+        if asked & {features["name"], str(features["index"])}
+    ]
+    if not found:
+        names = ", ".join(layer.name for bench in benches for layer in bench.layers)
+        return f"there is no layer {', '.join(sorted(asked))}; the layers are {names}."
+    more = f"{len(found) - MOST_SHOWN} more were left out: ask for fewer." if len(found) > MOST_SHOWN else ""
+    return "\n".join([*map(json.dumps, found[:MOST_SHOWN]), *filter(None, [more])])
+
+
+def _short(value: Value) -> Any:
+    """Rounded; of values by channel the least, the quartiles and the greatest."""
+    if isinstance(value, dict):
+        return {name: _short([float(each) for each in np.quantile(of, _QUARTILES)]) for name, of in value.items()}
+    if isinstance(value, list):
+        return [_short(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def refusal(rejection: Rejection) -> str:

@@ -191,8 +191,11 @@ class Resources(AbstractContextManager["Resources"]):
     def proposer(self, account: Account) -> Proposer:
         """The agents, over all of the above."""
         self.open()
-        rounds, allowance = self.settings.rounds, self.settings.allowance
-        return Proposer(self.models, self.benchmark, self.sandbox, rounds, allowance, account=account)
+        settings, fitness = self.settings, self.search_settings().fitness
+        return Proposer(
+            self.models, self.benchmark, self.sandbox, settings.rounds, settings.allowance, account=account,
+            fitness=fitness, seed=settings.seed,
+        )  # fmt: skip
 
     def search_settings(self) -> SearchSettings:
         """What steers the search."""
