@@ -31,6 +31,7 @@ from pydantic import BaseModel, Field
 
 from agents.account import Account, Conversation, Stopping
 from agents.answer import SUBMIT
+from agents.assignment import Assignment
 from agents.briefing import briefing
 from agents.chat import ModelMistake, reason
 from agents.models import Model, Models
@@ -40,7 +41,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
-from tools.evaluation import Known, Measured, Scored, score
+from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden
 from tools.toolbox import make_tools
 
@@ -74,42 +75,6 @@ class Proposal(BaseModel):
 
     thought: str = Field(description="The reasoning behind the proxy, in plain language, a few sentences.")
     code: str = Field(description="Complete Python code that defines sensitivity(layers, task).")
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A judged proxy as an agent is shown it; the lists hold one entry a network."""
-
-    name: str
-    proxy: Proxy
-    fitness: float
-    top1: Sequence[float]
-    kl: Sequence[float]
-    counts: Sequence[int]
-    """images on which both were measured"""
-    rho: Sequence[float]
-    bits: Sequence[Sequence[float]]
-    """average weight bits a layer"""
-
-    @property
-    def measured(self) -> Measured:
-        """What it achieves."""
-        return Measured(tuple(self.rho), tuple(self.top1), tuple(self.kl), sum(self.counts), 0.0)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one agent is asked for: the template and its bounded context."""
-
-    template: str
-    parents: tuple[Parent, ...]
-    library: tuple[str, ...]
-    """thoughts of the best proxies"""
-    failures: tuple[str, ...]
-    """the latest failures, in a sentence each"""
-    seed: int
-    name: str = ""
-    """of the candidate that is asked for"""
 
 
 @dataclass(frozen=True)
@@ -179,7 +144,13 @@ class Proposer:
                 )
                 sentences = _grammar(assignment, names, rng) if model.small else None
                 agent = self._agent(model, model.chat(conversation, assignment.seed + rounds, sentences), toolbox)
-                messages = [HumanMessage(_ask_small(assignment, names) if model.small else self._ask(assignment))]
+                messages = [
+                    HumanMessage(
+                        _ask_small(assignment, names)
+                        if model.small
+                        else assignment.question([bench.name for bench in self.benches])
+                    )
+                ]
             else:
                 messages.append(HumanMessage(render("repair", failure=found.failure, message=found.message)))
             rounds += 1
@@ -221,34 +192,6 @@ class Proposer:
             return rejection
         scored = score(proxy.code, self.benches, self.sandbox)
         return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
-
-    def _ask(self, assignment: Assignment) -> str:
-        parents = [
-            render(
-                "parent",
-                parent={
-                    "name": parent.name,
-                    "thought": parent.proxy.thought,
-                    "code": parent.proxy.code,
-                    "fitness": parent.fitness,
-                    "networks": [
-                        {
-                            "name": bench.name,
-                            "top1": top1,
-                            "kl": kl,
-                            "count": count,
-                            "rho": rho,
-                            "bits": [round(b, 1) for b in bits],
-                        }
-                        for bench, top1, kl, count, rho, bits in zip(
-                            self.benches, parent.top1, parent.kl, parent.counts, parent.rho, parent.bits, strict=True
-                        )
-                    ],
-                },
-            )
-            for parent in assignment.parents
-        ]
-        return render(assignment.template, parents=parents, library=assignment.library, failures=assignment.failures)
 
 
 def _ask_small(assignment: Assignment, names: Sequence[str]) -> str:

@@ -7,33 +7,31 @@ what it draws for, so that a resumed run gives what it would have given.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from agents.proposer import Assignment, Attempt, Parent, Proposer
+from agents.proposer import Attempt, Proposer
 from graphs import controller, population, winner
+from graphs.context import Job, assignment, jobs, seed_of
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.fitness import FitnessWeights
-from tap_eval.proxies.proxy import Failure, Proxy, Rejection
+from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Known, tree_print
 
 _LATER = {"prints", "bits", "rho", "top1", "kl", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 _LONG = {"allocations"}
 """what the state leaves to the event of the proposal"""
-FAILURES_SHOWN = 3
-THOUGHTS_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,6 @@ class SearchSettings:
     racing: float = 0.0
     """see `graphs.judge.Judge`"""
     seed: int = 0
-
-
-class Job(TypedDict):
-    """What one agent node is sent: its offspring, and the context that it may see; plain JSON."""
-
-    generation: int
-    name: str
-    template: Template
-    parents: list[dict[str, Any]]
-    library: list[str]
-    failures: list[str]
-    known: dict[str, str]
 
 
 class Search:
@@ -127,7 +113,7 @@ class Search:
         first = len(state["candidates"])
         plan: list[dict[str, Any]] = []
         for index in range(first, first + self.settings.population):
-            rng = random.Random(self._seed_of("select", generation, index))
+            rng = random.Random(seed_of(self.settings.seed, "select", generation, index))
             template = rng.choices(TEMPLATES, [draw[name] for name in TEMPLATES])[0]
             chosen = population.parents(template, state["population"], state["library"], rng)
             plan.append(self._entry(index, template, chosen))
@@ -135,48 +121,16 @@ class Search:
 
     def fan_out(self, state: SearchState) -> list[Send]:
         """One job an offspring."""
-        candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
-        known = {
-            fingerprint: candidate.name
-            for candidate in candidates.values()
-            if candidate.failure != Failure.DUPLICATE
-            for fingerprint in candidate.prints
-        }
-        failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure][-FAILURES_SHOWN:]
-        thoughts = [candidates[name].thought for name in state["population"][:THOUGHTS_SHOWN]]
-        return [
-            Send(
-                entry["template"],
-                Job(
-                    generation=state["generation"],
-                    name=entry["name"],
-                    template=entry["template"],
-                    parents=[state["candidates"][name] for name in entry["parents"]],
-                    library=thoughts,
-                    failures=failures,
-                    known=known,
-                ),
-            )
-            for entry in state["plan"]
-        ]
+        return [Send(job["template"], job) for job in jobs(state, self.settings.seed)]
 
     def offspring(self, job: Job) -> dict[str, Any]:
         """One agent's work: a proposal, scored and allocated. A failure of the candidate is a result."""
-        parents = [Candidate(**record) for record in job["parents"]]
-        assignment = Assignment(
-            template=job["template"],
-            parents=tuple(map(self._parent, parents)),
-            library=tuple(job["library"]),
-            failures=tuple(job["failures"]),
-            seed=self._seed_of("propose", job["name"]),
-            name=job["name"],
-        )
-        attempt = self.proposer.propose(assignment, Known(job["known"]))
+        attempt = self.proposer.propose(assignment(job, self.settings.seed), Known(job["known"]))
         record = Candidate(
             name=job["name"],
             generation=job["generation"],
             template=job["template"],
-            parents=[parent.name for parent in parents],
+            parents=[parent["name"] for parent in job["parents"]],
             thought=attempt.proxy.thought,
             code=attempt.proxy.code,
             seconds=attempt.seconds,
@@ -350,18 +304,6 @@ class Search:
         feasible = population.feasible(state["population"])
         return controller.probabilities(cast("dict[Template, float]", state["weights"]), feasible)
 
-    def _parent(self, candidate: Candidate) -> Parent:
-        return Parent(
-            name=candidate.name,
-            proxy=Proxy(candidate.thought, candidate.code),
-            fitness=candidate.value,
-            top1=candidate.top1,
-            kl=candidate.kl,
-            counts=candidate.images,
-            rho=candidate.rho,
-            bits=candidate.bits or [bits.means() for bits in candidate.allocations],
-        )
-
     def _whole(self, candidate: Candidate) -> Candidate:
         if not candidate.bits:
             return candidate
@@ -372,10 +314,6 @@ class Search:
     @staticmethod
     def _entry(index: int, template: Template, parents: list[str]) -> dict[str, Any]:
         return {"name": f"p{index:03d}", "template": template, "parents": parents}
-
-    def _seed_of(self, *parts: object) -> int:
-        text = "/".join(map(str, (self.settings.seed, *parts)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
 def _prints(attempt: Attempt) -> list[str]:

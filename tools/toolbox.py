@@ -11,7 +11,6 @@ import numpy as np
 from langchain_core.tools import BaseTool, tool
 
 from tap_eval.measuring.bench import Bench
-from tap_eval.proxies.features import Value
 from tap_eval.proxies.proxy import Rejection
 from tap_eval.quantization.quantizer import LayerBits
 from tools.evaluation import Measured, Scored, measure, score
@@ -97,7 +96,7 @@ def features_text(benches: Sequence[Bench], layers: Sequence[str]) -> str:
     return "\n".join([*map(json.dumps, found[:MOST_SHOWN]), *filter(None, [more])])
 
 
-def _short(value: Value) -> Any:
+def _short(value: Any) -> Any:
     """Rounded; of values by channel the least, the quartiles and the greatest."""
     if isinstance(value, dict):
         return {name: _short([float(each) for each in np.quantile(of, _QUARTILES)]) for name, of in value.items()}

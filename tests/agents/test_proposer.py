@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.messages import convert_to_messages
 
+from agents.assignment import Assignment, Outcome, Parent
 from agents.briefing import blocks
 from agents.models import LanguageModel, ModelMistake
-from agents.proposer import Assignment, Attempt, Parent, Proposer
+from agents.proposer import Attempt, Proposer
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.layers import Layer
@@ -26,6 +27,7 @@ from tools.sandbox import MontySandbox
 GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
 OTHER = "def sensitivity(layers, task):\n    return [layer['depth'] for layer in layers]\n"
 SPLIT = "def sensitivity(layers, task):\n    return [[n**2 for n in x['channels']['weight_l2']] for x in layers]\n"
+OLD = Outcome("p001", "initialization", "An old thought.", 0.4, 0.875, 0.25)
 BROKEN = "def sensitivity(layers, task):\n    return [1 / 0 for layer in layers]\n"
 
 
@@ -36,7 +38,7 @@ def propose(
     with ChatServer(lambda _: next(answers)) as server:
         proposer = Proposer(LanguageModel("scripted", server.url), [bench], sandbox, **options)
         parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], [0.12], [300], [0.3], [[4.0] * 10])
-        assignment = Assignment("mutation", (parent,), ("An old thought.",), ("error: line 2: no.",), seed=1)
+        assignment = Assignment("mutation", (parent,), (OLD,), ("error: line 2: no.",), seed=1)
         return proposer.propose(assignment, known or Known({})), server.asked
 
 
