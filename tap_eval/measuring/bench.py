@@ -186,7 +186,7 @@ class Bench:
         return describe_task(
             self.layers,
             self.splits.search.size,
-            self.splits.name,
+            self.splits.data,
             len(self.splits.classes),
             self.task.choices,
             self.task.budget,

@@ -77,7 +77,7 @@ STATISTICS = {
     "channels": "dict from a weight_ or activation_ name to a list, one value an output channel",
 }
 TASK = {
-    "dataset": "name of the image source",
+    "dataset": "what the data is called, or 'images' where it does not say",
     "classes": "number of classes",
     "image_size": "height of an image in pixels",
     "layers": "number of layers",
@@ -94,11 +94,11 @@ def visible(inputs: Inputs) -> dict[str, str]:
 
 
 def describe_task(
-    layers: Sequence[Layer], image_size: int, source: str, classes: int, choices: Choices, budget: Budget
+    layers: Sequence[Layer], image_size: int, data: str, classes: int, choices: Choices, budget: Budget
 ) -> Features:
     """The `task` that a proxy gets: exactly the names of `TASK`."""
     task: Features = {
-        "dataset": source.split(":")[0],
+        "dataset": data,
         "classes": classes,
         "image_size": image_size,
         "layers": len(layers),
