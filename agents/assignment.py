@@ -67,6 +67,8 @@ class Assignment:
     siblings: int = 1
     emphasis: str = ""
     """one of `prompts.emphases.EMPHASES`; none is the agent's own choice"""
+    notebook: tuple[str, ...] = ()
+    """lessons of earlier generations"""
 
     def question(self, networks: Sequence[str]) -> str:
         """The assignment in words, on `networks` of these names: first what a whole generation is told."""
@@ -94,6 +96,7 @@ class Assignment:
         ]
         return render(
             "question",
+            notebook=self.notebook,
             library=self.library,
             failures=self.failures,
             task=render(self.template, parents=parents, library=self.library),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -48,6 +49,7 @@ from tools.toolbox import make_tools
 _APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
 """A thread of its own keeps an agent out of the search's checkpoints: one that was cut short begins again, and has
 its answers from the account."""
+NEXT_STEP = "resume the run"
 _SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
@@ -60,14 +62,19 @@ class Failures(AgentMiddleware[Any, Any, Any]):
         self._next_step = next_step
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
-        try:
+        with naming_failures(self._next_step):
             return handler(request)
-        except (Mistake, Stopping):
-            raise
-        except Exception as error:
-            raise ModelMistake(
-                f"the language model failed ({reason(error)}): see to it, then {self._next_step}."
-            ) from error
+
+
+@contextmanager
+def naming_failures(next_step: str) -> Iterator[None]:
+    """Raises `ModelMistake` of whatever a call of a language model raises that is no sentence yet."""
+    try:
+        yield
+    except (Mistake, Stopping):
+        raise
+    except Exception as error:
+        raise ModelMistake(f"the language model failed ({reason(error)}): see to it, then {next_step}.") from error
 
 
 class Proposal(BaseModel):
@@ -182,7 +189,7 @@ class Proposer:
             chat,
             tools=list(toolbox),
             system_prompt=render("small_system") if model.small else self.briefing,
-            middleware=[limit, Failures("resume the run")],
+            middleware=[limit, Failures(NEXT_STEP)],
             response_format=ToolStrategy(Proposal),
         )
 

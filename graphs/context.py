@@ -35,6 +35,7 @@ class Job(TypedDict):
     place: int
     siblings: int
     emphasis: str
+    notebook: list[str]
 
 
 def jobs(state: SearchState, seed: int) -> list[Job]:
@@ -70,6 +71,7 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
                 place=place + 1,
                 siblings=len(alike),
                 emphasis=emphases[place % len(emphases)],
+                notebook=state.get("notebook", []),
             )
         )
     return made
@@ -88,7 +90,14 @@ def assignment(job: Job, seed: int) -> Assignment:
         place=job["place"],
         siblings=job["siblings"],
         emphasis=job["emphasis"],
+        notebook=tuple(job["notebook"]),
     )
+
+
+def outcomes(state: SearchState) -> list[Outcome]:
+    """What became of the generation that has been judged."""
+    candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
+    return [outcome(each, candidates) for each in candidates.values() if each.generation == state["generation"]]
 
 
 def tried(parent: str, candidates: Mapping[str, Candidate]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""The search: prepare -> seed -> agents -> judge -> select -> agents ... -> choose -> report.
+"""The search: prepare -> seed -> agents -> judge -> reflect -> select -> agents ... -> choose -> report.
 
 Each offspring of a generation is one `Send` to the agent of its template; they run in
 parallel and meet in the judge. Every random draw comes from a generator that is seeded by
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -18,9 +18,10 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
+from agents.notebook import reflect
 from agents.proposer import Attempt, Proposer
 from graphs import controller, population, winner
-from graphs.context import Job, assignment, jobs, seed_of
+from graphs.context import Job, assignment, jobs, outcomes, seed_of
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
 from tap_eval.measuring.bench import Bench
@@ -100,6 +101,7 @@ class Search:
             "library": [],
             "best": None,
             "finalists": [],
+            "notebook": [],
         }
 
     def seed(self, state: SearchState) -> dict[str, Any]:
@@ -249,9 +251,20 @@ class Search:
         }
         return conclusion, events
 
-    def again(self, state: SearchState) -> Literal["select", "choose"]:
+    def again(self, state: SearchState) -> Literal["reflect", "choose"]:
         """Whether there is another generation to come."""
-        return "select" if state["generation"] < self.settings.generations else "choose"
+        return "reflect" if state["generation"] < self.settings.generations else "choose"
+
+    def reflect(self, state: SearchState) -> dict[str, Any]:
+        """Keeps the notebook: what is to be learned from the generation, where the language model can say that."""
+        generation, notebook = state["generation"], state.get("notebook", [])
+        name = f"notebook {generation}"
+        found = reflect(self.proposer, name, seed_of(self.settings.seed, name), notebook, outcomes(state))
+        if found is None:
+            return {}
+        told = {**asdict(found), "lines": list(found.lines), "conversation": list(found.conversation)}
+        self.emit({"event": "reflected", "generation": generation, **told})
+        return {"notebook": list(found.lines)}
 
     def choose(self, state: SearchState) -> dict[str, Any]:
         """The winner among the best few, by images and calibration draws that no candidate was bred on."""
@@ -289,6 +302,7 @@ class Search:
             graph.add_node(template, RunnableLambda(self.offspring), input_schema=Job)
             graph.add_edge(template, "judge")
         graph.add_node("judge", self.judge)
+        graph.add_node("reflect", self.reflect)
         graph.add_node("choose", self.choose)
         graph.add_node("report", self.report)
         graph.add_edge(START, "prepare")
@@ -296,6 +310,7 @@ class Search:
         graph.add_conditional_edges("seed", self.fan_out, ["initialization"])
         graph.add_conditional_edges("select", self.fan_out, list(TEMPLATES))
         graph.add_conditional_edges("judge", self.again)
+        graph.add_edge("reflect", "select")
         graph.add_edge("choose", "report")
         graph.add_edge("report", END)
         return graph

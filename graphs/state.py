@@ -127,6 +127,8 @@ class SearchState(TypedDict):
     """the fittest so far; in the end the winner among `finalists`"""
     finalists: list[dict[str, Any]]
     """a `graphs.winner.Finalist` each, the winner first; none before the end"""
+    notebook: list[str]
+    """lessons of the generations so far, a line each; states of before there were such lack it"""
 
 
 class SearchInput(TypedDict):

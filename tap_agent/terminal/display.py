@@ -30,6 +30,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "proposed": (*_CANDIDATE, "failure", "message", "notes"),
     "judged": (*_CANDIDATE, "fitness", "accuracy", "kl", "dropped", "failure", "message"),
     "chosen": ("best",),
+    "reflected": ("generation", "seconds", "tokens"),
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
 """what the line of an event says, in this order; of other events, everything but `_UNTOLD`"""

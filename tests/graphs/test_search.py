@@ -26,7 +26,12 @@ START: Any = {"candidates": {}, "generations": []}
 
 
 def script(request: dict[str, Any]) -> Answer:
-    """A proposal that follows from the request alone; one in eight has an error, and repair mends it."""
+    """A proposal that follows from the request alone; one in eight has an error, and repair mends it.
+
+    Without tools it is asked for the notebook.
+    """
+    if "tools" not in request:
+        return {"role": "assistant", "content": f"1. Lesson {request['seed']}.\n\n- Another."}
     seed, rounds = request["seed"], len(request["messages"])
     key, other, power = KEYS[seed % 8], KEYS[seed // 8 % 8], (seed // 64) % 7 - 3
     body = f"[(x['{key}'] + 1e-9) ** {power} * (x['{other}'] + 1e-9) ** 0.{seed % 89 + rounds} for x in layers]"
@@ -156,6 +161,37 @@ def test_events_tell_who_proposed_what_from_whom_and_why_it_died(open_run: Any, 
         assert {"name", "template", "parents", "thought", "code", "failure", "message", "rounds"} <= event.keys()
     assert sum(event["rounds"] > 1 for event in proposed) >= 1
     assert len([event for event in run.events if event["event"] == "judged"]) == 12
+
+
+def test_a_notebook_is_kept_between_generations_and_shown_to_all_agents(open_run: Any, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def keeping(request: dict[str, Any]) -> Answer:
+        asked.append(request)
+        return script(request)
+
+    run = open_run(answer=keeping)
+    state = run.invoke(tmp_path / "c.sqlite")
+    places = [place for place, request in enumerate(asked) if "tools" not in request]
+    assert len(places) == SETTINGS.generations
+    reflected = [event for event in run.events if event["event"] == "reflected"]
+    assert [event["generation"] for event in reflected] == [0, 1]
+    for event, place in zip(reflected, places, strict=True):
+        assert event["lines"] == [f"Lesson {asked[place]['seed']}.", "Another."]
+        assert event["tokens"] == 15
+    assert state["notebook"] == reflected[-1]["lines"]
+    first, second = (asked[place]["messages"] for place in places)
+    assert first[0] == asked[0]["messages"][0]
+    assert "It is empty." in first[1]["content"]
+    for name, record in state["candidates"].items():
+        text = (first if record["generation"] == 0 else second)[1]["content"]
+        assert record["generation"] == 2 or f"- {name} (" in text
+    assert f"- {reflected[0]['lines'][0]}" in second[1]["content"]
+    for place, request in enumerate(asked):
+        if place not in places:
+            generation = sum(place > each for each in places)
+            shown = [event["lines"][0] in request["messages"][1]["content"] for event in reflected]
+            assert shown == [generation == 1, generation == 2]
 
 
 def test_twins_of_one_generation_are_one_life_and_one_death(open_run: Any, tmp_path: Path) -> None:
