@@ -44,7 +44,7 @@ from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden
-from tools.toolbox import make_tools
+from tools.toolbox import Draft, make_tools
 
 _APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
 """A thread of its own keeps an agent out of the search's checkpoints: one that was cut short begins again, and has
@@ -100,6 +100,8 @@ class Attempt:
     seconds: float
     notes: tuple[str, ...] = ()
     """what the user is to know of how the model had to be asked"""
+    drafts: tuple[Draft, ...] = ()
+    """what it measured on the way, in the order of its asking"""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class Proposer:
         model = self.models.draw(assignment.name, assignment.seed)
         conversation = Conversation(self.account, assignment.name, model.spec)
         parents = {parent.name: parent.measured for parent in assignment.parents}
-        toolbox = make_tools(self.benches, self.sandbox, self.allowance, parents)
+        drafts: list[Draft] = []
+        toolbox = make_tools(self.benches, self.sandbox, self.allowance, parents, drafts)
         proxy = Proxy("", "")
         outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, _SILENT)
         found = outcome
@@ -181,6 +184,7 @@ class Proposer:
             tuple(convert_to_openai_messages(said, text_format="string")),
             time.perf_counter() - started,
             tuple(notes(said)),
+            tuple(_in_order(drafts, said)),
         )
 
     def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
@@ -237,3 +241,16 @@ def _tool_calls(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
     return tuple(
         str(message.name) for message in messages if isinstance(message, ToolMessage) and message.name != SUBMIT
     )
+
+
+def _in_order(drafts: Sequence[Draft], messages: Sequence[BaseMessage]) -> list[Draft]:
+    """Each once, as the model asked for them: tools that one message calls are done side by side."""
+    measured = {draft.code: draft for draft in drafts}
+    asked = [
+        call["args"].get("code")
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+        if call["name"] == "measure"
+    ]
+    return [measured.pop(code) for code in asked if code in measured]

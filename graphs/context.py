@@ -50,7 +50,7 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
         if candidate.failure != Failure.DUPLICATE
         for fingerprint in candidate.prints
     }
-    failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure][-FAILURES_SHOWN:]
+    failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure and not c.draft_of]
     library = [asdict(outcome(candidates[name], candidates)) for name in state["population"][:THOUGHTS_SHOWN]]
     made: list[Job] = []
     for entry in state["plan"]:
@@ -65,7 +65,7 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
                 template=entry["template"],
                 parents=[state["candidates"][name] for name in parents],
                 library=library,
-                failures=failures,
+                failures=failures[-FAILURES_SHOWN:],
                 known=known,
                 tried=[[asdict(each) for each in tried(name, candidates)] for name in parents],
                 place=place + 1,

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from string import ascii_lowercase
 from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableLambda
@@ -27,7 +28,8 @@ from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, Se
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Rejection
-from tools.evaluation import Known, tree_print
+from tools.evaluation import Known, Scored, tree_print
+from tools.toolbox import Draft
 
 _LATER = {"prints", "bits", "rho", "top1", "kl", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
@@ -112,7 +114,7 @@ class Search:
         """Draws a template and its parents for each offspring of the next generation."""
         generation = state["generation"] + 1
         draw = self._probabilities(state)
-        first = len(state["candidates"])
+        first = sum(not record.get("draft_of") for record in state["candidates"].values())
         plan: list[dict[str, Any]] = []
         for index in range(first, first + self.settings.population):
             rng = random.Random(seed_of(self.settings.seed, "select", generation, index))
@@ -126,7 +128,7 @@ class Search:
         return [Send(job["template"], job) for job in jobs(state, self.settings.seed)]
 
     def offspring(self, job: Job) -> dict[str, Any]:
-        """One agent's work: a proposal, scored and allocated. A failure of the candidate is a result."""
+        """One agent's work: a proposal, scored and allocated, and drafts. A failure of the candidate is a result."""
         attempt = self.proposer.propose(assignment(job, self.settings.seed), Known(job["known"]))
         record = Candidate(
             name=job["name"],
@@ -141,24 +143,59 @@ class Search:
             rounds=attempt.rounds,
         )
         if isinstance(attempt.outcome, Rejection):
-            found: dict[str, Any] = {"failure": str(attempt.outcome.failure), "message": attempt.outcome.message}
-            found["prints"] = _prints(attempt)
+            failed = attempt.outcome
+            record = record.model_copy(
+                update={"failure": str(failed.failure), "message": failed.message, "prints": _prints(attempt)}
+            )
         else:
-            allocations = [Bits.of(allocation) for allocation in attempt.outcome.allocations]
-            self._allocations[record.name] = allocations
-            found = {
-                "scores": attempt.outcome.scores,
-                "prints": attempt.outcome.prints,
+            record = self._scored(record, attempt.outcome)
+        records = [record, *self._drafts(record, attempt.drafts, job["known"])]
+        for each in records:
+            told = {"tool_calls": list(attempt.tool_calls), "conversation": list(attempt.conversation)}
+            told |= {"notes": list(attempt.notes)}
+            self.emit(
+                {
+                    "event": "proposed",
+                    **each.model_dump(mode="json", exclude=_LATER),
+                    **(told if each is record else {}),
+                }
+            )
+        return {"candidates": {each.name: each.model_dump(mode="json", exclude=_LONG) for each in records}}
+
+    def _drafts(self, submitted: Candidate, drafts: Sequence[Draft], known: Mapping[str, str]) -> list[Candidate]:
+        """What the agent measured on the way to what it submitted, each a candidate unless it is a duplicate."""
+        names = {**known, **dict.fromkeys(submitted.prints, submitted.name)}
+        found: list[Candidate] = []
+        for draft in drafts:
+            if Known(names).same_tree(draft.code) or Known(names).same_result(draft.scored):
+                continue
+            record = submitted.model_copy(
+                update={
+                    "name": f"{submitted.name}{ascii_lowercase[len(found)]}",
+                    "thought": draft.thought or f"A draft of {submitted.name}.",
+                    "code": draft.code,
+                    "draft_of": submitted.name,
+                    **dict.fromkeys(("seconds", "tokens"), 0),
+                    **{"failure": None, "message": "", "rounds": 1},
+                }
+            )
+            found.append(self._scored(record, draft.scored))
+            names |= dict.fromkeys(draft.scored.prints, record.name)
+            if len(found) == len(ascii_lowercase):
+                break
+        return found
+
+    def _scored(self, record: Candidate, scored: Scored) -> Candidate:
+        """With scores, and bits whose allocations are kept here."""
+        allocations = self._allocations[record.name] = [Bits.of(allocation) for allocation in scored.allocations]
+        return record.model_copy(
+            update={
+                "scores": [list(of_network) for of_network in scored.scores],
+                "prints": list(scored.prints),
                 "bits": [bits.means() for bits in allocations],
                 "allocations": allocations,
             }
-        record = Candidate(**(record.model_dump() | found))
-        self.emit(
-            {"event": "proposed", **record.model_dump(mode="json", exclude=_LATER)}
-            | {"tool_calls": list(attempt.tool_calls), "conversation": list(attempt.conversation)}
-            | {"notes": list(attempt.notes)}
         )
-        return {"candidates": {record.name: record.model_dump(mode="json", exclude=_LONG)}}
 
     def judge(self, state: SearchState) -> dict[str, Any]:
         """Fitness of the generation's offspring; then the controller's weights, the library, the population."""
@@ -185,7 +222,8 @@ class Search:
     def _judged(self, state: SearchState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The update of the judge, and the events that tell of it."""
         everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
-        names = [entry["name"] for entry in state["plan"]]
+        planned = [entry["name"] for entry in state["plan"]]
+        names = [*planned, *(each.name for each in everyone.values() if each.draft_of in planned)]
         everyone |= {name: self._whole(everyone[name]) for name in (*names, *state["library"])}
         places = population.library_size(len(state["population"]) + len(names))
         judged = self._judge.judge(names, everyone, state["library"], places)
@@ -211,8 +249,8 @@ class Search:
         generation = Generation(
             index=state["generation"],
             probabilities=self._probabilities(state),
-            offspring=cast("dict[Template, int]", dict(Counter(candidate.template for candidate in judged.values()))),
-            failures=dict(Counter(candidate.failure for candidate in judged.values() if candidate.failure)),
+            offspring=cast("dict[Template, int]", dict(Counter(entry["template"] for entry in state["plan"]))),
+            failures=dict(Counter(each.failure for each in judged.values() if each.failure and not each.draft_of)),
             best=max(finished, default=None),
             mean=sum(values) / len(values) if values else None,
             population=keep,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,41 @@ from tap_eval.quantization.quantizer import LayerBits
 from tools.evaluation import Measured, Scored, measure, score
 from tools.sandbox import Sandbox
 
+TEN_SECONDS = 2e11
+"""multiply-accumulates that two CPU cores do in about ten seconds"""
 MOST_SHOWN = 6
 """layers whose features are shown at a time"""
 _QUARTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A proxy that an agent has measured."""
+
+    thought: str
+    code: str
+    scored: Scored
+
+
+def allowance_for(benches: Sequence[Bench]) -> int:
+    """Measurements that an agent may ask for, of networks that take about so long to be measured.
+
+    It follows from their sizes and not from a clock, so that a run is told the same when it is resumed or repeated.
+    """
+    work = sum(layer.macs * len(bench.splits.search) for bench in benches for layer in bench.layers)
+    return 3 if work < TEN_SECONDS else 1
+
+
 def make_tools(
-    benches: Sequence[Bench], sandbox: Sandbox, allowance: int, parents: Mapping[str, Measured] | None = None
+    benches: Sequence[Bench],
+    sandbox: Sandbox,
+    allowance: int,
+    parents: Mapping[str, Measured] | None = None,
+    drafts: list[Draft] | None = None,
 ) -> list[BaseTool]:
     """Tools for one agent; `measure` answers `allowance` times, with what its `parents` achieve beside.
 
-    They return text and never raise for bad code.
+    They return text and never raise for bad code. What is measured is added to `drafts`.
     """
     left = allowance
 
@@ -40,8 +65,11 @@ def make_tools(
         return refusal(scored) if isinstance(scored, Rejection) else _tables(scored, benches)
 
     @tool("measure")
-    def measure_code(code: str) -> str:
-        """Runs a proxy, quantizes the networks with its bits, measures their accuracy; counts towards the allowance."""
+    def measure_code(code: str, thought: str = "") -> str:
+        """Runs a proxy, quantizes the networks with its bits, measures their accuracy; counts towards the allowance.
+
+        What is measured takes part in the search even if another is submitted; `thought` is kept with it.
+        """
         nonlocal left
         if left < 1:
             return "Your allowance of measurements is used up: submit your proposal."
@@ -49,6 +77,8 @@ def make_tools(
         if isinstance(scored, Rejection):
             return refusal(scored)
         left -= 1
+        if drafts is not None:
+            drafts.append(Draft(thought, code, scored))
         found = [([], measure(scored, benches)), *(([name], each) for name, each in (parents or {}).items())]
         lines = [
             f"{', '.join([bench.name, *of])}: accuracy {each.top1[place]:.4f}, KL divergence from full precision "

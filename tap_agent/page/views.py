@@ -83,7 +83,7 @@ def progress(history: History, settings: Settings, events: Sequence[dict[str, An
     return {
         "config": dump(settings),
         "of": settings.population * (settings.generations + 1),
-        "made": len(history.candidates),
+        "made": sum(not each.draft_of for each in history.candidates),
         "alive": len(living),
         "generation": len(history.generations),
         "generations": settings.generations + 1,
