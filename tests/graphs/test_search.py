@@ -195,7 +195,10 @@ def test_what_an_agent_measures_takes_part_in_the_search_and_costs_nothing_more(
         {each.name[:-1] for each in drafts} == {each.draft_of for each in drafts} <= {each.name for each in submitted}
     )
     living = [each for each in drafts if not each.failure]
-    assert len([each for each in living if "** -1 for" in each.code]) == 1  # of twins the first lives
+    same = [each for each in drafts if "** -1 for" in each.code]
+    assert len(same) > 1
+    assert len([each for each in same if each in living]) <= 1
+    assert {each.failure for each in same if each not in living} == {"duplicate"}
     assert len(living) > 4
     for each in living:
         parent = candidates[each.draft_of or ""]
