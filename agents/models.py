@@ -70,6 +70,10 @@ class Model(Protocol):
     def small(self) -> bool:
         """Whether it decodes under a grammar and is given the short prompts."""
 
+    @property
+    def reflects(self) -> bool:
+        """Whether it can say what is to be learned from a generation."""
+
     def chat(self, conversation: Conversation, seed: int, grammar: str | None) -> BaseChatModel:
         """A chat model that samples with `seed`, under `grammar` where the model is small."""
 
@@ -114,6 +118,11 @@ class LanguageModel:
     def small(self) -> bool:
         """Whether it decodes under a grammar and is given the short prompts."""
         return self.name == EMBEDDED
+
+    @property
+    def reflects(self) -> bool:
+        """Whether it can say what is to be learned from a generation: a small one cannot."""
+        return not self.small
 
     @property
     def free(self) -> bool:

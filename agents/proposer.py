@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from langchain.agents import create_agent
@@ -30,21 +32,24 @@ from pydantic import BaseModel, Field
 
 from agents.account import Account, Conversation, Stopping
 from agents.answer import SUBMIT
+from agents.assignment import Assignment
+from agents.briefing import briefing
 from agents.chat import ModelMistake, reason
 from agents.models import Model, Models
 from agents.reading import fault, notes
 from prompts import grammar, render
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
-from tap_eval.proxies.features import TASK, visible
+from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tools.evaluation import Known, Scored, score
-from tools.sandbox import Sandbox, forbidden, published
-from tools.toolbox import make_tools
+from tools.sandbox import Sandbox, forbidden
+from tools.toolbox import Draft, make_tools
 
 _APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
 """A thread of its own keeps an agent out of the search's checkpoints: one that was cut short begins again, and has
 its answers from the account."""
+NEXT_STEP = "resume the run"
 _SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
@@ -57,14 +62,19 @@ class Failures(AgentMiddleware[Any, Any, Any]):
         self._next_step = next_step
 
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
-        try:
+        with naming_failures(self._next_step):
             return handler(request)
-        except (Mistake, Stopping):
-            raise
-        except Exception as error:
-            raise ModelMistake(
-                f"the language model failed ({reason(error)}): see to it, then {self._next_step}."
-            ) from error
+
+
+@contextmanager
+def naming_failures(next_step: str) -> Iterator[None]:
+    """Raises `ModelMistake` of whatever a call of a language model raises that is no sentence yet."""
+    try:
+        yield
+    except (Mistake, Stopping):
+        raise
+    except Exception as error:
+        raise ModelMistake(f"the language model failed ({reason(error)}): see to it, then {next_step}.") from error
 
 
 class Proposal(BaseModel):
@@ -72,37 +82,6 @@ class Proposal(BaseModel):
 
     thought: str = Field(description="The reasoning behind the proxy, in plain language, a few sentences.")
     code: str = Field(description="Complete Python code that defines sensitivity(layers, task).")
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A judged proxy as an agent is shown it; the lists hold one entry a network."""
-
-    name: str
-    proxy: Proxy
-    fitness: float
-    top1: Sequence[float]
-    kl: Sequence[float]
-    counts: Sequence[int]
-    """images on which both were measured"""
-    rho: Sequence[float]
-    bits: Sequence[Sequence[float]]
-    """average weight bits a layer"""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What one agent is asked for: the template and its bounded context."""
-
-    template: str
-    parents: tuple[Parent, ...]
-    library: tuple[str, ...]
-    """thoughts of the best proxies"""
-    failures: tuple[str, ...]
-    """the latest failures, in a sentence each"""
-    seed: int
-    name: str = ""
-    """of the candidate that is asked for"""
 
 
 @dataclass(frozen=True)
@@ -121,6 +100,8 @@ class Attempt:
     seconds: float
     notes: tuple[str, ...] = ()
     """what the user is to know of how the model had to be asked"""
+    drafts: tuple[Draft, ...] = ()
+    """what it measured on the way, in the order of its asking"""
 
 
 @dataclass(frozen=True)
@@ -137,6 +118,14 @@ class Proposer:
     model_calls: int = 8
     """model calls in one round"""
     account: Account = field(default_factory=Account)
+    fitness: FitnessWeights = FitnessWeights()
+    seed: int = 0
+    """of the baselines that agents are told of"""
+
+    @cached_property
+    def briefing(self) -> str:
+        """What every agent is told first; see `agents.briefing`."""
+        return briefing(self.benches, self.fitness, self.allowance, self.seed)
 
     def propose(self, assignment: Assignment, known: Known) -> Attempt:
         """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise.
@@ -147,7 +136,9 @@ class Proposer:
         started = time.perf_counter()
         model = self.models.draw(assignment.name, assignment.seed)
         conversation = Conversation(self.account, assignment.name, model.spec)
-        toolbox = make_tools(self.benches, self.sandbox, self.allowance)
+        parents = {parent.name: parent.measured for parent in assignment.parents}
+        drafts: list[Draft] = []
+        toolbox = make_tools(self.benches, self.sandbox, self.allowance, parents, drafts)
         proxy = Proxy("", "")
         outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, _SILENT)
         found = outcome
@@ -163,7 +154,13 @@ class Proposer:
                 )
                 sentences = _grammar(assignment, names, rng) if model.small else None
                 agent = self._agent(model, model.chat(conversation, assignment.seed + rounds, sentences), toolbox)
-                messages = [HumanMessage(_ask_small(assignment, names) if model.small else self._ask(assignment))]
+                messages = [
+                    HumanMessage(
+                        _ask_small(assignment, names)
+                        if model.small
+                        else assignment.question([bench.name for bench in self.benches])
+                    )
+                ]
             else:
                 messages.append(HumanMessage(render("repair", failure=found.failure, message=found.message)))
             rounds += 1
@@ -187,6 +184,7 @@ class Proposer:
             tuple(convert_to_openai_messages(said, text_format="string")),
             time.perf_counter() - started,
             tuple(notes(said)),
+            tuple(_in_order(drafts, said)),
         )
 
     def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
@@ -194,8 +192,8 @@ class Proposer:
         return create_agent(
             chat,
             tools=list(toolbox),
-            system_prompt=render("small_system") if model.small else self._system(),
-            middleware=[limit, Failures("resume the run")],
+            system_prompt=render("small_system") if model.small else self.briefing,
+            middleware=[limit, Failures(NEXT_STEP)],
             response_format=ToolStrategy(Proposal),
         )
 
@@ -205,48 +203,6 @@ class Proposer:
             return rejection
         scored = score(proxy.code, self.benches, self.sandbox)
         return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
-
-    def _system(self) -> str:
-        return render(
-            "system",
-            sandbox=published(),
-            features=visible(self.benches[0].task.inputs),
-            task=TASK,
-            groups=self.benches[0].task.choices.channel_groups,
-            networks=[
-                {"name": bench.name, "limited": bench.task.budget.about, **bench.described_task}
-                for bench in self.benches
-            ],
-            allowance=f"{self.allowance} proxy" if self.allowance == 1 else f"{self.allowance} proxies",
-        )
-
-    def _ask(self, assignment: Assignment) -> str:
-        parents = [
-            render(
-                "parent",
-                parent={
-                    "name": parent.name,
-                    "thought": parent.proxy.thought,
-                    "code": parent.proxy.code,
-                    "fitness": parent.fitness,
-                    "networks": [
-                        {
-                            "name": bench.name,
-                            "top1": top1,
-                            "kl": kl,
-                            "count": count,
-                            "rho": rho,
-                            "bits": [round(b, 1) for b in bits],
-                        }
-                        for bench, top1, kl, count, rho, bits in zip(
-                            self.benches, parent.top1, parent.kl, parent.counts, parent.rho, parent.bits, strict=True
-                        )
-                    ],
-                },
-            )
-            for parent in assignment.parents
-        ]
-        return render(assignment.template, parents=parents, library=assignment.library, failures=assignment.failures)
 
 
 def _ask_small(assignment: Assignment, names: Sequence[str]) -> str:
@@ -285,3 +241,16 @@ def _tool_calls(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
     return tuple(
         str(message.name) for message in messages if isinstance(message, ToolMessage) and message.name != SUBMIT
     )
+
+
+def _in_order(drafts: Sequence[Draft], messages: Sequence[BaseMessage]) -> list[Draft]:
+    """Each once, as the model asked for them: tools that one message calls are done side by side."""
+    measured = {draft.code: draft for draft in drafts}
+    asked = [
+        call["args"].get("code")
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+        if call["name"] == "measure"
+    ]
+    return [measured.pop(code) for code in asked if code in measured]

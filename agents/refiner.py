@@ -8,7 +8,6 @@ number of measurements that the person allows, this one included.
 from __future__ import annotations
 
 import contextvars
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from tap_eval.proxies.fitness import rank_correlation
 from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Measured, Scored, measure, score
 from tools.sandbox import Sandbox, published
-from tools.toolbox import layer_table, refusal
+from tools.toolbox import features_text, layer_table, refusal
 
 T = TypeVar("T")
 MODEL_CALLS = 12
@@ -167,15 +166,8 @@ class Surroundings:
         )
 
     def features(self, layer: str) -> str:
-        """The features of the layers of that name, channels left out, or what the names are."""
-        found = [
-            json.dumps({"network": bench.name} | {name: _short(value) for name, value in features.items()})
-            for bench in self.benches
-            for features in bench.features
-            if layer in (features["name"], str(features["index"]))
-        ]
-        names = ", ".join(one.name for bench in self.benches for one in bench.layers)
-        return "\n".join(found) or f"there is no layer {layer}; the layers are {names}."
+        """The features of the layers of that name, or what the names are."""
+        return features_text(self.benches, [layer])
 
     def compare(self, code: str, name: str) -> str:
         """Scores and bits beside those of another proxy of the run, and how alike their rankings are."""
@@ -361,10 +353,3 @@ def make_agent(
         middleware=middleware,
         state_schema=RefinementState,
     )
-
-
-def _short(value: Any) -> Any:
-    """A feature as a person reads it; the lists by channel are too long."""
-    if isinstance(value, dict):
-        return f"{len(value)} lists by channel"
-    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -6,6 +6,7 @@ may be left out:
 
     {"name": "p003", "call": 1, "tool_calls": [{"name": "run_code", "args": {"code": "..."}}], "tokens": [900, 120]}
     {"name": "p003", "call": 2, "llm": "openai:gpt-x", "thought": "...", "code": "..."}
+    {"name": "notebook 0", "call": 1, "llm": "openai:gpt-x", "content": "..."}
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from agents.answer import SUBMIT, Answer
 from agents.chat import ModelMistake
 
 Place = tuple[str, int]
-"""candidate, and ordinal of the call"""
+"""candidate, or the notebook after a generation, and ordinal of the call"""
 
 
 class Line(Answer):
@@ -101,7 +102,7 @@ class Replay:
     def draw(self, name: str, seed: int) -> Replayed:
         """What answers for the candidate `name`."""
         first = self._lines.get((name, 1))
-        return Replayed(first.llm if first else "replay", self.path, self._lines)
+        return Replayed(first.llm if first else "replay", self.path, self._lines, first is not None)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class Replayed:
     spec: str
     path: Path
     lines: Mapping[Place, Line]
+    reflects: bool
+    """whether the file has an answer: one that was recorded without a notebook is repeated without"""
 
     @property
     def small(self) -> bool:

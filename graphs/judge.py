@@ -29,10 +29,11 @@ class Judge:
     ) -> dict[str, Candidate]:
         """The named candidates of `everyone` with their fitness.
 
-        A duplicate within the generation dies, the first lives. The others race for the places
-        in the coming library, which has `keep`; the members of this one are rivals.
+        A duplicate within the generation dies, the first lives; drafts come after what was submitted. The others race
+        for the places in the coming library, which has `keep`; the members of this one are rivals.
         """
-        judged = self._without_twins([everyone[name] for name in sorted(names)])
+        proposed = sorted((everyone[name] for name in names), key=lambda each: (bool(each.draft_of), each.name))
+        judged = self._without_twins(proposed)
         living = [candidate for candidate in judged.values() if candidate.failure is None]
         before = [candidate.scores for name, candidate in everyone.items() if name not in names and candidate.scores]
         entrants: list[Entrant] = []

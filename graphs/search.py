@@ -1,4 +1,4 @@
-"""The search: prepare -> seed -> agents -> judge -> select -> agents ... -> choose -> report.
+"""The search: prepare -> seed -> agents -> judge -> reflect -> select -> agents ... -> choose -> report.
 
 Each offspring of a generation is one `Send` to the agent of its template; they run in
 parallel and meet in the judge. Every random draw comes from a generator that is seeded by
@@ -7,33 +7,34 @@ what it draws for, so that a resumed run gives what it would have given.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, TypedDict, cast
+from string import ascii_lowercase
+from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from agents.proposer import Assignment, Attempt, Parent, Proposer
+from agents.notebook import reflect
+from agents.proposer import Attempt, Proposer
 from graphs import controller, population, winner
+from graphs.context import Job, assignment, jobs, outcomes, seed_of
 from graphs.judge import Judge
 from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, SearchState, Template
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.fitness import FitnessWeights
-from tap_eval.proxies.proxy import Failure, Proxy, Rejection
-from tools.evaluation import Known, tree_print
+from tap_eval.proxies.proxy import Rejection
+from tools.evaluation import Known, Scored, tree_print
+from tools.toolbox import Draft
 
 _LATER = {"prints", "bits", "rho", "top1", "kl", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 _LONG = {"allocations"}
 """what the state leaves to the event of the proposal"""
-FAILURES_SHOWN = 3
-THOUGHTS_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,6 @@ class SearchSettings:
     racing: float = 0.0
     """see `graphs.judge.Judge`"""
     seed: int = 0
-
-
-class Job(TypedDict):
-    """What one agent node is sent: its offspring, and the context that it may see; plain JSON."""
-
-    generation: int
-    name: str
-    template: Template
-    parents: list[dict[str, Any]]
-    library: list[str]
-    failures: list[str]
-    known: dict[str, str]
 
 
 class Search:
@@ -114,6 +103,7 @@ class Search:
             "library": [],
             "best": None,
             "finalists": [],
+            "notebook": [],
         }
 
     def seed(self, state: SearchState) -> dict[str, Any]:
@@ -124,10 +114,10 @@ class Search:
         """Draws a template and its parents for each offspring of the next generation."""
         generation = state["generation"] + 1
         draw = self._probabilities(state)
-        first = len(state["candidates"])
+        first = sum(not record.get("draft_of") for record in state["candidates"].values())
         plan: list[dict[str, Any]] = []
         for index in range(first, first + self.settings.population):
-            rng = random.Random(self._seed_of("select", generation, index))
+            rng = random.Random(seed_of(self.settings.seed, "select", generation, index))
             template = rng.choices(TEMPLATES, [draw[name] for name in TEMPLATES])[0]
             chosen = population.parents(template, state["population"], state["library"], rng)
             plan.append(self._entry(index, template, chosen))
@@ -135,48 +125,16 @@ class Search:
 
     def fan_out(self, state: SearchState) -> list[Send]:
         """One job an offspring."""
-        candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
-        known = {
-            fingerprint: candidate.name
-            for candidate in candidates.values()
-            if candidate.failure != Failure.DUPLICATE
-            for fingerprint in candidate.prints
-        }
-        failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure][-FAILURES_SHOWN:]
-        thoughts = [candidates[name].thought for name in state["population"][:THOUGHTS_SHOWN]]
-        return [
-            Send(
-                entry["template"],
-                Job(
-                    generation=state["generation"],
-                    name=entry["name"],
-                    template=entry["template"],
-                    parents=[state["candidates"][name] for name in entry["parents"]],
-                    library=thoughts,
-                    failures=failures,
-                    known=known,
-                ),
-            )
-            for entry in state["plan"]
-        ]
+        return [Send(job["template"], job) for job in jobs(state, self.settings.seed)]
 
     def offspring(self, job: Job) -> dict[str, Any]:
-        """One agent's work: a proposal, scored and allocated. A failure of the candidate is a result."""
-        parents = [Candidate(**record) for record in job["parents"]]
-        assignment = Assignment(
-            template=job["template"],
-            parents=tuple(map(self._parent, parents)),
-            library=tuple(job["library"]),
-            failures=tuple(job["failures"]),
-            seed=self._seed_of("propose", job["name"]),
-            name=job["name"],
-        )
-        attempt = self.proposer.propose(assignment, Known(job["known"]))
+        """One agent's work: a proposal, scored and allocated, and drafts. A failure of the candidate is a result."""
+        attempt = self.proposer.propose(assignment(job, self.settings.seed), Known(job["known"]))
         record = Candidate(
             name=job["name"],
             generation=job["generation"],
             template=job["template"],
-            parents=[parent.name for parent in parents],
+            parents=[parent["name"] for parent in job["parents"]],
             thought=attempt.proxy.thought,
             code=attempt.proxy.code,
             seconds=attempt.seconds,
@@ -185,24 +143,59 @@ class Search:
             rounds=attempt.rounds,
         )
         if isinstance(attempt.outcome, Rejection):
-            found: dict[str, Any] = {"failure": str(attempt.outcome.failure), "message": attempt.outcome.message}
-            found["prints"] = _prints(attempt)
+            failed = attempt.outcome
+            record = record.model_copy(
+                update={"failure": str(failed.failure), "message": failed.message, "prints": _prints(attempt)}
+            )
         else:
-            allocations = [Bits.of(allocation) for allocation in attempt.outcome.allocations]
-            self._allocations[record.name] = allocations
-            found = {
-                "scores": attempt.outcome.scores,
-                "prints": attempt.outcome.prints,
+            record = self._scored(record, attempt.outcome)
+        records = [record, *self._drafts(record, attempt.drafts, job["known"])]
+        for each in records:
+            told = {"tool_calls": list(attempt.tool_calls), "conversation": list(attempt.conversation)}
+            told |= {"notes": list(attempt.notes)}
+            self.emit(
+                {
+                    "event": "proposed",
+                    **each.model_dump(mode="json", exclude=_LATER),
+                    **(told if each is record else {}),
+                }
+            )
+        return {"candidates": {each.name: each.model_dump(mode="json", exclude=_LONG) for each in records}}
+
+    def _drafts(self, submitted: Candidate, drafts: Sequence[Draft], known: Mapping[str, str]) -> list[Candidate]:
+        """What the agent measured on the way to what it submitted, each a candidate unless it is a duplicate."""
+        names = {**known, **dict.fromkeys(submitted.prints, submitted.name)}
+        found: list[Candidate] = []
+        for draft in drafts:
+            if Known(names).same_tree(draft.code) or Known(names).same_result(draft.scored):
+                continue
+            record = submitted.model_copy(
+                update={
+                    "name": f"{submitted.name}{ascii_lowercase[len(found)]}",
+                    "thought": draft.thought or f"A draft of {submitted.name}.",
+                    "code": draft.code,
+                    "draft_of": submitted.name,
+                    **dict.fromkeys(("seconds", "tokens"), 0),
+                    **{"failure": None, "message": "", "rounds": 1},
+                }
+            )
+            found.append(self._scored(record, draft.scored))
+            names |= dict.fromkeys(draft.scored.prints, record.name)
+            if len(found) == len(ascii_lowercase):
+                break
+        return found
+
+    def _scored(self, record: Candidate, scored: Scored) -> Candidate:
+        """With scores, and bits whose allocations are kept here."""
+        allocations = self._allocations[record.name] = [Bits.of(allocation) for allocation in scored.allocations]
+        return record.model_copy(
+            update={
+                "scores": [list(of_network) for of_network in scored.scores],
+                "prints": list(scored.prints),
                 "bits": [bits.means() for bits in allocations],
                 "allocations": allocations,
             }
-        record = Candidate(**(record.model_dump() | found))
-        self.emit(
-            {"event": "proposed", **record.model_dump(mode="json", exclude=_LATER)}
-            | {"tool_calls": list(attempt.tool_calls), "conversation": list(attempt.conversation)}
-            | {"notes": list(attempt.notes)}
         )
-        return {"candidates": {record.name: record.model_dump(mode="json", exclude=_LONG)}}
 
     def judge(self, state: SearchState) -> dict[str, Any]:
         """Fitness of the generation's offspring; then the controller's weights, the library, the population."""
@@ -229,7 +222,8 @@ class Search:
     def _judged(self, state: SearchState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The update of the judge, and the events that tell of it."""
         everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
-        names = [entry["name"] for entry in state["plan"]]
+        planned = [entry["name"] for entry in state["plan"]]
+        names = [*planned, *(each.name for each in everyone.values() if each.draft_of in planned)]
         everyone |= {name: self._whole(everyone[name]) for name in (*names, *state["library"])}
         places = population.library_size(len(state["population"]) + len(names))
         judged = self._judge.judge(names, everyone, state["library"], places)
@@ -255,8 +249,8 @@ class Search:
         generation = Generation(
             index=state["generation"],
             probabilities=self._probabilities(state),
-            offspring=cast("dict[Template, int]", dict(Counter(candidate.template for candidate in judged.values()))),
-            failures=dict(Counter(candidate.failure for candidate in judged.values() if candidate.failure)),
+            offspring=cast("dict[Template, int]", dict(Counter(entry["template"] for entry in state["plan"]))),
+            failures=dict(Counter(each.failure for each in judged.values() if each.failure and not each.draft_of)),
             best=max(finished, default=None),
             mean=sum(values) / len(values) if values else None,
             population=keep,
@@ -295,9 +289,20 @@ class Search:
         }
         return conclusion, events
 
-    def again(self, state: SearchState) -> Literal["select", "choose"]:
+    def again(self, state: SearchState) -> Literal["reflect", "choose"]:
         """Whether there is another generation to come."""
-        return "select" if state["generation"] < self.settings.generations else "choose"
+        return "reflect" if state["generation"] < self.settings.generations else "choose"
+
+    def reflect(self, state: SearchState) -> dict[str, Any]:
+        """Keeps the notebook: what is to be learned from the generation, where the language model can say that."""
+        generation, notebook = state["generation"], state.get("notebook", [])
+        name = f"notebook {generation}"
+        found = reflect(self.proposer, name, seed_of(self.settings.seed, name), notebook, outcomes(state))
+        if found is None:
+            return {}
+        told = {**asdict(found), "lines": list(found.lines), "conversation": list(found.conversation)}
+        self.emit({"event": "reflected", "generation": generation, **told})
+        return {"notebook": list(found.lines)}
 
     def choose(self, state: SearchState) -> dict[str, Any]:
         """The winner among the best few, by images and calibration draws that no candidate was bred on."""
@@ -335,6 +340,7 @@ class Search:
             graph.add_node(template, RunnableLambda(self.offspring), input_schema=Job)
             graph.add_edge(template, "judge")
         graph.add_node("judge", self.judge)
+        graph.add_node("reflect", self.reflect)
         graph.add_node("choose", self.choose)
         graph.add_node("report", self.report)
         graph.add_edge(START, "prepare")
@@ -342,6 +348,7 @@ class Search:
         graph.add_conditional_edges("seed", self.fan_out, ["initialization"])
         graph.add_conditional_edges("select", self.fan_out, list(TEMPLATES))
         graph.add_conditional_edges("judge", self.again)
+        graph.add_edge("reflect", "select")
         graph.add_edge("choose", "report")
         graph.add_edge("report", END)
         return graph
@@ -349,18 +356,6 @@ class Search:
     def _probabilities(self, state: SearchState) -> dict[Template, float]:
         feasible = population.feasible(state["population"])
         return controller.probabilities(cast("dict[Template, float]", state["weights"]), feasible)
-
-    def _parent(self, candidate: Candidate) -> Parent:
-        return Parent(
-            name=candidate.name,
-            proxy=Proxy(candidate.thought, candidate.code),
-            fitness=candidate.value,
-            top1=candidate.top1,
-            kl=candidate.kl,
-            counts=candidate.images,
-            rho=candidate.rho,
-            bits=candidate.bits or [bits.means() for bits in candidate.allocations],
-        )
 
     def _whole(self, candidate: Candidate) -> Candidate:
         if not candidate.bits:
@@ -372,10 +367,6 @@ class Search:
     @staticmethod
     def _entry(index: int, template: Template, parents: list[str]) -> dict[str, Any]:
         return {"name": f"p{index:03d}", "template": template, "parents": parents}
-
-    def _seed_of(self, *parts: object) -> int:
-        text = "/".join(map(str, (self.settings.seed, *parts)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
 
 def _prints(attempt: Attempt) -> list[str]:

@@ -47,7 +47,7 @@ class Candidate(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     name: str
-    """p000, p001, ... in the order of proposal; c000, ... in that of conversations"""
+    """p000, p001, ... in the order of proposal; p000a, ... are drafts of p000; c000, ... in that of conversations"""
     generation: int
     template: Template | Literal["refinement"]
     """who made it: an agent of the search, or a person in a conversation"""
@@ -82,6 +82,8 @@ class Candidate(BaseModel):
     tokens: int = 0
     rounds: int = 1
     """proposals that the agent made before this one was taken, or given up"""
+    draft_of: str | None = None
+    """the proposal on the way to which its agent measured this one"""
 
     @property
     def value(self) -> float:
@@ -127,6 +129,8 @@ class SearchState(TypedDict):
     """the fittest so far; in the end the winner among `finalists`"""
     finalists: list[dict[str, Any]]
     """a `graphs.winner.Finalist` each, the winner first; none before the end"""
+    notebook: list[str]
+    """lessons of the generations so far, a line each; states of before there were such lack it"""
 
 
 class SearchInput(TypedDict):

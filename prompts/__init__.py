@@ -7,16 +7,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from prompts.emphases import EMPHASES
+
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("prompts", "templates"),
         undefined=StrictUndefined,
         autoescape=False,  # the readers are language models
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["emphases"] = EMPHASES
+    return environment
 
 
 def render(template: str, **values: Any) -> str:

@@ -141,7 +141,7 @@ def _allocated(
     sensitivity: Sensitivity = module(rule).sensitivity if isinstance(rule, str) else rule
     classes = prepared(images[:1]).shape[1]
     task = describe_task(layers, images.shape[-1], "images", classes, choices, budget)
-    found = sensitivity(describe(prepared, images, "statistics", Bounds().features), task)
+    found = sensitivity(describe(prepared, images, "statistics", Bounds().features, choices.weights), task)
     scores = checked_scores(found, [layer.out_channels for layer in layers], by_channel=False)
     if isinstance(scores, Rejection):
         raise ProxyMistake(f"the rule fails ({scores.failure}): {scores.message}")

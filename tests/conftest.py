@@ -41,6 +41,13 @@ def bench(network: DigitsCNN, splits: Splits, cache: Path) -> Bench:
     return Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(cache / "ledger.sqlite"))
 
 
+@pytest.fixture
+def channel_bench(network: DigitsCNN, splits: Splits, cache: Path) -> Bench:
+    """The same with bits for groups of channels."""
+    task = Task(Choices(channel_groups=4), Budget.parse("3bit"))
+    return Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
+
+
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[MontySandbox]:
     with MontySandbox() as opened:

@@ -17,13 +17,15 @@ from typing import cast
 
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import check_within
+from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import Scores, layer_score
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key
 from tap_eval.mistake import BudgetMistake
+from tap_eval.preparing.layers import Layer
 from tap_eval.proxies.fitness import rank_correlation
 from tap_eval.proxies.proxy import Failure, Rejection, checked_scores
-from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.quantizer import Allocation, LayerBits
 from tools.sandbox import JSON, Sandbox, forbidden, parse
 
 
@@ -177,23 +179,50 @@ def _budget(bench: Bench) -> JSON:
         "unit": "bit operations" if budget.unit == "BOPs" else "bits of weights",
         "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in layers],
         "activation_bits": activation,
+        "channel_groups": choices.channel_groups,
+        "bits_a_mixed_channel": 8 if whole else 0,
     }
 
 
 def _own_allocation(value: object, bench: Bench) -> Allocation | Rejection:
-    """What the proxy's `allocate` returned, checked: whole numbers among the choices, within the budget."""
+    """What the proxy's `allocate` returned, checked: bits among the choices, of layers or channels, within budget."""
     if not isinstance(value, list) or len(value) != len(bench.layers):
-        return Rejection(Failure.WRONG_SHAPE, f"allocate must return {len(bench.layers)} bits, one a layer.")
+        return Rejection(Failure.WRONG_SHAPE, f"allocate must return {len(bench.layers)} entries, one a layer.")
     activation = max(bench.task.choices.activations)
-    for layer, bits in zip(bench.layers, value, strict=True):
-        allowed = sorted({weight for weight, _ in bench.task.choices.of(layer)})
-        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in allowed:
-            return Rejection(
-                Failure.WRONG_SHAPE, f"allocate gave layer {layer.index} the bits {bits!r}; it may take {allowed}."
-            )
-    allocation = Allocation(tuple(value), (activation,) * len(value))
+    checked = [_own_bits(bits, layer, bench.task.choices) for layer, bits in zip(bench.layers, value, strict=True)]
+    weights: list[LayerBits] = []
+    for bits in checked:
+        if isinstance(bits, Rejection):
+            return bits
+        weights.append(bits)
+    allocation = Allocation(tuple(weights), (activation,) * len(weights))
     try:
         check_within(allocation, bench.layers, bench.task.budget)
     except BudgetMistake as mistake:
         return Rejection(Failure.OVER_BUDGET, str(mistake))
     return allocation
+
+
+def _own_bits(entry: object, layer: Layer, choices: Choices) -> LayerBits | Rejection:
+    """What `allocate` gave a layer, checked: bits, or a list of them, one an output channel."""
+    allowed, groups = sorted({weight for weight, _ in choices.of(layer)}), choices.channel_groups
+    bits = entry if isinstance(entry, list) else [entry]
+    numbers: list[int] = []
+    for each in bits:
+        if isinstance(each, bool) or not isinstance(each, int) or each not in allowed:
+            return Rejection(
+                Failure.WRONG_SHAPE, f"allocate gave layer {layer.index} the bits {each!r}; it may take {allowed}."
+            )
+        numbers.append(each)
+    if isinstance(entry, list) and len(entry) != layer.out_channels:
+        return Rejection(
+            Failure.WRONG_SHAPE,
+            f"layer {layer.index} has {layer.out_channels} output channels; allocate gave it {len(entry)} bits.",
+        )
+    different = len(set(numbers))
+    if different > groups:
+        return Rejection(
+            Failure.WRONG_SHAPE,
+            f"allocate gave the channels of layer {layer.index} {different} different bits; {groups} are allowed.",
+        )
+    return numbers[0] if different == 1 else tuple(numbers)

@@ -72,7 +72,8 @@ def search(history: History) -> dict[str, Any]:
     fitness, probabilities, deaths = figures.searching(history)
     sized = [curves.sizes(history, index) for index in history.shown]
     died = [deaths] if any(generation.failures for generation in history.generations) else []
-    return {"sections": [fitness, probabilities, *sized, *died] if history.generations else []}
+    sections = [fitness, probabilities, *sized, *died] if history.generations else []
+    return {"sections": sections, "notebook": history.notebook}
 
 
 def progress(history: History, settings: Settings, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def progress(history: History, settings: Settings, events: Sequence[dict[str, An
     return {
         "config": dump(settings),
         "of": settings.population * (settings.generations + 1),
-        "made": len(history.candidates),
+        "made": sum(not each.draft_of for each in history.candidates),
         "alive": len(living),
         "generation": len(history.generations),
         "generations": settings.generations + 1,
@@ -121,6 +122,8 @@ def doing(event: dict[str, Any]) -> str:
             return f"generation {event['generation']}: {event['template']} {event['name']}{died}"
         case "generation":
             return f"generation {event['index']} is judged"
+        case "reflected":
+            return f"generation {event['generation']} is in the notebook"
         case "measuring the table":
             return "measuring the table on the test split"
         case "measuring the curve":

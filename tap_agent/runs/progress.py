@@ -98,6 +98,7 @@ def of_events(events: Sequence[dict[str, Any]]) -> History:
     candidates: dict[str, dict[str, Any]] = {}
     generations: dict[int, Generation] = {}
     refinements: dict[str, Candidate] = {}
+    notebook: list[str] = []
     for event in events:
         match event["event"]:
             case "prepared" if "record" in event:  # events of earlier versions lack it
@@ -110,6 +111,8 @@ def of_events(events: Sequence[dict[str, Any]]) -> History:
                 refinements[event["name"]] = Candidate.model_validate(event)
             case "generation":
                 generations[event["index"]] = Generation.model_validate(event)
+            case "reflected":
+                notebook = event["lines"]
             case _:
                 pass
     found = [Candidate.model_validate(candidates[name]) for name in sorted(candidates)]
@@ -119,4 +122,5 @@ def of_events(events: Sequence[dict[str, Any]]) -> History:
         candidates=found,
         refinements=list(refinements.values()),
         best=population.best(found),
+        notebook=notebook,
     )

@@ -115,6 +115,8 @@ class History(_Record):
     """what conversations made of them, after the search"""
     best: str | None
     """of the search; None while no candidate lives"""
+    notebook: list[str] = []
+    """lessons that the language model drew, of the search; small models draw none"""
     table: list[Row] = []
     curve: list[Row] = []
     """the best proxy, uniform bits and measured layer error at other budgets, on the test split; results of before \

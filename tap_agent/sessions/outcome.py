@@ -141,6 +141,7 @@ def conclude(
         candidates=candidates,
         best=best.name,
         finalists=[Finalist(**record) for record in state.get("finalists", [])],
+        notebook=state.get("notebook", []),
         table=table,
     )
 

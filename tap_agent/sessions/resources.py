@@ -35,6 +35,7 @@ from tap_eval.measuring.weights import Advance, silent
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
+from tools.toolbox import allowance_for
 
 _BESIDE = Fraction(6, 5)
 """the second budget of a search, by the first"""
@@ -191,8 +192,12 @@ class Resources(AbstractContextManager["Resources"]):
     def proposer(self, account: Account) -> Proposer:
         """The agents, over all of the above."""
         self.open()
-        rounds, allowance = self.settings.rounds, self.settings.allowance
-        return Proposer(self.models, self.benchmark, self.sandbox, rounds, allowance, account=account)
+        settings, fitness = self.settings, self.search_settings().fitness
+        allowance = allowance_for(self.benchmark) if settings.allowance is None else settings.allowance
+        return Proposer(
+            self.models, self.benchmark, self.sandbox, settings.rounds, allowance, account=account, fitness=fitness,
+            seed=settings.seed,
+        )  # fmt: skip
 
     def search_settings(self) -> SearchSettings:
         """What steers the search."""

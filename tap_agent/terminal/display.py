@@ -30,6 +30,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "proposed": (*_CANDIDATE, "failure", "message", "notes"),
     "judged": (*_CANDIDATE, "fitness", "accuracy", "kl", "dropped", "failure", "message"),
     "chosen": ("best",),
+    "reflected": ("generation", "seconds", "tokens"),
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
 """what the line of an event says, in this order; of other events, everything but `_UNTOLD`"""
@@ -127,8 +128,9 @@ class LiveTable(AbstractContextManager["LiveTable"]):
                 for note in event.get("notes", ()):
                     self._live.console.print(note, markup=False, soft_wrap=False)
                 self._note(event)
-                self._seen.add(event["name"])
-                doing = "measuring" if len(self._rows) == self._population else "proposing"
+                self._seen |= set() if event.get("draft_of") else {event["name"]}
+                proposed = sum(not row.get("draft_of") for row in self._rows.values())
+                doing = "measuring" if proposed == self._population else "proposing"
                 self._describe(f"generation {event['generation']} of {self._last}: {doing}")
             case "judged":
                 self._note(event)

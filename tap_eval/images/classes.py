@@ -12,6 +12,11 @@ from typing import Any
 
 from tap_eval.mistake import ImagesMistake
 
+UNNAMED = "images"
+"""data that does not say what it is called"""
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_IMAGENET = ("tench", "goldfish", "great white shark")
+"""the first of its thousand classes"""
 _FORMS = "names one a line, a JSON list of them, or a JSON object of ImageNet's class_index form"
 
 
@@ -48,6 +53,16 @@ def order(name: str, classes: Sequence[str], given: bool) -> str:
 
 def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def data_of(classes: Sequence[str]) -> str:
+    """What the data is called whose `classes`, in any order, are those of CIFAR-10 or ImageNet; else `UNNAMED`."""
+    names = {name.replace("_", " ").casefold() for name in classes}
+    if names == set(_CIFAR10):
+        return "CIFAR-10"
+    if len(classes) == 1000 and (names.issuperset(_IMAGENET) or all(re.fullmatch(r"n\d{8}", each) for each in names)):
+        return "ImageNet"
+    return UNNAMED
 
 
 def read_classes(path: Path) -> list[tuple[str, ...]]:

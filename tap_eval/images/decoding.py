@@ -63,6 +63,8 @@ class Source:
     """what a user should know of the source before any image is decoded"""
     order: str = ""
     """which label is which class, in a sentence"""
+    data: str = ""
+    """what the data is called, where it says so"""
 
     def decode(
         self, rows: Sequence[int], transform: Transform | None, room: Room = np.empty, channels: int | None = None

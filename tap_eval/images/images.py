@@ -205,3 +205,5 @@ class Splits:
     test: Images
     notes: tuple[str, ...] = ()
     """what a user should know of them, a sentence each"""
+    data: str = "images"
+    """what the data is called"""

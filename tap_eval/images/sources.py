@@ -23,12 +23,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tap_eval.images.classes import few, labels_in, order, plain
+from tap_eval.images.classes import UNNAMED, data_of, few, labels_in, order, plain
 from tap_eval.images.decoding import Source, first_size, several_sizes
 from tap_eval.images.folder import ENDINGS, read_folder
 from tap_eval.images.images import AS_THEY_ARE, IMAGENET, Room, Splits, Transform
 from tap_eval.mistake import ImagesMistake
 
+_LONGEST_NAME = 100
+"""characters of what a file says that its data is called"""
 SOURCES = "digits, parquet:FILE, imagefolder:DIR or cifar10:DIR"
 
 
@@ -89,7 +91,8 @@ def split(
     else:
         told = source.told(seen | drawn, search + test + rows, transform)
     notes = [source.order, *source.notes, *(calibration.notes if calibration else ()), grey, *told]
-    return Splits(source.name, source.classes, calibrations, searched, tested, tuple(filter(None, notes)))
+    told_of = tuple(filter(None, notes))
+    return Splits(source.name, source.classes, calibrations, searched, tested, told_of, source.data or UNNAMED)
 
 
 def _sizes(name: str, total: int, reserve: int, spare: int, search: int | None, test: int | None) -> tuple[int, int]:
@@ -125,7 +128,7 @@ def open_source(spec: str, classes: Path | None = None) -> Source:
         source = opener(Path(where).expanduser())
     if not len(source.labels):
         raise ImagesMistake(f"{spec} has no images: give a source with some.")
-    source = replace(source, name=spec)
+    source = replace(source, name=spec, data=source.data or data_of(source.classes))
     if classes:
         source = _relabelled(source, classes)
     return replace(source, order=order(spec, source.classes, given=classes is not None))
@@ -160,6 +163,7 @@ def digits() -> Source:
         Transform(mean=(0.5,), std=(0.5,)),
         pool=range(697),
         channels=1,
+        data="digits",
     )
 
 
@@ -186,10 +190,10 @@ def _parquet(path: Path) -> Source:
         what = f"{table['label'].null_count} nulls" if table["label"].null_count else str(label)
         raise ImagesMistake(f"{path} has a label column with {what}; an integer for each image is needed.")
     labels: list[int] = table["label"].to_pylist()
-    features = (
-        json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    )
-    classes = features.get("label", {}).get("names") or [str(label) for label in range(max(labels, default=-1) + 1)]
+    info = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+    classes = info.get("features", {}).get("label", {}).get("names") or [
+        str(label) for label in range(max(labels, default=-1) + 1)
+    ]
     if wrong := [value for value in labels if not 0 <= value < len(classes)]:
         raise ImagesMistake(f"{path} has the label {wrong[0]}; labels go from 0 to {len(classes) - 1} here.")
     counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -203,7 +207,8 @@ def _parquet(path: Path) -> Source:
         group = bisect.bisect_right(starts, row) - 1
         return Image.open(io.BytesIO(images(group)[row - starts[group]]["bytes"].as_py()))
 
-    return Source(f"parquet:{path.name}", tuple(classes), labels, read, _fitting(read, len(labels)))
+    data = plain(info.get("dataset_name") or "")[:_LONGEST_NAME]
+    return Source(f"parquet:{path.name}", tuple(classes), labels, read, _fitting(read, len(labels)), data=data)
 
 
 def _imagefolder(path: Path) -> Source:
@@ -248,6 +253,7 @@ def _cifar10(path: Path) -> Source:
         lambda row: Image.fromarray(pixels[row]),
         AS_THEY_ARE,
         pool=range(len(train.targets)),
+        data="CIFAR-10",
     )
 
 

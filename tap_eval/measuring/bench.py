@@ -176,10 +176,11 @@ class Bench:
 
     @cached_property
     def features(self) -> list[Features]:
-        """What a proxy gets as `layers`; computed once a network, calibration images and contract."""
-        calibration, inputs = self.splits.calibrations[0], self.task.inputs
-        name = key("features", features.VERSION, self.digest, calibration.digest, inputs)
-        return self._ledger.recall(name, lambda: describe(self.prepared, calibration, inputs, self._bounds.features))
+        """What a proxy gets as `layers`; computed once a network, calibration images, contract and bits."""
+        calibration, inputs, bits = self.splits.calibrations[0], self.task.inputs, self.task.choices.weights
+        name = key("features", features.VERSION, self.digest, calibration.digest, inputs, bits)
+        bound = self._bounds.features
+        return self._ledger.recall(name, lambda: describe(self.prepared, calibration, inputs, bound, bits))
 
     @cached_property
     def described_task(self) -> Features:
@@ -187,7 +188,7 @@ class Bench:
         return describe_task(
             self.layers,
             self.splits.search.size,
-            self.splits.name,
+            self.splits.data,
             len(self.splits.classes),
             self.task.choices,
             self.task.budget,

@@ -2,7 +2,8 @@
 
 `METADATA` and `STATISTICS` name every feature and say what it is; the prompts publish these
 lists, and `describe` returns exactly them. Statistics of activations come from the
-calibration images. No tensor, gradient, label, layer error or accuracy is among them.
+calibration images, and what rounding costs from weights and the second moments of inputs. No
+tensor, gradient, label, layer error or accuracy is among them.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from tap_eval.images.images import Images
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
+from tap_eval.proxies.consumers import OPERATIONS, consumers, weight_on
 from tap_eval.proxies.spectrum import spectra
-from tap_eval.proxies.statistics import Statistics, statistics
+from tap_eval.proxies.statistics import Spread, Statistics, statistics
 
-VERSION = 2
+VERSION = 3
 """Part of the key of kept features: raise it when a change here changes them."""
 _BYTES = 40
 """for each value of a layer's input and output: itself, and what is computed of it"""
 Inputs = Literal["metadata", "statistics"]
-Value = float | int | bool | str | list[int] | dict[str, list[float]]
+Value = float | int | bool | str | list[int] | list[str] | dict[str, list[float]]
 Features = dict[str, Value]
 
 METADATA = {
@@ -74,10 +76,16 @@ STATISTICS = {
     **{f"input_{name}": f"the layer's input: {text}" for name, text in _OF_INPUTS.items()},
     **_OF_MOMENTS,
     **{f"activation_{name}": f"the layer's output: {text}" for name, text in _OF_OUTPUTS.items()},
-    "channels": "dict from a weight_ or activation_ name to a list, one value an output channel",
+    "channels": "dict from a weight_ or activation_ name, or consumer_weight, to a list, one value an output channel; "
+    "consumer_weight is the norm of the weights of consumers that meet the channel, 0 where that is not known",
+    "input_channels": "dict from mean and variance to a list, one value an input channel",
+    "rounding_error": "dict from bits, as text, to a list, one value an output channel: the mean squared error of its "
+    "output if its weights were rounded to the nearest level of so many bits, the shift of its mean left out",
+    "consumers": "list of the indices of the layers that read the output, as far as the next addition but one",
+    "operations": f"list of what the output goes through on its way to them, of {', '.join(OPERATIONS)}",
 }
 TASK = {
-    "dataset": "name of the image source",
+    "dataset": "what the data is called, or 'images' where it does not say",
     "classes": "number of classes",
     "image_size": "height of an image in pixels",
     "layers": "number of layers",
@@ -94,11 +102,11 @@ def visible(inputs: Inputs) -> dict[str, str]:
 
 
 def describe_task(
-    layers: Sequence[Layer], image_size: int, source: str, classes: int, choices: Choices, budget: Budget
+    layers: Sequence[Layer], image_size: int, data: str, classes: int, choices: Choices, budget: Budget
 ) -> Features:
     """The `task` that a proxy gets: exactly the names of `TASK`."""
     task: Features = {
-        "dataset": source.split(":")[0],
+        "dataset": data,
         "classes": classes,
         "image_size": image_size,
         "layers": len(layers),
@@ -111,16 +119,23 @@ def describe_task(
 
 @dataclass(frozen=True)
 class _Seen:
-    """Statistics of a layer's input, of its output, and of its output by channel."""
+    """Statistics of a layer's input, of its output, of its output by channel, and of its input by channel."""
 
     input: Statistics
     output: Statistics
     channels: Statistics
+    inputs: Spread
 
 
 @torch.no_grad()
-def describe(prepared: Prepared, calibration: Images | Tensor, inputs: Inputs, memory: int = 2**29) -> list[Features]:
-    """One dict a layer, with exactly the names of `visible(inputs)`.
+def describe(
+    prepared: Prepared,
+    calibration: Images | Tensor,
+    inputs: Inputs,
+    memory: int = 2**29,
+    bits: Sequence[int] = Choices().weights,
+) -> list[Features]:
+    """One dict a layer, with exactly the names of `visible(inputs)`; `bits` are those that weights may take.
 
     The calibration images go through the network in parts, twice for the statistics and at least
     once for the second moments, so that about `memory` bytes are in use.
@@ -128,27 +143,39 @@ def describe(prepared: Prepared, calibration: Images | Tensor, inputs: Inputs, m
     described: list[Features] = [asdict(layer) for layer in prepared.layers]
     if inputs == "metadata":
         return described
-    seen = [_Seen(Statistics(1), Statistics(1), Statistics(layer.out_channels)) for layer in prepared.layers]
+    seen = [
+        _Seen(Statistics(1), Statistics(1), Statistics(layer.out_channels), Spread(layer.in_channels))
+        for layer in prepared.layers
+    ]
     at_once = _images_at_once(prepared, memory)
     for second in (False, True):
         for part in calibration.split(at_once):
             prepared(
                 part, [partial(_see, seen[index], module, second) for index, module in enumerate(prepared.modules)]
             )
-    moments = spectra(prepared, calibration, at_once, memory)
-    for module, found, spectrum, features in zip(prepared.modules, seen, moments, described, strict=True):
+    moments = spectra(prepared, calibration, at_once, memory, bits)
+    read = consumers(prepared, next(iter(calibration.split(1))))
+    for module, found, spectrum, of_output, features in zip(
+        prepared.modules, seen, moments, read, described, strict=True
+    ):
         weight = module.weight.flatten(1)
-        channels = _prefixed("weight", statistics(weight), _OF_WEIGHTS) | _prefixed(
-            "activation", found.channels.values(), _OF_OUTPUTS
-        )
+        channels = {
+            **_prefixed("weight", statistics(weight), _OF_WEIGHTS),
+            **_prefixed("activation", found.channels.values(), _OF_OUTPUTS),
+            "consumer_weight": weight_on(module, [prepared.modules[index] for index in of_output.layers]).tolist(),
+        }
         whole = (
             _prefixed("weight", statistics(weight.reshape(1, -1)), _OF_WEIGHTS)
             | _prefixed("input", found.input.values(), _OF_INPUTS)
             | _prefixed("activation", found.output.values(), _OF_OUTPUTS)
         )
         features.update({name: values[0] for name, values in whole.items()})
-        features.update(zip(_OF_MOMENTS, spectrum, strict=True))
+        features.update(zip(_OF_MOMENTS, (spectrum.trace, spectrum.rank), strict=True))
         features["channels"] = channels
+        features["input_channels"] = {name: values.tolist() for name, values in found.inputs.values().items()}
+        features["rounding_error"] = {str(each): errors for each, errors in spectrum.errors.items()}
+        features["consumers"] = list(of_output.layers)
+        features["operations"] = list(of_output.operations)
     return described
 
 
@@ -164,7 +191,10 @@ def _images_at_once(prepared: Prepared, memory: int) -> int:
 def _see(seen: _Seen, module: Quantizable, second: bool, x: Tensor) -> Tensor:
     """The layer's output, which is taken into its statistics with its input."""
     y: Tensor = module(x)
-    by_channel = y.movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1)
+    axis = 1 if isinstance(module, nn.Conv2d) else -1
+    by_channel = y.movedim(axis, 0).flatten(1)
+    if not second:
+        seen.inputs.take(x.movedim(axis, 0).flatten(1))
     for found, part in (
         (seen.input, x.reshape(1, -1)),
         (seen.output, by_channel.reshape(1, -1)),

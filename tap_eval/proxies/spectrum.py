@@ -1,7 +1,9 @@
-"""What the second moments of a layer's input say of it: how strong it is, and how many directions it takes."""
+"""What second moments of a layer's input say: its strength, how many directions it takes, what rounding costs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,26 +14,44 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import groups_of
 from tap_eval.quantization.moments import Moments, Sums, block_of, together
+from tap_eval.quantization.rounding import grouped, nearest
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Of a layer's unfolded input; zero where no image reaches the layer."""
+
+    trace: float
+    rank: float
+    errors: dict[int, list[float]]
+    """by bits, for each output channel: the mean squared error that its weights rounded to the nearest add there, but
+    for the shift of its mean"""
 
 
 @torch.no_grad()
-def spectra(prepared: Prepared, images: Images | Tensor, at_once: int, memory: int) -> list[tuple[float, float]]:
-    """Trace and effective rank of the second moment H, about zero, of each layer's unfolded input on `images`.
+def spectra(
+    prepared: Prepared, images: Images | Tensor, at_once: int, memory: int, bits: Sequence[int]
+) -> list[Spectrum]:
+    """Trace and effective rank of the second moment H, about zero, of each layer's unfolded input on `images`, and what
+    rounding the layer's weights to each of `bits` costs by the second moment about the mean.
 
     The effective rank is `(tr H)^2 / tr(H^2)`, the participation ratio of the eigenvalues (as in Gao et al. 2017):
     1 where all inputs are multiples of one, and at most their number. It is the exponential of the eigenvalues' Rényi
     entropy of order 2, where Roy and Vetterli (2007) take Shannon's, and needs no eigenvalues. Both are means over the
-    groups of a convolution, and zero where no image reaches the layer. `memory` bounds the moments held at a time, in
+    groups of a convolution. `memory` bounds the moments held at a time, in
     bytes: of a layer that is above it, inputs of different blocks count as uncorrelated. `at_once` images go through
     the network together.
     """
     blocks = {index: block_of(module, memory // 2) for index, module in enumerate(prepared.modules)}
-    found = [(0.0, 0.0)] * len(blocks)
+    found = [Spectrum(0.0, 0.0, {each: [0.0] * len(module.weight) for each in bits}) for module in prepared.modules]
     for group in together(prepared.modules, blocks, memory):
         sums = {index: _sums(prepared.modules[index], blocks[index]) for index in group}
         for part in images.split(at_once):
             prepared(part, [partial(_take, sums.get(index), each) for index, each in enumerate(prepared.modules)])
-        found = [_spectrum(sums[index]) if index in sums else before for index, before in enumerate(found)]
+        found = [
+            _spectrum(prepared.modules[index], sums[index], bits) if index in sums and sums[index].count else before
+            for index, before in enumerate(found)
+        ]
     return found
 
 
@@ -49,13 +69,19 @@ def _take(sums: Sums | None, module: Quantizable, x: Tensor) -> Tensor:
     return y
 
 
-def _spectrum(sums: Sums) -> tuple[float, float]:
-    if not sums.count:
-        return 0.0, 0.0
+def _spectrum(module: Quantizable, sums: Sums, bits: Sequence[int]) -> Spectrum:
     moments = sums.moments()
     assert isinstance(moments, Moments)
+    errors = {each: _error(module.weight, moments, each) for each in bits}
     matrix = moments.around_zero()
     trace = matrix.diagonal(dim1=2, dim2=3).sum((1, 2), dtype=torch.float64)
     square = matrix.square_().sum((1, 2, 3), dtype=torch.float64)
     rank = trace.square() / square.clamp_min(torch.finfo(torch.float64).tiny)
-    return float(trace.mean()), float(rank.mean())
+    return Spectrum(float(trace.mean()), float(rank.mean()), errors)
+
+
+def _error(weight: Tensor, moments: Moments, bits: int) -> list[float]:
+    """Of each output channel."""
+    off = grouped(nearest(weight, bits).real() - weight, moments)
+    error = ((off @ moments.matrix) * off).sum((1, 3), dtype=torch.float64)
+    return [float(each) for each in error.flatten().clamp_min(0)]

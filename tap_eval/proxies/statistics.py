@@ -64,6 +64,26 @@ class Statistics:
         }
 
 
+class Spread:
+    """Mean and variance of R rows that come in parts, in one pass: feed `take` all parts, each (R, N) with any N."""
+
+    def __init__(self, rows: int) -> None:
+        self._count = 0
+        self._sum, self._square = (torch.zeros(rows, dtype=torch.float64) for _ in range(2))
+
+    def take(self, part: Tensor) -> None:
+        """Takes a part into the sums."""
+        wide = part.double()
+        self._count += part.shape[1]
+        self._sum += wide.sum(1)
+        self._square += wide.square_().sum(1)
+
+    def values(self) -> dict[str, Tensor]:
+        """`mean` and `variance` of each row, (R,) float64."""
+        mean = self._sum / self._count
+        return {"mean": mean, "variance": (self._square / self._count - mean.square()).clamp_min(0)}
+
+
 def statistics(rows: Tensor) -> dict[str, Tensor]:
     """Each statistic of each row of (R, N), as (R,) float64."""
     found = Statistics(len(rows))

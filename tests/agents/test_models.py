@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from agents.account import Account, Conversation, Spent
+from agents.assignment import Assignment
 from agents.chat import ModelMistake
 from agents.models import PROVIDERS, LanguageModel, Mixture, parse, priced
-from agents.proposer import Assignment, Attempt, Proposer
+from agents.proposer import Attempt, Proposer
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tests.agents.scripted import Answer, ChatServer, proposal, refusal, tool_call

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from langchain_core.messages import convert_to_messages
 
+from agents.assignment import Assignment, Outcome, Parent
+from agents.briefing import blocks
 from agents.models import LanguageModel, ModelMistake
-from agents.proposer import Assignment, Attempt, Parent, Proposer
+from agents.proposer import Attempt, Proposer
+from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.bench import Bench
+from tap_eval.preparing.layers import Layer
+from tap_eval.proxies.features import visible
+from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.evaluation import Known, Scored, score
@@ -18,6 +26,8 @@ from tools.sandbox import MontySandbox
 
 GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
 OTHER = "def sensitivity(layers, task):\n    return [layer['depth'] for layer in layers]\n"
+SPLIT = "def sensitivity(layers, task):\n    return [[n**2 for n in x['channels']['weight_l2']] for x in layers]\n"
+OLD = Outcome("p001", "initialization", "An old thought.", 0.4, 0.875, 0.25)
 BROKEN = "def sensitivity(layers, task):\n    return [1 / 0 for layer in layers]\n"
 
 
@@ -27,8 +37,8 @@ def propose(
     answers = iter(script)
     with ChatServer(lambda _: next(answers)) as server:
         proposer = Proposer(LanguageModel("scripted", server.url), [bench], sandbox, **options)
-        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], [300], [0.3], [[4.0] * 10])
-        assignment = Assignment("mutation", (parent,), ("An old thought.",), ("error: line 2: no.",), seed=1)
+        parent = Parent("p003", Proxy("Small layers matter.", OTHER), 0.5, [0.9], [0.12], [300], [0.3], [[4.0] * 10])
+        assignment = Assignment("mutation", (parent,), (OLD,), ("error: line 2: no.",), seed=1)
         return proposer.propose(assignment, known or Known({})), server.asked
 
 
@@ -49,15 +59,89 @@ def test_an_agent_tries_code_measures_and_submits(bench: Bench, sandbox: MontySa
     assert [call["args"]["code"] for message in kept[1:4:2] for call in message.tool_calls] == [BROKEN, GOOD]
 
 
+def test_tools_answer_with_a_table_of_layers_and_with_what_the_parent_achieves(
+    channel_bench: Bench, sandbox: MontySandbox
+) -> None:
+    script = [tool_call("run_code", code=SPLIT), tool_call("measure", code=SPLIT), proposal("Because.", GOOD)]
+    _, asked = propose(script, channel_bench, sandbox)
+    tried, measured = (str(request["messages"][-1]["content"]) for request in asked[1:])
+    lines = [line.split(" | ") for line in tried.splitlines() if line.startswith("| ")]
+    assert lines[0] == ["| #", "layer", "kind", "weights", "score", "bits |"]
+    layers = channel_bench.layers
+    assert [line[1:4] for line in lines[1:]] == [[each.name, each.kind, f"{each.params:,}"] for each in layers]
+    mixed = [line[5].removesuffix(" |").split(", ") for line in lines[1:] if " x " in line[5]]
+    assert mixed
+    for bits, layer in zip([line[5].removesuffix(" |") for line in lines[1:]], layers, strict=True):
+        if " x " in bits:
+            assert sum(int(part.split(" x ")[1]) for part in bits.split(", ")) == layer.out_channels
+    assert "digits, p003: accuracy 0.9000, KL divergence from full precision 0.1200 nats" in measured
+    assert tried in measured
+
+
 def test_the_prompt_holds_the_contract_the_features_and_the_context(bench: Bench, sandbox: MontySandbox) -> None:
     _, asked = propose([proposal("Because.", GOOD)], bench, sandbox)
     text = said(asked[0])
     for part in (
         "`sensitivity(layers, task)`", "`weight_kurtosis`: weights: fourth", "- Imports: `math`", "`bits`: list of",
-        "digits on digits: 10 layers, 7,624 weights", "p003: fitness 0.5000", "Small layers matter.",
-        "layer['depth']", "error: line 2: no.", "accuracy 0.9000 on 300 images",
+        "digits on digits\n10 layers, 7,624 weights", "p003: fitness 0.5000", "Small layers matter.",
+        "layer['depth']", "error: line 2: no.", "accuracy 0.9000 and KL divergence 0.1200 nats",
     ):  # fmt: skip
         assert part in text
+
+
+def test_the_page_is_the_same_for_every_call_and_has_the_figures_of_the_run(
+    channel_bench: Bench, sandbox: MontySandbox
+) -> None:
+    fitness = FitnessWeights(0.25, worth="kl")
+    script = [tool_call("run_code", code=GOOD), proposal("Because.", GOOD)]
+    _, asked = propose(script, channel_bench, sandbox, fitness=fitness, seed=3)
+    _, others = propose([proposal("Because.", OTHER)], channel_bench, sandbox, fitness=fitness, seed=3)
+    pages = {request["messages"][0]["content"] for request in (*asked, *others)}
+    (page,) = pages
+    assert "`fitness = 0.25 * rho + 0.75 * worth`, with `worth = exp(-KL)`" in page
+    assert "3 levels at 2 bits, 15 levels at 4 bits and 255 levels at 8 bits" in page
+    assert "cut into 4 groups" in page
+    full = channel_bench.measure(None)
+    assert f"| full precision | {full.top1:.4f} | 0.0000 |" in page
+    for each in baselines(channel_bench, 3):
+        if len(each.allocations) == 1:
+            found = channel_bench.measure(each.allocations[0])
+            assert f"| {found.top1:.4f} | {found.kl:.4f} |" in next(
+                line for line in page.splitlines() if line.startswith(f"| {each.label}")
+            )
+    for layer in channel_bench.layers:
+        assert f"| {layer.index} | {layer.name} | {layer.kind} |" in page
+    assert not any(f"{error:.4g}" in page for error in channel_bench.layer_errors)
+
+
+def test_features_of_chosen_layers_are_shown_and_what_there_is_instead_of_others(
+    bench: Bench, sandbox: MontySandbox
+) -> None:
+    every = [layer.name for layer in bench.layers]
+    script = [tool_call("show_features", layers=layers) for layers in (["stem.0", "9"], every, ["nowhere"])]
+    _, asked = propose([*script, proposal("Because.", GOOD)], bench, sandbox)
+    chosen, most, none = (str(request["messages"][-1]["content"]) for request in asked[1:])
+    shown = [json.loads(line) for line in chosen.splitlines()]
+    assert [each["name"] for each in shown] == ["stem.0", "classifier"]
+    for each in shown:
+        assert {"network", *visible("statistics")} == each.keys()
+        least, *_, greatest = each["channels"]["weight_l2"]
+        whole = bench.features[each["index"]]["channels"]
+        assert isinstance(whole, dict)
+        assert (least, greatest) == pytest.approx((min(whole["weight_l2"]), max(whole["weight_l2"])), rel=1e-3)
+    assert most.splitlines()[-1] == "4 more were left out: ask for fewer."
+    assert none.startswith("there is no layer nowhere; the layers are stem.0, ")
+
+
+def test_layers_of_a_deep_network_share_a_line_by_their_block(bench: Bench) -> None:
+    def layers(names: Sequence[str]) -> list[Layer]:
+        return [replace(bench.layers[0], name=name, block=name.rpartition(".")[0]) for name in names]
+
+    assert all(len(each) == 1 for each in blocks(layers([f"a.{index}" for index in range(60)])))
+    deep = layers([f"stage{index // 20}.{index // 2 % 10}.conv{index % 2}" for index in range(100)])
+    assert [len(each) for each in blocks(deep)] == [2] * 50
+    flat = layers([f"features.{index}.conv" for index in range(100)])
+    assert [len(each) for each in blocks(flat)] == [100]
 
 
 def test_a_failure_goes_back_and_is_repaired(bench: Bench, sandbox: MontySandbox) -> None:

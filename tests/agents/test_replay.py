@@ -8,9 +8,10 @@ import pytest
 
 from agents.account import Account
 from agents.answer import Answer
+from agents.assignment import Assignment
 from agents.chat import ModelMistake
 from agents.models import parse
-from agents.proposer import Assignment, Attempt, Proposer
+from agents.proposer import Attempt, Proposer
 from agents.replay import Replay, written
 from tap_eval.measuring.bench import Bench
 from tests.agents.scripted import ChatServer, proposal, tool_call

@@ -17,7 +17,7 @@ from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
 from graphs.state import Bits, Candidate, SearchState
 from tap_eval.measuring.bench import STAGES, Bench
-from tests.agents.scripted import Answer, ChatServer, proposal
+from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.sandbox import MontySandbox
 
 KEYS = ["params", "macs", "depth", "weight_l2", "weight_std", "input_std", "activation_std", "weight_absmax"]
@@ -26,7 +26,12 @@ START: Any = {"candidates": {}, "generations": []}
 
 
 def script(request: dict[str, Any]) -> Answer:
-    """A proposal that follows from the request alone; one in eight has an error, and repair mends it."""
+    """A proposal that follows from the request alone; one in eight has an error, and repair mends it.
+
+    Without tools it is asked for the notebook.
+    """
+    if "tools" not in request:
+        return {"role": "assistant", "content": f"1. Lesson {request['seed']}.\n\n- Another."}
     seed, rounds = request["seed"], len(request["messages"])
     key, other, power = KEYS[seed % 8], KEYS[seed // 8 % 8], (seed // 64) % 7 - 3
     body = f"[(x['{key}'] + 1e-9) ** {power} * (x['{other}'] + 1e-9) ** 0.{seed % 89 + rounds} for x in layers]"
@@ -39,12 +44,18 @@ class Run:
     """One session of a search over the digits, with what it emitted; `before` are the events of earlier sessions."""
 
     def __init__(
-        self, url: str, bench: Bench, sandbox: MontySandbox, settings: SearchSettings, before: list[dict[str, Any]]
+        self,
+        url: str,
+        bench: Bench,
+        sandbox: MontySandbox,
+        settings: SearchSettings,
+        before: list[dict[str, Any]],
+        allowance: int,
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.before = before
         self.final: list[SearchState] = []
-        proposer = Proposer(LanguageModel("scripted", url), [bench], sandbox)
+        proposer = Proposer(LanguageModel("scripted", url), [bench], sandbox, allowance=allowance)
         self.search = Search(lambda: proposer, settings, self.emit, self.final.append, self.recall)
 
     def recall(self, name: str) -> list[Bits]:
@@ -77,9 +88,10 @@ def open_run(bench: Bench, sandbox: MontySandbox) -> Any:
             settings: SearchSettings = SETTINGS,
             answer: Callable[[Any], Answer] = script,
             before: Run | None = None,
+            allowance: int = 1,
         ) -> Run:
             server.script = answer
-            return Run(server.url, bench, sandbox, settings, before.events if before else [])
+            return Run(server.url, bench, sandbox, settings, before.events if before else [], allowance)
 
         yield opened
 
@@ -156,6 +168,94 @@ def test_events_tell_who_proposed_what_from_whom_and_why_it_died(open_run: Any, 
         assert {"name", "template", "parents", "thought", "code", "failure", "message", "rounds"} <= event.keys()
     assert sum(event["rounds"] > 1 for event in proposed) >= 1
     assert len([event for event in run.events if event["event"] == "judged"]) == 12
+
+
+def drafting(request: dict[str, Any]) -> Answer:
+    """Measures two drafts, one of which has been submitted by all, and then proposes as `script` does."""
+    if "tools" not in request:
+        return script(request)
+    seed, asked = request["seed"], len(request["messages"])
+    if asked < 6:
+        power = 1 if asked == 2 else 1 + seed % 97 / 10
+        code = f"def sensitivity(layers, task):\n    return [x['depth'] ** -{power} for x in layers]\n"
+        return tool_call("measure", code=code, **({"thought": f"Power {power}."} if asked == 4 else {}))
+    return script(request)
+
+
+def test_what_an_agent_measures_takes_part_in_the_search_and_costs_nothing_more(
+    open_run: Any, tmp_path: Path, bench: Bench
+) -> None:
+    run = open_run(answer=drafting, allowance=2)
+    state = run.invoke(tmp_path / "c.sqlite")
+    candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
+    drafts = [each for each in candidates.values() if each.draft_of]
+    submitted = [each for each in candidates.values() if not each.draft_of]
+    assert [each.name for each in submitted] == [f"p{index:03d}" for index in range(12)]
+    assert (
+        {each.name[:-1] for each in drafts} == {each.draft_of for each in drafts} <= {each.name for each in submitted}
+    )
+    living = [each for each in drafts if not each.failure]
+    same = [each for each in drafts if "** -1 for" in each.code]
+    assert len(same) > 1
+    assert len([each for each in same if each in living]) <= 1
+    assert {each.failure for each in same if each not in living} == {"duplicate"}
+    assert len(living) > 4
+    for each in living:
+        parent = candidates[each.draft_of or ""]
+        assert (each.template, each.parents, each.generation) == (parent.template, parent.parents, parent.generation)
+        assert each.thought.startswith("Power ") or each.thought == f"A draft of {parent.name}."
+        found = bench.measure(each.allocations[0].allocation())
+        assert (each.top1[0], each.tokens) == (pytest.approx(found.top1), 0)
+    assert sum(sum(each["offspring"].values()) for each in state["generations"]) == 12
+    assert {event["name"] for event in run.events if event["event"] == "judged"} == set(candidates)
+    assert all("failures" not in each or "duplicate" not in each["failures"] for each in state["generations"])
+
+
+def test_drafts_are_the_same_when_a_search_is_resumed(open_run: Any, tmp_path: Path) -> None:
+    expected = open_run(answer=drafting, allowance=2).invoke(tmp_path / "whole.sqlite")
+    left = 17
+
+    def breaking(request: dict[str, Any]) -> Answer:
+        nonlocal left
+        left -= 1
+        return drafting(request) if left >= 0 else {"role": "assistant", "tool_calls": "nonsense"}
+
+    broken = open_run(answer=breaking, allowance=2)
+    with pytest.raises(ModelMistake, match="the language model failed"):
+        broken.invoke(tmp_path / "broken.sqlite")
+    resumed = open_run(answer=drafting, before=broken, allowance=2)
+    assert facts(resumed.invoke(tmp_path / "broken.sqlite", None)) == facts(expected)
+
+
+def test_a_notebook_is_kept_between_generations_and_shown_to_all_agents(open_run: Any, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def keeping(request: dict[str, Any]) -> Answer:
+        asked.append(request)
+        return script(request)
+
+    run = open_run(answer=keeping)
+    state = run.invoke(tmp_path / "c.sqlite")
+    places = [place for place, request in enumerate(asked) if "tools" not in request]
+    assert len(places) == SETTINGS.generations
+    reflected = [event for event in run.events if event["event"] == "reflected"]
+    assert [event["generation"] for event in reflected] == [0, 1]
+    for event, place in zip(reflected, places, strict=True):
+        assert event["lines"] == [f"Lesson {asked[place]['seed']}.", "Another."]
+        assert event["tokens"] == 15
+    assert state["notebook"] == reflected[-1]["lines"]
+    first, second = (asked[place]["messages"] for place in places)
+    assert first[0] == asked[0]["messages"][0]
+    assert "It is empty." in first[1]["content"]
+    for name, record in state["candidates"].items():
+        text = (first if record["generation"] == 0 else second)[1]["content"]
+        assert record["generation"] == 2 or f"- {name} (" in text
+    assert f"- {reflected[0]['lines'][0]}" in second[1]["content"]
+    for place, request in enumerate(asked):
+        if place not in places:
+            generation = sum(place > each for each in places)
+            shown = [event["lines"][0] in request["messages"][1]["content"] for event in reflected]
+            assert shown == [generation == 1, generation == 2]
 
 
 def test_twins_of_one_generation_are_one_life_and_one_death(open_run: Any, tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_an_allocator_of_its_own_makes_another_proxy_unless_its_bits_are_the_sam
     ("bits", "failure"),
     [
         ("['x' * 4000000] * len(layers)", Failure.WRONG_SHAPE), ("[True] * len(layers)", Failure.WRONG_SHAPE),
+        ("[[False] * x['out_channels'] for x in layers]", Failure.WRONG_SHAPE),
+        ("[0] * len(layers)", Failure.WRONG_SHAPE),
         ("[2.0] * len(layers)", Failure.WRONG_SHAPE), ("[3] * len(layers)", Failure.WRONG_SHAPE),
         ("[-2] * len(layers)", Failure.WRONG_SHAPE), ("[2]", Failure.WRONG_SHAPE), ("None", Failure.WRONG_SHAPE),
         ("[8] * len(layers)", Failure.OVER_BUDGET), ("[1 / 0]", Failure.ERROR),
@@ -80,6 +82,28 @@ def test_bits_that_are_none_are_refused_in_a_short_sentence(
     found = refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return {bits}\n", bench, sandbox)
     assert found.failure is failure
     assert len(found.message) <= 1000
+
+
+def test_an_allocator_of_a_proxy_may_give_channels_their_bits(
+    channel_bench: Bench, bench: Bench, sandbox: MontySandbox
+) -> None:
+    halves = "[[2] * (x['out_channels'] // 2) + [4] * (x['out_channels'] - x['out_channels'] // 2) for x in layers]"
+    found = scored(f"{SENSITIVITY}{SCORES}{ALLOCATE}return {halves}\n", [channel_bench], sandbox).allocations[0]
+    for layer, bits in zip(channel_bench.layers, found.weights, strict=True):
+        half = layer.out_channels // 2
+        assert bits == (2,) * half + (4,) * (layer.out_channels - half)
+    same = scored(
+        f"{SENSITIVITY}{SCORES}{ALLOCATE}return [[2] * x['out_channels'] for x in layers]\n", [bench], sandbox
+    )
+    assert same.allocations[0].weights == (2,) * 10
+    for bits, where, said in [
+        (halves, bench, "2 different bits; 1 are allowed"),
+        ("[[2, 4]] * len(layers)", channel_bench, "layer 0 has 16 output channels; allocate gave it 2 bits"),
+        ("[[3] * x['out_channels'] for x in layers]", channel_bench, "layer 0 the bits 3; it may take [2, 4, 8]"),
+        ("[[]] * len(layers)", channel_bench, "gave it 0 bits"),
+        (halves.replace("[2]", "[8]"), channel_bench, "above the budget"),
+    ]:
+        assert said in refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return {bits}\n", where, sandbox).message
 
 
 def test_an_allocator_of_a_proxy_is_told_what_a_budget_in_bytes_leaves_for_weights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ def png(value: int, size: tuple[int, int] = (32, 32)) -> bytes:
     return saved(Image.new("RGB", size, (value, 255 - value, 7)))
 
 
-def write_parquet(path: Path, images: list[bytes], labels: list[int], names: Sequence[str] = ("cat", "dog")) -> str:
+def write_parquet(
+    path: Path,
+    images: list[bytes],
+    labels: list[int],
+    names: Sequence[str] = ("cat", "dog"),
+    info: Mapping[str, Any] | None = None,
+) -> str:
     features = {"label": {"names": [*names], "_type": "ClassLabel"}}
     table = pa.table(
         {
@@ -33,7 +39,7 @@ def write_parquet(path: Path, images: list[bytes], labels: list[int], names: Seq
             ),
             "label": pa.array(labels, pa.int64()),
         }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features, **(info or {})}})})
     pq.write_table(table, path)
     return f"parquet:{path}"
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from tap_eval.images.classes import data_of
 from tap_eval.images.sources import open_source
 from tap_eval.mistake import ImagesMistake
 from tests.tap_eval.images.pictures import png, saved, write_folder, write_parquet
@@ -57,6 +58,19 @@ def test_a_name_that_cannot_be_shown_is_escaped(tmp_path: Path) -> None:
     assert said.isprintable()
     assert said.encode()
     assert "caf\\udce9" in said
+
+
+def test_data_is_called_what_it_calls_itself_and_never_by_its_file(tmp_path: Path) -> None:
+    ten = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    named = write_parquet(tmp_path / "mine.parquet", [png(0)], [0], ten)
+    other = write_parquet(tmp_path / "other.parquet", [png(0)], [0])
+    told = write_parquet(tmp_path / "told.parquet", [png(0)], [0], info={"dataset_name": "flowers"})
+    folder = write_folder(tmp_path / "cifar", {f"{name}/0.png": png(0) for name in ten})
+    assert [open_source(spec).data for spec in (named, other, told, folder, "digits")] == [
+        "CIFAR-10", "images", "flowers", "CIFAR-10", "digits",
+    ]  # fmt: skip
+    assert data_of([f"n{number:08d}" for number in range(1000)]) == "ImageNet"
+    assert data_of(ten[:9]) == "images"
 
 
 @pytest.mark.parametrize(

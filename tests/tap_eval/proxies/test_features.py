@@ -16,6 +16,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import TASK, describe, visible
 from tap_eval.proxies.statistics import Statistics
+from tap_eval.quantization.rounding import nearest
 from tests.tap_eval.preparing.networks import NormAct, randomized
 
 IMAGES = Images(
@@ -57,6 +58,8 @@ def tuned(features: list[dict[str, Any]]) -> list[float]:
         for name, value in layer.items():
             if isinstance(value, dict):
                 numbers += [number for values in value.values() for number in values]
+            elif isinstance(value, list):
+                numbers += [float(len(value))]
             elif name not in ("name", "block", "kind"):
                 numbers.append(float(value))
     return numbers
@@ -90,7 +93,7 @@ def test_a_bound_on_memory_changes_nothing_else() -> None:
     seen: list[int] = []
     prepared.network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     whole = describe(prepared, IMAGES, "statistics")
-    assert seen == [7, 7, 7]
+    assert seen == [7, 7, 7, 1]  # the last for the record of its steps
     seen.clear()
     parts = describe(prepared, IMAGES, "statistics", memory=150_000)
     assert max(seen) < 7
@@ -152,7 +155,73 @@ def test_moments_are_those_that_rounding_goes_by() -> None:
         power = y.square().mean(1)
         assert features["activation_power"] == pytest.approx(float(power.mean()), rel=1e-4)
         assert features["channels"]["activation_power"] == pytest.approx(power.tolist(), rel=1e-4)  # type: ignore[index,call-overload]
+    for features, rows, module in zip(described, inputs, prepared.modules, strict=True):
+        errors = features["rounding_error"]
+        assert isinstance(errors, dict)
+        assert errors.keys() == {"2", "4", "8"}
+        for bits, values in errors.items():
+            off = (nearest(module.weight, int(bits)).real() - module.weight).double()
+            differences = rows @ off.view(len(rows), -1, rows.shape[2]).transpose(1, 2)
+            expected = differences.var(1, correction=0).flatten()
+            assert values == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-9)
+    for features, x in zip(described, (IMAGES.pixels, middle), strict=False):
+        by_channel = x.transpose(0, 1).flatten(1).double()
+        found = features["input_channels"]
+        assert isinstance(found, dict)
+        assert found["mean"] == pytest.approx(by_channel.mean(1).tolist(), abs=1e-5)
+        assert found["variance"] == pytest.approx(by_channel.var(1, correction=0).tolist(), rel=1e-4)
     small = describe(prepared, IMAGES, "statistics", memory=3000)
     traces, cut = ([features["input_trace"] for features in each] for each in (described, small))
     assert cut == pytest.approx(traces, rel=1e-4)
     assert small[0]["input_rank"] > described[0]["input_rank"]  # type: ignore[operator]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.depthwise, self.wide = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x).relu()
+        second = (first + self.one(first)).relu()
+        third = second + nn.functional.silu(self.depthwise(second))
+        return self.head(nn.functional.adaptive_avg_pool2d(self.wide(third), 2).flatten(1))
+
+
+def test_a_layer_knows_what_reads_its_output_and_how_strongly() -> None:
+    torch.manual_seed(0)
+    network = Residual()
+    described = describe(prepare(network, IMAGES.pixels[:2]), IMAGES, "statistics")
+    assert [layer["name"] for layer in described] == ["stem", "one", "depthwise", "wide", "head"]
+    assert [layer["consumers"] for layer in described] == [[1, 2], [2], [3], [4], []]
+    assert [layer["operations"] for layer in described] == [
+        ["relu", "addition"], ["addition", "relu"], ["silu", "addition"], ["average"], [],
+    ]  # fmt: skip
+
+    def norms(layer: dict[str, Any]) -> list[float]:
+        return layer["channels"]["consumer_weight"]  # type: ignore[no-any-return]
+
+    one, depthwise = (module.weight.detach().square() for module in (network.one, network.depthwise))
+    read = (one.sum((0, 2, 3)) + depthwise.sum((1, 2, 3))).sqrt()
+    assert norms(described[0]) == pytest.approx(read.tolist(), rel=1e-4)
+    assert norms(described[2]) == pytest.approx(network.wide.weight.norm(dim=0).flatten().tolist(), rel=1e-4)
+    flat = network.head.weight.view(5, 6, 4).norm(dim=(0, 2))
+    assert norms(described[3]) == pytest.approx(flat.tolist(), rel=1e-4)
+    assert norms(described[4]) == [0] * 5
+
+
+class Forked(Blocks):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 1e9 else x + 1)
+
+
+def test_of_a_network_whose_steps_depend_on_the_image_no_consumers_are_known() -> None:
+    described = describe(prepare(Forked(), IMAGES.pixels[:2]), IMAGES, "statistics", bits=(3,))
+    for layer in described:
+        assert (layer["consumers"], layer["operations"]) == ([], [])
+        assert layer["rounding_error"].keys() == {"3"}  # type: ignore[union-attr]

@@ -1,0 +1,152 @@
+"""What an agent may see of a search: as the job that it is sent, which is plain JSON, and as its assignment."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict
+
+from agents.assignment import Assignment, Outcome, Parent
+from graphs.state import Candidate, SearchState, Template
+from prompts.emphases import EMPHASES
+from tap_eval.proxies.proxy import Failure, Proxy
+
+FAILURES_SHOWN = 3
+THOUGHTS_SHOWN = 6
+TRIED_SHOWN = 8
+"""of what was made of a parent, the latest"""
+_LONGEST_LINE = 240
+"""characters of a thought in a line"""
+
+
+class Job(TypedDict):
+    """What one agent node is sent: its offspring, and the context that it may see; plain JSON."""
+
+    generation: int
+    name: str
+    template: Template
+    parents: list[dict[str, Any]]
+    library: list[dict[str, Any]]
+    failures: list[str]
+    known: dict[str, str]
+    tried: list[list[dict[str, Any]]]
+    place: int
+    siblings: int
+    emphasis: str
+    notebook: list[str]
+
+
+def jobs(state: SearchState, seed: int) -> list[Job]:
+    """One for each offspring that is planned.
+
+    Siblings, which have the same template and first parent, get different emphases as long as there are some.
+    """
+    candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
+    known = {
+        fingerprint: candidate.name
+        for candidate in candidates.values()
+        if candidate.failure != Failure.DUPLICATE
+        for fingerprint in candidate.prints
+    }
+    failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure and not c.draft_of]
+    library = [asdict(outcome(candidates[name], candidates)) for name in state["population"][:THOUGHTS_SHOWN]]
+    made: list[Job] = []
+    for entry in state["plan"]:
+        alike = [each["name"] for each in state["plan"] if _alike(each) == _alike(entry)]
+        place, parents = alike.index(entry["name"]), entry["parents"]
+        rng = random.Random(seed_of(seed, "emphasis", state["generation"], *_alike(entry)))
+        emphases = rng.sample(list(EMPHASES), len(EMPHASES))
+        made.append(
+            Job(
+                generation=state["generation"],
+                name=entry["name"],
+                template=entry["template"],
+                parents=[state["candidates"][name] for name in parents],
+                library=library,
+                failures=failures[-FAILURES_SHOWN:],
+                known=known,
+                tried=[[asdict(each) for each in tried(name, candidates)] for name in parents],
+                place=place + 1,
+                siblings=len(alike),
+                emphasis=emphases[place % len(emphases)],
+                notebook=state.get("notebook", []),
+            )
+        )
+    return made
+
+
+def assignment(job: Job, seed: int) -> Assignment:
+    """What `job` asks of an agent."""
+    return Assignment(
+        template=job["template"],
+        parents=tuple(_parent(Candidate(**record)) for record in job["parents"]),
+        library=tuple(Outcome(**record) for record in job["library"]),
+        failures=tuple(job["failures"]),
+        seed=seed_of(seed, "propose", job["name"]),
+        name=job["name"],
+        tried=tuple(tuple(Outcome(**record) for record in records) for records in job["tried"]),
+        place=job["place"],
+        siblings=job["siblings"],
+        emphasis=job["emphasis"],
+        notebook=tuple(job["notebook"]),
+    )
+
+
+def outcomes(state: SearchState) -> list[Outcome]:
+    """What became of the generation that has been judged."""
+    candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
+    return [outcome(each, candidates) for each in candidates.values() if each.generation == state["generation"]]
+
+
+def tried(parent: str, candidates: Mapping[str, Candidate]) -> list[Outcome]:
+    """The latest that were made of `parent`, in the order of their names."""
+    offspring = [candidates[name] for name in sorted(candidates) if parent in candidates[name].parents]
+    return [outcome(each, candidates) for each in offspring[-TRIED_SHOWN:]]
+
+
+def outcome(candidate: Candidate, candidates: Mapping[str, Candidate]) -> Outcome:
+    """What became of a judged candidate; `candidates` has its parents."""
+    return Outcome(
+        name=candidate.name,
+        template=candidate.template,
+        thought=_line(candidate.thought),
+        fitness=candidate.fitness,
+        top1=_mean(candidate.top1),
+        kl=_mean(candidate.kl),
+        failure=candidate.failure and _line(f"{candidate.failure}: {candidate.message}").rstrip("."),
+        parents={name: _mean(candidates[name].kl) for name in candidate.parents},
+    )
+
+
+def seed_of(seed: int, *parts: object) -> int:
+    """Of a draw for what `parts` name, in a search with this `seed`."""
+    text = "/".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+
+def _alike(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return entry["template"], *entry["parents"][:1]
+
+
+def _parent(candidate: Candidate) -> Parent:
+    return Parent(
+        name=candidate.name,
+        proxy=Proxy(candidate.thought, candidate.code),
+        fitness=candidate.value,
+        top1=candidate.top1,
+        kl=candidate.kl,
+        counts=candidate.images,
+        rho=candidate.rho,
+        bits=candidate.bits or [bits.means() for bits in candidate.allocations],
+    )
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 1] + "…"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
