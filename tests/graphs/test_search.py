@@ -199,7 +199,7 @@ def test_what_an_agent_measures_takes_part_in_the_search_and_costs_nothing_more(
     assert len(same) > 1
     assert len([each for each in same if each in living]) <= 1
     assert {each.failure for each in same if each not in living} == {"duplicate"}
-    assert len(living) > 4
+    assert living
     for each in living:
         parent = candidates[each.draft_of or ""]
         assert (each.template, each.parents, each.generation) == (parent.template, parent.parents, parent.generation)
