@@ -48,26 +48,29 @@ def briefing(benches: Sequence[Bench], fitness: FitnessWeights, allowance: int, 
         beta=fitness.beta,
         gamma=fitness.gamma,
         worth=fitness.worth,
-        networks=[_network(bench, seed) for bench in benches],
+        networks=[_network(bench, benches[:place], seed) for place, bench in enumerate(benches)],
         allowance=f"{allowance} proxy" if allowance == 1 else f"{allowance} proxies",
     )
 
 
-def _network(bench: Bench, seed: int) -> dict[str, Any]:
-    full = bench.measure(None)
+def _network(bench: Bench, before: Sequence[Bench], seed: int) -> dict[str, Any]:
+    """One of the benchmark set; the table of its layers stands where the network comes `before` at another budget."""
+    full = bench.searched(None)
     rows = [{"label": "full precision", "top1": full.top1, "kl": full.kl}]
     for each in baselines(bench, seed):
-        found = [bench.measure(allocation) for allocation in each.allocations]
+        found = [bench.searched(allocation) for allocation in each.allocations]
         row = {name: statistics.mean(getattr(one, name) for one in found) for name in ("top1", "kl")}
         rows.append({"label": f"{each.label} ({each.note})" if each.note else each.label, **row})
     groups = blocks(bench.layers)
+    same = [other.name for other in before if other.prepared is bench.prepared]
     return {
         "name": bench.name,
         "limited": bench.task.budget.about,
         "count": full.count,
         "baselines": rows,
         "blocks": len(groups) < len(bench.layers),
-        "table": _table(groups, bench.features),
+        "same": same[0] if same else "",
+        "table": "" if same else _table(groups, bench.features),
         **bench.described_task,
     }
 

@@ -237,7 +237,7 @@ class Bench:
         count = len(allocations)
         return self._side_by_side(lambda allocation: self.seen(allocation, stage, count), allocations)
 
-    def searched(self, allocation: Allocation) -> Accuracy:
+    def searched(self, allocation: Allocation | None) -> Accuracy:
         """On all images that candidates are compared on; measured once."""
         return Measurement.joined([self.seen(allocation, stage) for stage in range(len(STAGES))]).accuracy
 

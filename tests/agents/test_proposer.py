@@ -11,9 +11,10 @@ import pytest
 from langchain_core.messages import convert_to_messages
 
 from agents.assignment import Assignment, Outcome, Parent
-from agents.briefing import blocks
+from agents.briefing import blocks, briefing
 from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Attempt, Proposer
+from tap_eval.allocation.budget import Budget
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.layers import Layer
@@ -101,17 +102,22 @@ def test_the_page_is_the_same_for_every_call_and_has_the_figures_of_the_run(
     assert "`fitness = 0.25 * rho + 0.75 * worth`, with `worth = exp(-KL)`" in page
     assert "3 levels at 2 bits, 15 levels at 4 bits and 255 levels at 8 bits" in page
     assert "cut into 4 groups" in page
-    full = channel_bench.measure(None)
+    full = channel_bench.searched(None)
     assert f"| full precision | {full.top1:.4f} | 0.0000 |" in page
     for each in baselines(channel_bench, 3):
         if len(each.allocations) == 1:
-            found = channel_bench.measure(each.allocations[0])
+            found = channel_bench.searched(each.allocations[0])
             assert f"| {found.top1:.4f} | {found.kl:.4f} |" in next(
                 line for line in page.splitlines() if line.startswith(f"| {each.label}")
             )
     for layer in channel_bench.layers:
         assert f"| {layer.index} | {layer.name} | {layer.kind} |" in page
     assert not any(f"{error:.4g}" in page for error in channel_bench.layer_errors)
+    second = channel_bench.at(Budget.parse("4bit"), "digits at 4bit")
+    both = briefing([channel_bench, second], fitness, 1, 3)
+    assert "## digits at 4bit on" in both
+    assert "Its layers are those of digits." in both
+    assert both.count(f"| 0 | {channel_bench.layers[0].name} |") == 1
 
 
 def test_features_of_chosen_layers_are_shown_and_what_there_is_instead_of_others(
