@@ -37,6 +37,10 @@ COMMANDS = {
         ["published.py", "digits", "--images", "digits", "--search", "40", "--budgets", "2.5bit"],
         "| 2.5bit | `paper` |",
     ),
+    "order": (
+        ["order.py", "digits", "--images", "digits", "--search", "40", "--budgets", "2.5bit", "--count", "4"],
+        "| 2.5bit | kl |",
+    ),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),
