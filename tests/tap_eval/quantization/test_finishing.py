@@ -13,7 +13,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.program import record
 from tap_eval.quantization.calibration import calibrate
-from tap_eval.quantization.finishing import finish
+from tap_eval.quantization.finishing import finish, finish_all
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight
 
 MEMORY = 2**26
@@ -103,6 +103,18 @@ def test_the_weights_that_are_given_are_those_that_the_network_is_left_with() ->
     quantized.choose(None)
     quantized.take(found, allocation.activations)
     assert torch.equal(quantized.logits(x, 16), left)
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 2**16])
+def test_allocations_that_are_finished_together_are_those_finished_alone(memory: int) -> None:
+    x = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    allocations = [Allocation(bits, (8,) * 4) for bits in ((2, 3, 4, 8), (4, 4, 2, 2), (2, (2, 8) * 4, 4, 3))]
+    dampings = [[0.02, 2.0, math.inf, 0.0], [0.2] * 4, [0.0, 0.0, 0.2, 0.02]]
+    networks = [opened(Branches(), x) for _ in allocations]
+    program = record(networks[0].prepared, x[:6].contiguous())
+    together = finish_all(networks, program, x, allocations, dampings, memory)
+    for allocation, each, found in zip(allocations, dampings, together, strict=True):
+        assert_same(finish(opened(Branches(), x), program, x, allocation, each, memory), found)
 
 
 @pytest.mark.parametrize("bits", [2, 3])
