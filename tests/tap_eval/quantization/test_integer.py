@@ -23,6 +23,7 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import bind, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
+from tap_eval.quantization.agreement import multiplied_otherwise
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, QuantizedWeight
@@ -103,8 +104,10 @@ def test_integers_give_what_the_simulated_path_gives(
         simulated.choose(allocation)
         expected, got = simulated.logits(pixels, 41), fast.logits(pixels)
         assert got.shape == expected.shape
-        assert torch.allclose(got, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
-        assert (got - expected).abs().median() <= 1e-5 * expected.abs().max()
+        apart = (got - expected).abs().amax(1) / expected.abs().max()
+        assert apart.median() <= 1e-5
+        assert (apart > 2e-3).sum() <= 4, "of 41 images: a sum that lies midway may be rounded the other way"
+        assert multiplied_otherwise(fast, program, simulated, pixels[:16]) is None
 
 
 def test_a_program_computes_what_the_network_computes(case: tuple[Prepared, QuantizedNetwork, torch.Tensor]) -> None:
