@@ -23,7 +23,6 @@ from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import bind, record
 from tap_eval.quantization import integer
 from tap_eval.quantization.agreement import multiplied_otherwise, recorded_otherwise
-from tap_eval.quantization.agreement import multiplied_otherwise
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, LayerBits, QuantizedNetwork, QuantizedWeight
