@@ -171,7 +171,7 @@ MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE."""
     """Proposals that an agent may submit before it is given up."""
     allowance: int | None = Field(None, ge=0)
     """Measurements that an agent may ask for. Unset, 3 where search images times multiply-accumulates of an image are \
-below 2e11, about ten seconds of two cores, and else 1."""
+below 1e12, about ten seconds of a CPU core, and else 1."""
     executor: Annotated[Literal["local", "ray"], Flag(SEARCH, "run apply resume", usage=True)] = "local"
     """Where allocations are measured."""
     address: Annotated[str | None, Flag(SEARCH, "run apply resume")] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import MontySandbox
+from tools.toolbox import TEN_SECONDS, allowance_for
 
 GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
 OTHER = "def sensitivity(layers, task):\n    return [layer['depth'] for layer in layers]\n"
@@ -191,6 +193,12 @@ def test_measuring_stops_at_the_allowance(bench: Bench, sandbox: MontySandbox) -
     script = [tool_call("measure", code=GOOD), tool_call("measure", code=OTHER), proposal("Because.", GOOD)]
     _, asked = propose(script, bench, sandbox)
     assert "allowance of measurements is used up" in said(asked[2])
+
+
+def test_small_networks_may_be_measured_more_often(bench: Bench) -> None:
+    assert allowance_for([bench]) == 3
+    many = TEN_SECONDS / sum(layer.macs for layer in bench.layers) / len(bench.splits.search)
+    assert allowance_for([bench] * math.ceil(many)) == 1
 
 
 def test_bad_arguments_and_unknown_tools_are_answered_not_raised(bench: Bench, sandbox: MontySandbox) -> None:

@@ -176,9 +176,10 @@ def drafting(request: dict[str, Any]) -> Answer:
         return script(request)
     seed, asked = request["seed"], len(request["messages"])
     if asked < 6:
-        power = 1 if asked == 2 else 1 + seed % 97 / 10
-        code = f"def sensitivity(layers, task):\n    return [x['depth'] ** -{power} for x in layers]\n"
-        return tool_call("measure", code=code, **({"thought": f"Power {power}."} if asked == 4 else {}))
+        powers = (-1, 0) if asked == 2 else (seed % 97 / 40 - 1, seed // 97 % 97 / 40 - 1)
+        score = "x['depth'] ** {} * x['params'] ** {}".format(*powers)
+        code = f"def sensitivity(layers, task):\n    return [{score} for x in layers]\n"
+        return tool_call("measure", code=code, **({"thought": f"Powers {powers}."} if asked == 4 else {}))
     return script(request)
 
 
@@ -195,20 +196,19 @@ def test_what_an_agent_measures_takes_part_in_the_search_and_costs_nothing_more(
         {each.name[:-1] for each in drafts} == {each.draft_of for each in drafts} <= {each.name for each in submitted}
     )
     living = [each for each in drafts if not each.failure]
-    same = [each for each in drafts if "** -1 for" in each.code]
+    same = [each for each in drafts if "** -1 * " in each.code]
     assert len(same) > 1
     assert len([each for each in same if each in living]) <= 1
     assert {each.failure for each in same if each not in living} == {"duplicate"}
-    assert living
+    assert len(living) > 1  # of a network with few layers many have the same bits
     for each in living:
         parent = candidates[each.draft_of or ""]
         assert (each.template, each.parents, each.generation) == (parent.template, parent.parents, parent.generation)
-        assert each.thought.startswith("Power ") or each.thought == f"A draft of {parent.name}."
-        found = bench.measure(each.allocations[0].allocation())
+        assert each.thought.startswith("Powers ") or each.thought == f"A draft of {parent.name}."
+        found = bench.searched(each.allocations[0].allocation())
         assert (each.top1[0], each.tokens) == (pytest.approx(found.top1), 0)
     assert sum(sum(each["offspring"].values()) for each in state["generations"]) == 12
     assert {event["name"] for event in run.events if event["event"] == "judged"} == set(candidates)
-    assert all("failures" not in each or "duplicate" not in each["failures"] for each in state["generations"])
 
 
 def test_drafts_are_the_same_when_a_search_is_resumed(open_run: Any, tmp_path: Path) -> None:
