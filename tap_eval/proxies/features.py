@@ -26,7 +26,7 @@ from tap_eval.proxies.consumers import OPERATIONS, consumers, weight_on
 from tap_eval.proxies.spectrum import spectra
 from tap_eval.proxies.statistics import Spread, Statistics, statistics
 
-VERSION = 3
+VERSION = 4
 """Part of the key of kept features: raise it when a change here changes them."""
 _BYTES = 40
 """for each value of a layer's input and output: itself, and what is computed of it"""
@@ -162,7 +162,7 @@ def describe(
         channels = {
             **_prefixed("weight", statistics(weight), _OF_WEIGHTS),
             **_prefixed("activation", found.channels.values(), _OF_OUTPUTS),
-            "consumer_weight": weight_on(module, [prepared.modules[index] for index in of_output.layers]).tolist(),
+            "consumer_weight": _rounded(weight_on(module, [prepared.modules[index] for index in of_output.layers])),
         }
         whole = (
             _prefixed("weight", statistics(weight.reshape(1, -1)), _OF_WEIGHTS)
@@ -172,8 +172,8 @@ def describe(
         features.update({name: values[0] for name, values in whole.items()})
         features.update(zip(_OF_MOMENTS, (spectrum.trace, spectrum.rank), strict=True))
         features["channels"] = channels
-        features["input_channels"] = {name: values.tolist() for name, values in found.inputs.values().items()}
-        features["rounding_error"] = {str(each): errors for each, errors in spectrum.errors.items()}
+        features["input_channels"] = {name: _rounded(values) for name, values in found.inputs.values().items()}
+        features["rounding_error"] = {str(each): _rounded(errors) for each, errors in spectrum.errors.items()}
         features["consumers"] = list(of_output.layers)
         features["operations"] = list(of_output.operations)
     return described
@@ -206,3 +206,8 @@ def _see(seen: _Seen, module: Quantizable, second: bool, x: Tensor) -> Tensor:
 
 def _prefixed(prefix: str, values: dict[str, Tensor], names: dict[str, str]) -> dict[str, list[float]]:
     return {f"{prefix}_{name}": values[name].tolist() for name in names}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    """To six digits: long lists go into the sandbox with each proxy."""
+    return [float(f"{value:.6g}") for value in values.tolist()]

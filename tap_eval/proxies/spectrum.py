@@ -23,9 +23,9 @@ class Spectrum:
 
     trace: float
     rank: float
-    errors: dict[int, list[float]]
-    """by bits, for each output channel: the mean squared error that its weights rounded to the nearest add there, but
-    for the shift of its mean"""
+    errors: dict[int, Tensor]
+    """by bits, (O,): the mean squared error that weights rounded to the nearest add to each output channel, but for the
+    shift of its mean"""
 
 
 @torch.no_grad()
@@ -43,7 +43,9 @@ def spectra(
     the network together.
     """
     blocks = {index: block_of(module, memory // 2) for index, module in enumerate(prepared.modules)}
-    found = [Spectrum(0.0, 0.0, {each: [0.0] * len(module.weight) for each in bits}) for module in prepared.modules]
+    found = [
+        Spectrum(0.0, 0.0, {each: torch.zeros(len(module.weight)) for each in bits}) for module in prepared.modules
+    ]
     for group in together(prepared.modules, blocks, memory):
         sums = {index: _sums(prepared.modules[index], blocks[index]) for index in group}
         for part in images.split(at_once):
@@ -80,8 +82,7 @@ def _spectrum(module: Quantizable, sums: Sums, bits: Sequence[int]) -> Spectrum:
     return Spectrum(float(trace.mean()), float(rank.mean()), errors)
 
 
-def _error(weight: Tensor, moments: Moments, bits: int) -> list[float]:
-    """Of each output channel."""
+def _error(weight: Tensor, moments: Moments, bits: int) -> Tensor:
+    """Of each output channel, (O,)."""
     off = grouped(nearest(weight, bits).real() - weight, moments)
-    error = ((off @ moments.matrix) * off).sum((1, 3), dtype=torch.float64)
-    return [float(each) for each in error.flatten().clamp_min(0)]
+    return ((off @ moments.matrix) * off).sum((1, 3), dtype=torch.float64).flatten().clamp_min(0)
