@@ -111,11 +111,13 @@ def rest_text(network: NetworkRecord) -> str:
 def summary(result: Result) -> str:
     """What happened, in a line."""
     living = [candidate for candidate in result.candidates if candidate.failure is None]
+    drafts = sum(candidate.draft_of is not None for candidate in result.candidates)
+    beside = f" and {drafts} draft{'s' if drafts > 1 else ''}" if drafts else ""
     whole = max((sum(candidate.images) for candidate in living), default=0) * len(living)
     share = sum(sum(candidate.images) for candidate in living) / (whole or 1)
     raced = f" measured on {share:.0%} of the images" if share < 1 else ""
     return (
-        f"{len(result.candidates)} proposals, {len(living)} distinct and alive{raced}; "
+        f"{len(result.candidates) - drafts} proposals{beside}, {len(living)} distinct and alive{raced}; "
         f"{result.measured} measurements; {f'{spent_text(result.spent)}; ' if result.spent else ''}"
         f"{result.seconds:.0f} s"
     )
