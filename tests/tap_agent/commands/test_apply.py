@@ -15,38 +15,25 @@ import yaml
 from tap_agent.exit import Exit
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import Result, Row
-from tests.agents.scripted import ChatServer
-from tests.graphs.test_search import script
-from tests.tap_agent.program import GOOD, SMALL, tap
+from tests.tap_agent.program import GOOD, tap
 from tests.tap_agent.terminal.test_display import in_terminal
 
 DIGITS = ["--search", "100", "--test", "100"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A run that has ended."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch, ChatServer(script) as server:
-        patch.setenv("TAP_CACHE", str(cache))
-        llm = ["--llm", "scripted", "--base-url", server.url]
-        assert tap("run", *SMALL, *llm, "--seed", "3", "--out", str(folder)) == Exit.OK
-    return folder
-
-
 @pytest.fixture
-def result(finished: Path) -> Result:
-    found = RunFolder(finished).result()
+def result(ended: Path) -> Result:
+    found = RunFolder(ended).result()
     assert found
     return found
 
 
 @pytest.fixture
-def changed(finished: Path, work: Path) -> Callable[..., str]:
+def changed(ended: Path, work: Path) -> Callable[..., str]:
     """Writes the run's allocation file with something changed, and gives its name."""
 
     def written(change: Callable[[list[dict[str, Any]]], object]) -> str:
-        best = json.loads((finished / "best.json").read_text())
+        best = json.loads((ended / "best.json").read_text())
         change(best["networks"][0]["layers"])
         (work / "bits.json").write_text(json.dumps(best))
         return "bits.json"
@@ -59,9 +46,9 @@ def of_kind(rows: list[Row], kind: str) -> list[Row]:
 
 
 def test_an_allocation_file_is_what_the_run_measured_and_can_be_passed_on(
-    finished: Path, result: Result, work: Path, capsys: pytest.CaptureFixture[str]
+    ended: Path, result: Result, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tap("apply", str(finished / "best.json"), "--out", "bits.json") == Exit.OK
+    assert tap("apply", str(ended / "best.json"), "--out", "bits.json") == Exit.OK
     (proxy,) = of_kind(result.table, "proxy")
     printed = capsys.readouterr().out
     top1 = f"{100 * proxy.test.top1:.1f} ({100 * proxy.test.low:.1f} to {100 * proxy.test.high:.1f}, n = 200)"
@@ -69,7 +56,7 @@ def test_an_allocation_file_is_what_the_run_measured_and_can_be_passed_on(
     assert "calibration draws" not in printed
     sizes = [float(found) for found in re.findall(r"│ +(\d+\.\d\d) +│", printed)]
     assert max(size for size in sizes if size < 32) <= proxy.bits + 0.005  # the baselines are no larger
-    first, second = (json.loads(path.read_text()) for path in (finished / "best.json", work / "bits.json"))
+    first, second = (json.loads(path.read_text()) for path in (ended / "best.json", work / "bits.json"))
     for layer in second["networks"][0]["layers"]:
         del layer["weight_scales"]  # the file beside best.json has them
     assert first["networks"][0]["layers"] == second["networks"][0]["layers"]
@@ -100,9 +87,9 @@ def test_uniform_bits_are_compared_at_their_own_size(work: Path, capsys: pytest.
 
 
 def test_several_budgets_give_a_curve_and_one_that_cannot_be_met_is_left_out(
-    finished: Path, work: Path, capsys: pytest.CaptureFixture[str]
+    ended: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tap("apply", str(finished), "--budget", "1.5bit,2.5bit, 4bit", "--plot", "new/curve.html") == Exit.OK
+    assert tap("apply", str(ended), "--budget", "1.5bit,2.5bit, 4bit", "--plot", "new/curve.html") == Exit.OK
     said = capsys.readouterr()
     assert said.err.splitlines() == [
         "left out: digits: a budget of 1.5bit is below what the smallest bits need, 2bit: raise the budget."
@@ -116,7 +103,7 @@ def test_several_budgets_give_a_curve_and_one_that_cannot_be_met_is_left_out(
     assert not re.search(r"""(?:src|href)=["']?http""", outside)
     for text in ("Accuracy against size: digits", "measured layer error", "2.5bit", "size of the packed network (KiB)"):
         assert text in page
-    assert tap("apply", str(finished), "--budget", "1bit,1.5bit") == Exit.BUDGET
+    assert tap("apply", str(ended), "--budget", "1bit,1.5bit") == Exit.BUDGET
     assert "a budget of 1bit is below" in capsys.readouterr().err
 
 
@@ -185,12 +172,10 @@ def test_the_baselines_may_take_the_bits_of_the_file(
     assert "these bits are not among the choices" not in printed
 
 
-def test_what_is_nothing_to_apply_is_one_sentence(
-    finished: Path, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_nothing_to_apply_is_one_sentence(ended: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "empty.json").write_text("")
     (work / "file").write_text("")
-    run = str(finished)
+    run = str(ended)
     for arguments, code, sentence in [
         (["uniform:1"], Exit.BITS, "'uniform:1' gives no bits that weights may have: write one whole number from 2"),
         (["uniform:9"], Exit.BITS, "from 2 to 8, as in uniform:3"),
@@ -209,20 +194,20 @@ def test_what_is_nothing_to_apply_is_one_sentence(
         assert sentence in " ".join(capsys.readouterr().err.split()), arguments
 
 
-def test_a_run_measures_a_curve_for_its_report(finished: Path, result: Result) -> None:
+def test_a_run_measures_a_curve_for_its_report(ended: Path, result: Result) -> None:
     (proxy,) = of_kind(result.table, "proxy")
     assert [row.budget for row in result.curve] == ["2bit"] * 3 + ["4bit"] * 3 + ["5bit"] * 3
     labels = [row.label for row in result.curve]
     assert labels == [x for bits in (2, 4, 5) for x in (proxy.label, f"uniform W{bits}A8", "measured layer error")]
     assert all(row.bits <= float(row.budget.removesuffix("bit")) for row in result.curve)
     assert {row.test.count for row in result.curve} == {200}
-    page = (finished / "report.html").read_text()
+    page = (ended / "report.html").read_text()
     assert "bits allocated anew at each budget" in page
     assert page.count('"name":"uniform bits"') == 1
 
 
-def test_a_result_of_before_there_was_a_curve_is_shown(finished: Path, work: Path) -> None:
-    shutil.copytree(finished, "old")
+def test_a_result_of_before_there_was_a_curve_is_shown(ended: Path, work: Path) -> None:
+    shutil.copytree(ended, "old")
     before = json.loads(Path("old/result.json").read_text())
     before.pop("curve")
     for row in before["table"]:
@@ -234,8 +219,8 @@ def test_a_result_of_before_there_was_a_curve_is_shown(finished: Path, work: Pat
     assert "bits allocated anew" not in page
 
 
-def test_a_terminal_shows_what_is_done_and_what_is_left(finished: Path, work: Path, cache: Path) -> None:
-    arguments = ["apply", str(finished), "--budget", "2.7bit,3.3bit", "--draws", "2"]
+def test_a_terminal_shows_what_is_done_and_what_is_left(ended: Path, work: Path, cache: Path) -> None:
+    arguments = ["apply", str(ended), "--budget", "2.7bit,3.3bit", "--draws", "2"]
     shown = in_terminal(arguments, work, cache, 120, until="Top-1 accuracy")
     assert "measuring the layer errors of digits" in shown
     assert "allocating bits of digits at 3.3bit" in shown

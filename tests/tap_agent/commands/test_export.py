@@ -32,12 +32,25 @@ def result(ended: Path) -> Result:
     return RunFolder(ended).finished()
 
 
+def fresh(cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in which nothing has been measured; the network is in it, which takes seconds to be trained again."""
+    (folder / "fresh").mkdir()
+    (trained,) = cache.glob("digits-*.pt")
+    shutil.copy(trained, folder / "fresh")
+    monkeypatch.setenv("TAP_CACHE", str(folder / "fresh"))
+
+
 def test_a_file_gives_the_very_figures_again_from_nothing_but_itself(
-    ended: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ended: Path,
+    work: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copy(ended / "best.json", "moved.json")
     first = json.loads(Path("moved.json").read_text())["networks"][0]
-    monkeypatch.setenv("TAP_CACHE", str(tmp_path / "fresh"))
+    fresh(cache, tmp_path, monkeypatch)
     assert tap("apply", "moved.json", "--out", "again.json") == Exit.OK
     said = f"digits: {first['test']['correct']} of 200 test images are right, as moved.json says"
     assert said in capsys.readouterr().out
@@ -68,10 +81,7 @@ def test_what_apply_writes_gives_its_figures_again_without_a_flag(
     (work / "good.py").write_text(GOOD)
     arguments = ["good.py" if each == "GOOD" else each for each in given]
     assert tap("apply", *arguments, *DIGITS, "--out", "bits.json") == Exit.OK
-    (tmp_path / "fresh").mkdir()
-    (trained,) = cache.glob("digits-*.pt")
-    shutil.copy(trained, tmp_path / "fresh")  # which takes seconds to be trained again
-    monkeypatch.setenv("TAP_CACHE", str(tmp_path / "fresh"))
+    fresh(cache, tmp_path, monkeypatch)
     assert tap("apply", "bits.json", "--out", "again.json") == Exit.OK
     assert "of 100 test images are right, as bits.json says" in capsys.readouterr().out
     first, again = (json.loads(Path(name).read_text()) for name in ("bits.json", "again.json"))
