@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphs.population import library_size
+from graphs import population
 from graphs.state import Candidate
 from tap_agent.paths import cache_folder
 from tap_agent.runs.folder import RunFolder
@@ -35,7 +35,7 @@ def main() -> None:
     for folder in folders:
         with Resources(folder.settings(), cache_folder()) as resources:
             for error in ERRORS:
-                found[error].append(_replay(folder, resources.benches, resources.search_settings().fitness, error))
+                found[error].append(_replay(folder, resources.benchmark, resources.search_settings().fitness, error))
     print("| error rate | same best proxy | share of the image passes | from, to |\n|---|---|---|---|")
     for error, results in found.items():
         shares = [share for _, share in results]
@@ -52,7 +52,7 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
     if result is None:
         raise SystemExit(f"{folder.path} has not ended.")
     finished: dict[str, tuple[float, Entrant]] = {}
-    seen = everything = population = 0
+    seen = everything = pool = 0
     for generation in sorted({candidate.generation for candidate in result.candidates}):
         living = [each for each in result.candidates if each.generation == generation and each.failure is None]
         entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights)) for each in living]
@@ -61,18 +61,18 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
             pairs = [list(zip(benches, living[index].allocations, strict=True)) for index in which]
             return [[bench.seen(bits.allocation(), stage) for bench, bits in each] for each in pairs]
 
-        keep = library_size(population + len(living))
+        keep = population.library_size(pool + len(living))
         rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[:keep]
         sizes = [[len(bench.stages[stage]) for bench in benches] for stage in range(len(STAGES))]
         race(entrants, [rival for _, rival in rivals], measure, sizes, keep, error, 1 - weights.alpha, weights.worth)
-        population = min(population + len(living), folder.settings().population)
+        pool = min(pool + len(living), folder.settings().population)
         for candidate, entrant in zip(living, entrants, strict=True):
             seen += sum(map(len, entrant.so_far()))
-            everything += sum(len(bench.splits.search) for bench in benches)
+            everything += sum(len(part) for bench in benches for part in bench.stages[: len(STAGES)])
             if not entrant.dropped:
                 finished[candidate.name] = (candidate.value, entrant)
     best = max(finished, key=lambda name: (finished[name][0], name))
-    return best == result.best, seen / everything
+    return best == population.best(result.candidates), seen / everything
 
 
 if __name__ == "__main__":

@@ -1,69 +1,146 @@
-"""Evolution against the same number of one-shot proposals, over several seeds of `tap-agent run`.
+"""Evolution against as many one-shot proposals, and against what is no proxy, over several seeds.
 
-    python benchmarks/seeds.py configs/resnet20-cifar10.yaml --seeds 5
+    PYTHONPATH=. python benchmarks/seeds.py configs/resnet20-cifar10.yaml --seeds 10 --out seeds.jsonl --budget 2.25bit
 
-Each seed is run twice, with the config as it is and with all proposals in the initial
-generation, on the same draw of calibration images. Finished runs are not run again.
+Each seed has a draw of calibration images of its own, on which two searches of the config are run, with and without
+evolution: as it is, and with all proposals in the initial generation. Beside them stand an evolution of allocations
+with as many measurements, the measured layer errors, uniform bits and random scores. Of each: the fitness of the
+fittest, of searches; then mean KL divergence (nats) and top-1 of the network that is kept, on test images. What is in
+the file is not done again. The last lines compare fitness in pairs (Wilcoxon, two-sided), and test KL.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import subprocess
-import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tap_agent.runs.folder import RunFolder
+from scipy.stats import wilcoxon
+
+from graphs.search import Search
+from graphs.state import Candidate, SearchState
+from tap_agent.paths import cache_folder
+from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import Settings
 from tap_agent.settings.read import read_settings
+from tap_eval.baselines.baselines import baselines
+from tap_eval.baselines.direct import direct
+from tap_eval.measuring.bench import Bench
+from tap_eval.quantization.quantizer import Allocation
+
+_STEPS = 10_000
+"""of a graph, far beyond any search"""
+Row = dict[str, Any]
 
 
 def main() -> None:
     """Runs what is missing and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--racing", metavar="ERROR", help="a third column: evolution that races with this error rate")
-    chosen, flags = parser.parse_known_args()
-    settings = read_settings(chosen.config, {})
-    proposals = settings.population * (settings.generations + 1)
-    modes = {
-        "evolution": [],
-        "one-shot": ["--generations", "0", "--population", str(proposals)],
-    }
-    if chosen.racing:
-        modes["racing"] = ["--racing", chosen.racing]
-    print(f"| seed | {' | '.join(f'{mode}: fitness, search, test' for mode in modes)} | measured layer error, test |")
-    print("|---|" + "---|" * (len(modes) + 1))
-    columns: dict[str, list[tuple[float, float, float]]] = {mode: [] for mode in modes}
-    errors: list[float] = []
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("seeds.jsonl"))
+    parser.add_argument("--budget")
+    parser.add_argument("--controller")
+    parser.add_argument("--worth")
+    parser.add_argument("--alpha", type=float)
+    chosen = parser.parse_args()
+    flags = {name: getattr(chosen, name) for name in ("budget", "controller", "worth", "alpha")}
+    rows: list[Row] = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
-        cells = []
-        for mode, extra in modes.items():
-            run = chosen.out / f"{mode}-{seed}"
-            if not (run / "result.json").exists():
-                start = ["resume", str(run)] if run.exists() else ["run", "--config", str(chosen.config)]
-                more = [] if run.exists() else [*flags, *extra, "--seed", str(seed), "--draws", "1", "--out", str(run)]
-                subprocess.run([sys.executable, "-m", "tap_agent", *start, *more], check=True, stdout=sys.stderr)
-            result = RunFolder(run).result()
-            assert result is not None
-            rows = {row.label if row.kind == "baseline" else row.kind: row for row in result.table}
-            proxy = rows["proxy"]
-            assert proxy.search is not None
-            found = (result.candidate(result.best).value, 100 * proxy.search.top1, 100 * proxy.test.top1)
-            columns[mode].append(found)
-            cells.append(f"{found[0]:.4f}, {found[1]:.1f}, {found[2]:.1f}")
-        errors.append(100 * rows["measured layer error"].test.top1)
-        print(f"| {seed} | {' | '.join(cells)} | {errors[-1]:.1f} |", flush=True)
-    means = [", ".join(_mean([row[place] for row in rows], place) for place in range(3)) for rows in columns.values()]
-    print(f"| mean | {' | '.join(means)} | {_mean(errors, 1)} |")
+        settings = read_settings(chosen.config, flags | {"seed": seed, "calibration_draws": 1})
+        for found in _missing(settings, {row["from"] for row in rows if row["seed"] == seed}):
+            rows.append({"seed": seed, **found})
+            with chosen.out.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    _tell([row for row in rows if row["seed"] < chosen.seeds])
 
 
-def _mean(values: list[float], place: int) -> str:
-    digits = 4 if place == 0 else 1
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+def _missing(settings: Settings, there: set[str]) -> list[Row]:
+    """What a seed comes to, but for what is `there`."""
+    count = settings.population * (settings.generations + 1)
+    found: list[Row] = []
+    searches = {"evolution": settings, "one-shot": settings.model_copy(update={"generations": 0, "population": count})}
+    for name, its in searches.items():
+        if name not in there:
+            with Resources(its, cache_folder()) as resources:
+                state = _searched(resources)
+                best = Candidate(**state["candidates"][state["best"] or ""])
+                fitness = max(each["fitness"] for each in state["finalists"])
+                row = _measured(resources.benches[0], [best.allocations[0].allocation()])
+                found.append({"from": name, "fitness": fitness, "code": best.code, **row})
+    with Resources(settings, cache_folder()) as resources:
+        bench = resources.benches[0]
+        for name, allocations in _others(bench, count, settings.seed).items():
+            if name not in there:
+                found.append({"from": name, **_measured(bench, allocations())})
+    return found
+
+
+def _others(bench: Bench, count: int, seed: int) -> dict[str, Callable[[], Sequence[Allocation]]]:
+    """What is no proxy, by its name."""
+    rules = {each.label: each.allocations for each in baselines(bench, seed)}
+    return {"search over allocations": lambda: [direct(bench, count, seed)]} | {
+        name: lambda its=its: its  # type: ignore[misc]
+        for name, its in rules.items()
+        if name.startswith(("measured", "uniform", "random"))
+    }
+
+
+def _searched(resources: Resources) -> SearchState:
+    """The final state of a search that leaves no run."""
+    ended: list[SearchState] = []
+    with tempfile.TemporaryDirectory() as folder, resources.account(Path(folder) / "calls.sqlite") as account:
+        search = Search(
+            lambda: resources.proposer(account), resources.search_settings(), lambda _: None, ended.append, _forgotten
+        )
+        search.graph().compile().invoke(
+            {}, {"recursion_limit": _STEPS, "max_concurrency": resources.settings.population}
+        )
+    return ended[-1]
+
+
+def _forgotten(name: str) -> Any:
+    raise AssertionError(f"{name} is of this process")
+
+
+def _measured(bench: Bench, allocations: Sequence[Allocation]) -> Row:
+    """KL and top-1 on test images, in their mean."""
+    (found,) = bench.measure_all(allocations, "test", [0], kept=True)
+    return {each: statistics.mean(getattr(one, each) for one in found) for each in ("kl", "top1")}
+
+
+def _tell(rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(row["from"] for row in rows))
+    print(f"| seed | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+    by_seed = {
+        seed: {row["from"]: row for row in rows if row["seed"] == seed} for seed in {row["seed"] for row in rows}
+    }
+    for seed, its in sorted(by_seed.items()):
+        print(f"| {seed} | {' | '.join(_cell([its[name]]) if name in its else '' for name in names)} |")
+    print(f"| mean | {' | '.join(_cell([row for row in rows if row['from'] == name]) for name in names)} |\n")
+    whole = [its for its in by_seed.values() if len(its) == len(names)]
+    for first, other, what in [
+        ("evolution", "one-shot", "fitness"),
+        *(("evolution", each, "kl") for each in names[1:]),
+    ]:
+        ahead = [(its[first][what] - its[other][what]) * (1 if what == "fitness" else -1) for its in whole]
+        test = f", p = {wilcoxon(ahead).pvalue:.3f}" if len(ahead) > 1 and any(ahead) else ""
+        better, worse = sum(each > 0 for each in ahead), sum(each < 0 for each in ahead)
+        print(f"- {first} and {other}, by {what}: ahead in {better}, behind in {worse} of {len(ahead)}{test}")
+
+
+def _cell(rows: Sequence[Row]) -> str:
+    found = []
+    for what, scale, digits in (("fitness", 1, 4), ("kl", 1, 3), ("top1", 100, 1)):
+        values = [scale * row[what] for row in rows if what in row]
+        if values:
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            found.append(f"{statistics.mean(values):.{digits}f}{spread}")
+    return ", ".join(found)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ COMMANDS = {
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),
     "seeds": (
-        ["seeds.py", "tiny.yaml", "--seeds", "1", "--out", "seeds"],
+        ["seeds.py", "tiny.yaml", "--seeds", "1", "--out", "seeds.jsonl"],
         "| 0 |",
     ),
 }
@@ -78,5 +79,12 @@ def test_a_benchmark_runs(name: str, tmp_path: Path, run: Callable[[list[str]], 
         f"networks: [{{network: digits, search: 60, test: 60}}]\npopulation: 2\ngenerations: 0\nllm: {REPLAY}\n"
     )
     assert expected in run(arguments)
-    if name == "seeds":
-        assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "seeds/evolution-0"])
+
+
+def test_a_run_that_measured_everything_is_raced_again(tmp_path: Path, run: Callable[[list[str]], str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(
+        "networks: [{network: digits, search: 60, test: 60}]\npopulation: 2\ngenerations: 0\n"
+        f"second_budget: false\ncalibration_draws: 1\nfinish: false\nllm: {REPLAY}\n"
+    )
+    subprocess.run([sys.executable, "-m", "tap_agent", "run", "--config", "tiny.yaml", "--out", "ended"], check=True)
+    assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "ended"])
