@@ -192,7 +192,7 @@ class Surroundings:
 
     def images(self) -> int:
         """Images that one measurement reads."""
-        return sum(len(bench.splits.search) for bench in self.benches)
+        return sum(bench.compared for bench in self.benches)
 
 
 def current(state: Mapping[str, Any]) -> Version:
@@ -220,7 +220,7 @@ def consent(question: str) -> int:
 def measured_text(found: Measured, surroundings: Surroundings) -> str:
     """Accuracy, divergence and rank correlation, a line a network."""
     return "\n".join(
-        f"{bench.name}: accuracy {100 * top1:.1f} % on {len(bench.splits.search):,} search images, "
+        f"{bench.name}: accuracy {100 * top1:.1f} % on {bench.compared:,} search images, "
         f"KL divergence from full precision {kl:.4f} nats, rank correlation with the layer errors {rho:.3f}"
         for bench, top1, kl, rho in zip(surroundings.benches, found.top1, found.kl, found.rho, strict=True)
     )

@@ -19,8 +19,9 @@ from graphs.state import Candidate
 from tap_agent.paths import cache_folder
 from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions.resources import Resources
-from tap_eval.measuring.bench import STAGES, Bench
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.race import Entrant, Seen, race
+from tap_eval.measuring.stages import STAGES
 from tap_eval.proxies.fitness import FitnessWeights, fitness
 
 ERRORS = (0.02, 0.05, 0.1, 0.2)
@@ -68,7 +69,7 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
         pool = min(pool + len(living), folder.settings().population)
         for candidate, entrant in zip(living, entrants, strict=True):
             seen += sum(map(len, entrant.so_far()))
-            everything += sum(len(part) for bench in benches for part in bench.stages[: len(STAGES)])
+            everything += sum(bench.compared for bench in benches)
             if not entrant.dropped:
                 finished[candidate.name] = (candidate.value, entrant)
     best = max(finished, key=lambda name: (finished[name][0], name))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from graphs.state import Candidate
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import bops
-from tap_eval.measuring.bench import STAGES, Bench
+from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.race import Entrant, Seen, estimated, race
+from tap_eval.measuring.stages import STAGES
 from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
 from tap_eval.proxies.proxy import Failure
 

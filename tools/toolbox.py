@@ -39,7 +39,7 @@ def allowance_for(benches: Sequence[Bench]) -> int:
 
     It follows from their sizes and not from a clock, so that a run is told the same when it is resumed or repeated.
     """
-    work = sum(layer.macs * len(bench.splits.search) for bench in benches for layer in bench.layers)
+    work = sum(layer.macs * bench.compared for bench in benches for layer in bench.layers)
     return 3 if work < TEN_SECONDS else 1
 
 

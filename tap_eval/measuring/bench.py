@@ -32,6 +32,7 @@ from tap_eval.measuring.layer_errors import enough
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
+from tap_eval.measuring.stages import STAGES, stages
 from tap_eval.measuring.task import Task
 from tap_eval.measuring.weights import Advance, Kept, rounding_errors, silent
 from tap_eval.mistake import BudgetMistake, ImagesMistake
@@ -53,10 +54,6 @@ _AT_ONCE = 5000
 """images whose outputs are held together, but for those in full precision"""
 A = TypeVar("A")
 B = TypeVar("B")
-
-STAGES = (0.05, 0.1, 0.2, 0.4, 0.8)
-"""parts of the search split on which candidates are compared, each holding the one before; on the rest, which no
-candidate is bred on, the winner is chosen"""
 
 
 class Bench:
@@ -217,13 +214,8 @@ class Bench:
 
     @cached_property
     def stages(self) -> list[np.ndarray]:
-        """The rows of the search split that each stage adds, and the rest, in an order that is not the source's.
-
-        Some parts are empty where there are few images.
-        """
-        rows = np.random.default_rng(0).permutation(len(self.splits.search))
-        bounds = [math.ceil(share * len(rows)) for share in STAGES]
-        return [np.sort(part) for part in np.split(rows, bounds)]
+        """The rows of the search split that each stage adds, and the rest."""
+        return stages(len(self.splits.search))
 
     def seen(self, allocation: Allocation | None, stage: int, beside: int = 1) -> Measurement:
         """What the images of a stage of the search split say of a network; measured once.
@@ -236,6 +228,11 @@ class Bench:
         """`seen` for each allocation, as many side by side as there are workers."""
         count = len(allocations)
         return self._side_by_side(lambda allocation: self.seen(allocation, stage, count), allocations)
+
+    @property
+    def compared(self) -> int:
+        """How many search images candidates are compared on."""
+        return sum(map(len, self.stages[: len(STAGES)]))
 
     def searched(self, allocation: Allocation | None) -> Accuracy:
         """On all images that candidates are compared on; measured once."""

@@ -16,7 +16,7 @@ from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
 from graphs.state import Bits, Candidate, SearchState
-from tap_eval.measuring.bench import STAGES, Bench
+from tap_eval.measuring.bench import Bench
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.sandbox import MontySandbox
 
@@ -286,7 +286,7 @@ def test_cost_and_novelty_enter_fitness_where_they_are_asked_for(open_run: Any, 
 
 
 def test_a_race_drops_the_hopeless_and_never_returns_one_of_them(open_run: Any, tmp_path: Path, bench: Bench) -> None:
-    whole = sum(map(len, bench.stages[: len(STAGES)]))
+    whole = bench.compared
     settings = SearchSettings(population=8, generations=2, controller="uniform", seed=3, racing=0.1)
     state = open_run(settings).invoke(tmp_path / "c.sqlite")
     alive = [each for each in state["candidates"].values() if each["failure"] is None]

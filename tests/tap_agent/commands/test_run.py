@@ -263,8 +263,8 @@ def test_several_networks_come_from_a_config(work: Path, capsys: pytest.CaptureF
     assert tap("run", "--config", "two.yaml", "--out", "two") == Exit.OK
     result = RunFolder(work / "two").result()
     assert result is not None
-    assert [network.budget for network in result.networks] == ["3bit", "4bit"]
-    assert len(result.candidate(result.best).top1) == 2
+    assert [network.budget for network in result.networks] == ["3bit", "4bit", "3.6bit", "4.8bit"]
+    assert len(result.candidate(result.best).top1) == 4
     names = [network.name for network in result.networks]
-    assert names == ["digits", "digits (2)"]
+    assert names == ["digits", "digits (2)", "digits at 3.6bit", "digits (2) at 4.8bit"]
     assert [row.network for row in result.table] == [names[0]] * 7 + [names[1]] * 7

@@ -106,7 +106,7 @@ def test_a_run_is_started_stopped_resumed_and_watched_and_its_proxy_refined(
         expect(look.locator("#figure-change-0 svg").first).to_be_visible()
         message.fill("Is it better?")
         message.press("Enter")
-        expect(look.get_by_text("on 200 images?")).to_be_visible()
+        expect(look.get_by_text("on 320 images?")).to_be_visible()
         keep(look, "question")
         look.get_by_label("measurements").fill("2")
         look.get_by_role("button", name="Allow").click()

@@ -69,7 +69,7 @@ def test_the_agent_looks_changes_and_asks_before_it_measures_or_accepts(
 
         list(conversation.say("measure it"))
         (question,) = conversation.questions
-        assert "200 images" in question.text
+        assert "320 images" in question.text  # at two budgets
         assert "does not allow" in words(conversation.answer({question.identity: "no"}))
         list(conversation.say("measure it"))
         (question,) = conversation.questions

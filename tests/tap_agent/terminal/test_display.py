@@ -79,7 +79,7 @@ def test_a_terminal_shows_a_table_that_fills_and_a_resumed_run_shows_what_there_
     arguments = [*RUN, "--llm", "scripted", "--base-url", url, "--racing", "0.2", "--out", "run"]
     first = in_terminal(arguments, tmp_path, cache, 80, until="generation 1 of 1: proposing")
     assert [line for line in first.splitlines() if len(line) > 80] == []
-    assert re.search(r"generation +template +candidate +fitness +accuracy +seconds +tokens", first)
+    assert re.search(r"generation +template +candidate +fitness +accuracy +KL +seconds +tokens", first)
     assert re.search(r"0 +initialization +" + ROW.format(name="p000"), first)  # judged
     assert re.search(r"generation 0: fitness best 0\.\d{4}, mean 0\.\d{4}; died: \d (duplicate|error)", first)
     assert first.count("scripted refuses temperature, which is left out from now on.") == 1
@@ -112,7 +112,7 @@ def test_without_a_terminal_each_event_is_a_plain_line(
     assert len(judged) == 10
     alive = re.compile(
         r"judged name=p\d{3} generation=\d template=\w+ seconds=\d+\.\d{4} tokens=\d+ fitness=-?\d\.\d{4} "
-        r"accuracy=0\.\d{4}( dropped=yes)?"
+        r"accuracy=0\.\d{4} kl=\d\.\d{4}( dropped=yes)?"
     )
     assert sum(bool(alive.fullmatch(line)) for line in judged) == sum("failure=" not in line for line in judged)
     generations = [line for line in lines if line.startswith("generation ")]
