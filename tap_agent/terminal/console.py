@@ -37,7 +37,7 @@ def show_result(folder: RunFolder, result: Result) -> None:
     out.print(results_table(result.table, [result.networks[place].budget for place in result.shown]), soft_wrap=False)
     out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
     if chosen := chosen_text(result):
-        out.print(chosen)
+        out.print(chosen, soft_wrap=False)
     out.print(summary(result))
     for file in result.files:
         out.print(f"model: {folder.path / file.name} ({file.size_bytes / 1024:,.1f} KiB)", markup=False)

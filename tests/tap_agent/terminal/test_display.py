@@ -26,7 +26,7 @@ from tests.tap_agent.program import tap
 
 RUN = ["run", "--population", "5", "--generations", "1", "--search", "400", "--test", "100", "--draws", "1"]
 CONTROLS = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")
-ROW = r"{name} +0\.\d{{4}} +\d+\.\d +\d+\.\d +\d+"
+ROW = r"{name} +0\.\d{{4}} +\d+\.\d +\d\.\d{{3}} +\d+\.\d +\d+"
 
 
 def with_deaths(request: dict[str, Any]) -> Answer:
