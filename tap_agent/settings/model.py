@@ -130,7 +130,7 @@ own --draws asks for more."""
 Eq. 7 has it."""
     worth: Annotated[Literal["kl", "accuracy"], Flag(SEARCH, "run", label="Worth", usage=True)] = "kl"
     """What measured bits count in fitness: kl, exp(-KL) of the outputs from full precision, or the paper's accuracy."""
-    alpha: Annotated[float, Flag(SEARCH, "run")] = Field(0.1, ge=0, le=1)
+    alpha: Annotated[float, Flag(SEARCH, "run")] = Field(0.05, ge=0, le=1)
     """Share of the rank correlation in fitness."""
     beta: Annotated[float, Flag(SEARCH, "run")] = Field(0.0, ge=0)
     """Weight of cost."""
