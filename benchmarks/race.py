@@ -53,7 +53,7 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
     if result is None:
         raise SystemExit(f"{folder.path} has not ended.")
     finished: dict[str, tuple[float, Entrant]] = {}
-    seen = everything = pool = 0
+    seen = everything = 0
     for generation in sorted({candidate.generation for candidate in result.candidates}):
         living = [each for each in result.candidates if each.generation == generation and each.failure is None]
         entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights)) for each in living]
@@ -62,11 +62,9 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
             pairs = [list(zip(benches, living[index].allocations, strict=True)) for index in which]
             return [[bench.seen(bits.allocation(), stage) for bench, bits in each] for each in pairs]
 
-        keep = population.library_size(pool + len(living))
-        rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[:keep]
+        rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[: population.LEAST]
         sizes = [[len(bench.stages[stage]) for bench in benches] for stage in range(len(STAGES))]
-        race(entrants, [rival for _, rival in rivals], measure, sizes, keep, error, 1 - weights.alpha, weights.worth)
-        pool = min(pool + len(living), folder.settings().population)
+        race(entrants, [rival for _, rival in rivals], measure, sizes, 1, error, 1 - weights.alpha, weights.worth)
         for candidate, entrant in zip(living, entrants, strict=True):
             seen += sum(map(len, entrant.so_far()))
             everything += sum(bench.compared for bench in benches)

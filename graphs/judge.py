@@ -26,12 +26,13 @@ class Judge:
     """error rate with which a candidate may be dropped before all images are seen; 0 measures on all"""
 
     def judge(
-        self, names: Sequence[str], everyone: Mapping[str, Candidate], library: Sequence[str], keep: int
+        self, names: Sequence[str], everyone: Mapping[str, Candidate], library: Sequence[str]
     ) -> dict[str, Candidate]:
         """The named candidates of `everyone` with their fitness.
 
         A duplicate within the generation dies, the first lives; drafts come after what was submitted. The others race
-        for the places in the coming library, which has `keep`; the members of this one are rivals.
+        for the first place;
+        the members of the library that have run all stages are rivals.
         """
         proposed = sorted((everyone[name] for name in names), key=lambda each: (bool(each.draft_of), each.name))
         judged = self._without_twins(proposed)
@@ -41,7 +42,7 @@ class Judge:
         for candidate in living:
             entrants.append(Entrant(self._offset(candidate, before)))
             before.append(candidate.scores)
-        rivals = [self._finished(everyone[name]) for name in library]
+        rivals = [self._finished(everyone[name]) for name in library if not everyone[name].dropped]
         seconds = [0.0] * len(living)
 
         def measure(which: Sequence[int], stage: int) -> list[Seen]:
@@ -59,7 +60,7 @@ class Judge:
             rivals,
             measure,
             [[len(bench.stages[stage]) for bench in self.benches] for stage in range(len(STAGES))],
-            keep=keep,
+            keep=1,
             error=self.racing,
             weight=1 - self.weights.alpha,
             worth=self.weights.worth,

@@ -27,18 +27,17 @@ def survivors(candidates: Iterable[Candidate], size: int) -> list[str]:
 
 
 def library(candidates: Iterable[Candidate]) -> list[str]:
-    """Names of the best that differ, of those that were measured on all images: the top tenth, at least four.
+    """Names of the best that differ: the top tenth, at least four.
 
     One whose scores rank layers as those of a better one do has no place, unless places are left.
     """
     order = ranked({candidate.name: candidate for candidate in candidates}.values())
-    finished = [candidate for candidate in order if not candidate.dropped]
     differing: list[Candidate] = []
-    for candidate in finished:
+    for candidate in order:
         if all(_likeness(candidate, other) < ALIKE for other in differing):
             differing.append(candidate)
-    alike = [candidate for candidate in finished if candidate not in differing]
-    return [candidate.name for candidate in [*differing, *alike][: library_size(len(order))]]
+    alike = [candidate for candidate in order if candidate not in differing]
+    return [candidate.name for candidate in [*differing, *alike][: max(LEAST, -(-len(order) // 10))]]
 
 
 def _likeness(one: Candidate, other: Candidate) -> float:
@@ -52,11 +51,6 @@ def to_beat(parents: Sequence[Candidate], library: Sequence[Candidate]) -> float
     if parents:
         return max(parent.value for parent in parents)
     return statistics.median(candidate.value for candidate in library) if library else 0.0
-
-
-def library_size(candidates: int) -> int:
-    """Places in the library for the best of so many."""
-    return max(LEAST, -(-candidates // 10))
 
 
 def best(candidates: Iterable[Candidate]) -> str | None:

@@ -189,7 +189,7 @@ class Refinement:
             prints=list(scored.prints),
             allocations=[Bits.of(allocation) for allocation in scored.allocations],
         )
-        judged = self._open_judge().judge([_UNNAMED], everyone | {_UNNAMED: child}, [], 1)[_UNNAMED]
+        judged = self._open_judge().judge([_UNNAMED], everyone | {_UNNAMED: child}, [])[_UNNAMED]
         return version.model_copy(update={"name": self._run.adopt(judged).name})
 
     def _accepted(self, kept: Version) -> str:

@@ -225,8 +225,7 @@ class Search:
         planned = [entry["name"] for entry in state["plan"]]
         names = [*planned, *(each.name for each in everyone.values() if each.draft_of in planned)]
         everyone |= {name: self._whole(everyone[name]) for name in (*names, *state["library"])}
-        places = population.library_size(len(state["population"]) + len(names))
-        judged = self._judge.judge(names, everyone, state["library"], places)
+        judged = self._judge.judge(names, everyone, state["library"])
         everyone |= judged
         pool = [everyone[name] for name in state["population"]] + list(judged.values())
         library = population.library([*pool, *(everyone[name] for name in state["library"])])

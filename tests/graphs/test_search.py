@@ -296,7 +296,6 @@ def test_a_race_drops_the_hopeless_and_never_returns_one_of_them(open_run: Any, 
     assert all(each["images"] == [whole] for each in alive if not each["dropped"])
     best = state["candidates"][state["best"]]
     assert not best["dropped"]
-    assert all(not state["candidates"][name]["dropped"] for name in state["library"])
     for each in dropped:
         full = bench.searched(Candidate(**each).allocations[0].allocation()).top1
         assert 0.1 * each["rho"][0] + 0.9 * full <= max(each["fitness"] for each in state["finalists"])
