@@ -31,8 +31,7 @@ class Judge:
         """The named candidates of `everyone` with their fitness.
 
         A duplicate within the generation dies, the first lives; drafts come after what was submitted. The others race
-        for the first place;
-        the members of the library that have run all stages are rivals.
+        for the first place; the members of the library that have run all stages are rivals.
         """
         proposed = sorted((everyone[name] for name in names), key=lambda each: (bool(each.draft_of), each.name))
         judged = self._without_twins(proposed)
