@@ -310,7 +310,7 @@ class Search:
         if not best:
             return {"best": None, "finalists": []}
         self.emit({"event": "choosing", "finalists": len(best)})
-        found = winner.choose(best, self.benches, self.settings.fitness.worth)
+        found = winner.choose(best, self.benches, self.settings.fitness)
         self.emit(
             {"event": "chosen", "best": found[0].name, "finalists": [each.model_dump(mode="json") for each in found]}
         )

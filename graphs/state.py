@@ -115,7 +115,7 @@ class SearchState(TypedDict):
     generation: int
     """the generation being made; 0 is the initial population"""
     weights: dict[str, float]
-    """the controller's unnormalized weights of the templates"""
+    """the controller's weights of the templates"""
     candidates: Annotated[dict[str, dict[str, Any]], _union]
     """every `Candidate` ever proposed, by name"""
     population: list[str]

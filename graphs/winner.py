@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from graphs.population import ranked
 from graphs.state import Candidate
 from tap_eval.measuring.accuracy import Measurement
-from tap_eval.measuring.bench import Bench
-from tap_eval.measuring.race import contributions
-from tap_eval.proxies.fitness import Worth
+from tap_eval.measuring.bench import Bench, image_sets
+from tap_eval.measuring.race import apart, contributions
+from tap_eval.proxies.fitness import FitnessWeights
 
 FINALISTS = 5
 
@@ -35,7 +35,7 @@ class Finalist(BaseModel):
     kl: float
     """nats; both likewise"""
     behind: float
-    """by how much its worth is below the winner's; below 0 where it is above, by less than can be told"""
+    """by how much its fitness is then below the winner's; below 0 where it is above, by less than can be told"""
     error: float
     """one standard error of that, over images"""
 
@@ -45,12 +45,12 @@ def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [candidate for candidate in ranked(candidates) if not candidate.dropped][:FINALISTS]
 
 
-def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], worth: Worth) -> list[Finalist]:
-    """The winner, then the others from the most worth to the least; the candidates are whole, and the fittest first.
+def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], weights: FitnessWeights) -> list[Finalist]:
+    """The winner, then the others from the fittest to the least fit; the candidates are whole, and the fittest first.
 
-    Each is measured, finished where that is asked for, on the images that candidates are not compared on, under every
-    draw of calibration images but the first, which the search used, or under that where there is no other. The fittest
-    wins unless another is ahead of it by more than a standard error.
+    Each is measured, as the network that is kept, on the images that candidates are not compared on, under every draw
+    of calibration images but the first, which the search used, or under that where there is no other; that is the
+    worth in its fitness now. The fittest before wins unless another is ahead of it by more than a standard error.
     """
     measured: list[list[list[Measurement]]] = [[] for _ in candidates]
     for place, bench in enumerate(benches):
@@ -60,30 +60,36 @@ def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], worth: Wor
             bench.finish(allocations, draws)
         for of, allocation in zip(measured, allocations, strict=True):
             of.append([bench.left_out(allocation, draw) for draw in draws])
-    images = [[np.mean([contributions(each, worth) for each in draws], axis=0) for draws in of] for of in measured]
+    images = [
+        [np.mean([contributions(each, weights.worth) for each in draws], axis=0) for draws in of] for of in measured
+    ]
+    sets, share = image_sets(benches), 1 - weights.alpha
     worths = [_mean([float(each.mean()) for each in of]) for of in images]
-    most = max(range(len(candidates)), key=lambda place: worths[place])
-    if worths[most] - worths[0] <= _standard_error(images[most], images[0]):
+    anew = [
+        candidate.value + share * (worth - _mean(weights.worths(candidate.top1, candidate.kl)))
+        for candidate, worth in zip(candidates, worths, strict=True)
+    ]
+    most = max(range(len(candidates)), key=lambda place: anew[place])
+    if anew[most] - anew[0] <= share * _standard_error(images[most], images[0], sets):
         most = 0
     found = [
         Finalist(
             name=candidate.name,
             fitness=candidate.value,
-            worth=its,
+            worth=worth,
             top1=_mean([each.accuracy.top1 for draws in of for each in draws]),
             kl=_mean([each.mean_kl for draws in of for each in draws]),
-            behind=worths[most] - its,
-            error=_standard_error(images[most], seen),
+            behind=anew[most] - fitness,
+            error=share * _standard_error(images[most], seen, sets),
         )
-        for candidate, its, of, seen in zip(candidates, worths, measured, images, strict=True)
+        for candidate, worth, fitness, of, seen in zip(candidates, worths, anew, measured, images, strict=True)
     ]
-    return [found[most], *sorted((each for each in found if each is not found[most]), key=lambda each: -each.worth)]
+    return [found[most], *sorted((each for each in found if each is not found[most]), key=lambda each: each.behind)]
 
 
-def _standard_error(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
-    """Of the mean over networks of the mean difference of images, each (N,)."""
-    differences = [its - their for its, their in zip(one, other, strict=True)]
-    return math.sqrt(sum(float(each.var()) / len(each) for each in differences)) / len(differences)
+def _standard_error(one: Sequence[np.ndarray], other: Sequence[np.ndarray], sets: Sequence[int]) -> float:
+    """Of the mean over networks of the mean difference of images, each (N,); see `apart`."""
+    return math.sqrt(sum(float(each.var()) / len(each) for each in apart(one, other, sets)))
 
 
 def _mean(values: Sequence[float]) -> float:

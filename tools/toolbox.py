@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def make_tools(
 
     They return text and never raise for bad code. What is measured is added to `drafts`.
     """
-    left = allowance
+    left, counting = allowance, threading.Lock()
 
     @tool
     def run_code(code: str) -> str:
@@ -72,12 +73,15 @@ def make_tools(
         What is measured takes part in the search even if another is submitted; `thought` is kept with it.
         """
         nonlocal left
-        if left < 1:
-            return "Your allowance of measurements is used up: submit your proposal."
+        with counting:  # the calls of one answer run side by side
+            if left < 1:
+                return "Your allowance of measurements is used up: submit your proposal."
+            left -= 1
         scored = score(code, benches, sandbox)
         if isinstance(scored, Rejection):
+            with counting:
+                left += 1
             return refusal(scored)
-        left -= 1
         if drafts is not None:
             drafts.append(Draft(thought, code, scored))
         found = [([], measure(scored, benches)), *(([name], each) for name, each in (parents or {}).items())]

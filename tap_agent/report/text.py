@@ -37,10 +37,11 @@ def chosen_text(result: Result) -> str:
     first, *others = result.finalists
     apart = ", ".join(f"{each.name} {-each.behind:+.4f} ± {each.error:.4f}" for each in others)
     fittest = max(result.finalists, key=lambda each: each.fitness)
-    how = "stayed ahead" if fittest is first else f"went ahead of {fittest.name}, the fittest,"
+    how = "was kept" if fittest is first else f"was taken in place of {fittest.name}, the fittest before,"
+    draws = " and calibration draws" if max(len(row.draws) for row in result.table) > 1 else ""
     return (
-        f"{first.name} {how} among the best {len(result.finalists)} on images and calibration draws that the search "
-        f"did not use: worth {first.worth:.4f}, the others {apart} from it."
+        f"{first.name} {how} among the best {len(result.finalists)} by images{draws} that the search did not use. "
+        f"There others' fitness is {apart} from its own; the fittest goes unless one is ahead by more than its error."
     )
 
 

@@ -115,8 +115,16 @@ class RunFolder:
 
     def settings(self, flags: Mapping[str, Any] = MappingProxyType({})) -> Settings:
         """The resolved config with which the run was started, with `flags` over it; raises `ConfigMistake`."""
+        return read_settings(self.given, flags)
+
+    @property
+    def given(self) -> Given:
+        """What its config says, and what its version did where there was no such setting."""
         config = self.path / "config.yaml"
-        return read_settings(Given(config, _BEFORE | read_yaml(config)), flags)
+        values = read_yaml(config)
+        if "worth" not in values and values.get("controller") == "ratio":
+            values["controller"] = "paper"
+        return Given(config, _BEFORE | values)
 
     @contextmanager
     def held(self, patience: float = 0.2) -> Iterator[None]:

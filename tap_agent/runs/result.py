@@ -50,7 +50,7 @@ class Row(_Record):
     search: MeasuredTop1 | None
     test: MeasuredTop1
     unfinished: MeasuredTop1 | None = None
-    """test top-1 as the search rounds it, where `test` is of the network rounded once more for its allocation"""
+    """test top-1 as the search rounds it, where networks are rounded once more; `test` is of the one that is kept"""
     draws: list[float]
     """test top-1 under each calibration draw, with the same bits; the first is `test`"""
     spread: float

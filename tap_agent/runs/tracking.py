@@ -145,7 +145,10 @@ class Tracker(AbstractContextManager["Tracker"]):
 
 
 def event_numbers(event: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
-    """The step and the numbers of an event: of a generation by its index, of a living candidate by its number."""
+    """The step and the numbers of an event: of a generation by its index, of a living candidate by its number.
+
+    Drafts have none, and an earlier version's candidates no divergence.
+    """
     if event["event"] == "generation":
         offspring = sum(event["offspring"].values())
         numbers = {
@@ -155,12 +158,13 @@ def event_numbers(event: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
             **{f"probability/{template}": event["probabilities"][template] for template in TEMPLATES},
         }
         return event["index"], {name: value for name, value in numbers.items() if value is not None}
-    if event["event"] == "judged" and event["fitness"] is not None:
+    if event["event"] == "judged" and event["fitness"] is not None and event["name"][1:].isdecimal():
+        kl = event.get("kl")
         return int(event["name"][1:]), {
             "candidate/fitness": event["fitness"],
             "candidate/accuracy": sum(event["top1"]) / len(event["top1"]),
-            "candidate/kl": sum(event["kl"]) / len(event["kl"]),
-            "candidate/bytes": sum(event["size_bytes"]),
+            **({"candidate/kl": sum(kl) / len(kl)} if kl else {}),
+            "candidate/bytes": event["size_bytes"][0],
         }
     return 0, {}
 

@@ -17,7 +17,7 @@ from agents.account import Account, LimitMistake
 from graphs.search import Search
 from graphs.state import SearchState
 from tap_agent.runs.checkpoints import SERDE
-from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.runs.result import Result
 from tap_agent.sessions.outcome import conclude_run, network_record
 from tap_agent.sessions.resources import Resources
@@ -52,6 +52,12 @@ def search(folder: RunFolder, resources: Resources, listen: Listener) -> Result:
             "recursion_limit": _MOST_STEPS,
             "max_concurrency": settings.population,
         }
+        before = compiled.get_state(config).values if known else {}
+        if "weights" in before and not {"finalists", "notebook"} <= before.keys():
+            raise RunMistake(
+                f"{folder.path} was begun by an earlier version, whose steps this one cannot go on with: begin anew by "
+                f"`tap-agent run --config {folder.path / 'config.yaml'}`."
+            )
         session.emit(first_event("resumed" if known else "started", thread, settings))
         try:
             compiled.invoke(None if known else {}, config, durability="sync")

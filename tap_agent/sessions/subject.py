@@ -18,7 +18,7 @@ from tap_agent.sessions.allocation import (
     read_allocation,
 )
 from tap_agent.settings.model import Settings
-from tap_agent.settings.read import Given, read_yaml
+from tap_agent.settings.read import Given
 from tap_eval import device
 from tap_eval.allocation.budget import most_uniform
 from tap_eval.allocation.choices import uniform
@@ -207,4 +207,4 @@ def _bits(what: str, text: str) -> int:
 def _beside(folder: Path | None) -> Given | None:
     """The settings of the run in `folder`, if it is one."""
     config = folder and folder / "config.yaml"
-    return Given(config, read_yaml(config)) if config and config.is_file() else None
+    return RunFolder(config.parent).given if config and config.is_file() else None

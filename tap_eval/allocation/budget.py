@@ -68,7 +68,7 @@ class Budget:
     def times(self, factor: Fraction) -> Budget:
         """About `factor` times as much, as a user would write it; of a rate in per cent, of what it leaves."""
         if self.unit == "%":
-            return Budget.parse(f"{_rounded(100 - (100 - self.amount) * factor, ROUND_CEILING)}%")
+            return Budget.parse(f"{_rounded(max(100 - (100 - self.amount) * factor, Fraction(0)), ROUND_CEILING)}%")
         if self.unit == "bit":
             return Budget.parse(f"{_rounded(self.amount * factor, ROUND_FLOOR)}bit")
         return Budget.parse(_with_prefix(self.amount * factor, self, ROUND_FLOOR))

@@ -175,7 +175,7 @@ class Bench:
     def features(self) -> list[Features]:
         """What a proxy gets as `layers`; computed once a network, calibration images, contract and bits."""
         calibration, inputs, bits = self.splits.calibrations[0], self.task.inputs, self.task.choices.weights
-        name = key("features", features.VERSION, self.digest, calibration.digest, inputs, bits)
+        name = key("features", features.VERSION, self._bounds.features, self.digest, calibration.digest, inputs, bits)
         bound = self._bounds.features
         return self._ledger.recall(name, lambda: describe(self.prepared, calibration, inputs, bound, bits))
 
@@ -241,10 +241,12 @@ class Bench:
     def left_out(self, allocation: Allocation, draw: int) -> Measurement:
         """What those images of the search split say that candidates are not compared on, under a draw; measured once.
 
-        The network is finished where that is asked for. Where there are no such images, all of the split speak.
+        Of the network that is kept. Where there are no such images, all of the split speak.
         """
         rows = self.stages[-1] if len(self.stages[-1]) else np.arange(len(self.splits.search))
-        return self._measured(self._job(allocation, "search", draw, rows, self.task.finish), "left out", 1)
+        return self._measured(
+            self._job(allocation, "search", draw, rows, self.keeps_finished(allocation)), "left out", 1
+        )
 
     def measure(
         self,
@@ -395,3 +397,9 @@ class Bench:
         images = [search.digest, count, self.splits.calibrations[0].digest]
         name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
+
+
+def image_sets(benches: Sequence[Bench]) -> list[int]:
+    """A number for each, the same for those that are measured on the same search images."""
+    digests = [bench.splits.search.digest for bench in benches]
+    return [digests.index(digest) for digest in digests]

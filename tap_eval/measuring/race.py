@@ -43,6 +43,7 @@ def race(
     rivals: Sequence[Entrant],
     measure: Callable[[Sequence[int], int], Sequence[Seen]],
     sizes: Sequence[Sequence[int]],
+    sets: Sequence[int],
     keep: int,
     error: float,
     weight: float,
@@ -51,7 +52,8 @@ def race(
     """Runs the entrants to the end, or until they are dropped.
 
     `rivals` have run all stages. `measure(which, stage)` is given the indices of entrants.
-    `sizes` are the images of each stage, one number a network. An entrant is dropped when
+    `sizes` are the images of each stage, one number a network; networks of one number in `sets` see the same images,
+    and are no independent witnesses. An entrant is dropped when
     `keep` others are better; `error` bounds the probability of dropping one that belongs to the
     best `keep`, over all stages and comparisons (Bonferroni). `weight` is that of `worth` in
     fitness. With an error of 0 nobody is dropped.
@@ -63,13 +65,14 @@ def race(
         for index, seen in zip(running, measure(running, stage), strict=True):
             entrants[index].seen.append(seen)
         shown, total = np.sum(sizes[: stage + 1], axis=0), np.sum(sizes, axis=0)
-        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or sum(shown) < _LEAST_IMAGES:
+        images = sum(shown[sets.index(each)] for each in set(sets))
+        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or images < _LEAST_IMAGES:
             continue
-        share = shown / total
+        share = [float(shown[place] / total[place]) for place in map(sets.index, sorted(set(sets)))]
         field_ = [(entrant, entrant.so_far(stage + 1)) for entrant in [*rivals, *(entrants[i] for i in running)]]
         for entrant, its in field_[len(rivals) :]:
             leads = ((other.offset - entrant.offset, their) for other, their in field_ if other is not entrant)
-            better = sum(_lead(offset, their, its, share, weight, worth) > certain for offset, their in leads)
+            better = sum(_lead(offset, their, its, sets, share, weight, worth) > certain for offset, their in leads)
             entrant.dropped = bool(better >= keep)
 
 
@@ -93,20 +96,43 @@ def estimated(entrant: Entrant, finished: Sequence[Entrant]) -> tuple[list[float
     return top1, kl
 
 
-def _lead(offset: float, better: Seen, worse: Seen, share: np.ndarray, weight: float, worth: Worth) -> float:
+def _lead(
+    offset: float,
+    better: Seen,
+    worse: Seen,
+    sets: Sequence[int],
+    share: Sequence[float],
+    weight: float,
+    worth: Worth,
+) -> float:
     """How far `better` is ahead in fitness, in standard errors, with `offset` ahead for the rest of it.
 
-    The mean over networks is one of independent means; `share` is what each has seen of its images.
+    `share` is what has been seen of each set of images.
     """
-    ahead = [np.subtract(*(contributions(of, worth) for of in pair)) for pair in zip(better, worse, strict=True)]
+    ahead = apart([contributions(each, worth) for each in better], [contributions(each, worth) for each in worse], sets)
     if sum(np.count_nonzero(each) for each in ahead) < _LEAST_DIFFERENCES:
         return -math.inf  # the normal approximation would be bold
-    least = 1.0 if worth == "accuracy" else 0.0  # images that all agree say little where answers are right or wrong
-    variances = [
-        max(each.var(), least / len(each)) / len(each) * (1 - part) for each, part in zip(ahead, share, strict=True)
+    # images that all agree say little where answers are right or wrong
+    least = [(sets.count(each) / len(sets)) ** 2 if worth == "accuracy" else 0.0 for each in sorted(set(sets))]
+    variance = sum(
+        max(float(each.var()), some / len(each)) / len(each) * (1 - part)
+        for each, some, part in zip(ahead, least, share, strict=True)
+    )
+    lead = offset + weight * sum(float(each.mean()) for each in ahead)
+    return lead / (weight * math.sqrt(variance) + 1e-12)
+
+
+def apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray], sets: Sequence[int]) -> list[np.ndarray]:
+    """By how much images put one ahead of another, whose means add up to the mean over networks of mean differences.
+
+    Both hold a (N,) each network; there is an array for each set of images, which networks of one number in `sets`
+    share: what these say of an image is one thing.
+    """
+    differences = [(its - their) / len(sets) for its, their in zip(one, other, strict=True)]
+    return [
+        np.sum([each for each, number in zip(differences, sets, strict=True) if number == which], axis=0)
+        for which in sorted(set(sets))
     ]
-    lead = offset + weight * float(np.mean([each.mean() for each in ahead]))
-    return lead / float(weight * math.sqrt(sum(variances)) / len(variances) + 1e-12)
 
 
 def contributions(seen: Measurement, worth: Worth) -> np.ndarray:

@@ -138,3 +138,7 @@ def test_a_budget_a_fifth_above_another_is_written_as_people_write_it(text: str,
     budget = Budget.parse(text).times(Fraction(6, 5))
     assert budget == Budget.parse(more)
     assert Budget.parse_all(f"{text}, {more},{text}") == [Budget.parse(text), budget]
+
+
+def test_a_rate_that_leaves_nearly_all_leaves_no_more_than_all() -> None:
+    assert Budget.parse("10%").times(Fraction(6, 5)) == Budget.parse("0%")

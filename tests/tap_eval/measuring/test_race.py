@@ -45,7 +45,7 @@ class Field:
         weight: float = 0.9,
         worth: Worth = "accuracy",
     ) -> None:
-        race(self.entrants, rivals, self.measure, SIZES, keep, error, weight, worth)
+        race(self.entrants, rivals, self.measure, SIZES, [0], keep, error, weight, worth)
 
     def dropped(self) -> list[int]:
         return [index for index, entrant in enumerate(self.entrants) if entrant.dropped]
