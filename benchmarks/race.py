@@ -19,8 +19,8 @@ from graphs.state import Candidate
 from tap_agent.paths import cache_folder
 from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions.resources import Resources
-from tap_eval.measuring.bench import Bench, image_sets
-from tap_eval.measuring.race import Entrant, Seen, race
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.race import Entrant, Seen, image_sets, race
 from tap_eval.measuring.stages import STAGES
 from tap_eval.proxies.fitness import FitnessWeights, fitness
 
@@ -64,7 +64,7 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
 
         rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[: population.LEAST]
         sizes = [[len(bench.stages[stage]) for bench in benches] for stage in range(len(STAGES))]
-        sets, share = image_sets(benches), 1 - weights.alpha
+        sets, share = image_sets([bench.splits.search for bench in benches]), 1 - weights.alpha
         race(entrants, [rival for _, rival in rivals], measure, sizes, sets, 1, error, share, weights.worth)
         for candidate, entrant in zip(living, entrants, strict=True):
             seen += sum(map(len, entrant.so_far()))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from graphs.state import Candidate
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import bops
-from tap_eval.measuring.bench import Bench, image_sets
-from tap_eval.measuring.race import Entrant, Seen, estimated, race
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.race import Entrant, Seen, estimated, image_sets, race
 from tap_eval.measuring.stages import STAGES
 from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
 from tap_eval.proxies.proxy import Failure
@@ -59,7 +59,7 @@ class Judge:
             rivals,
             measure,
             [[len(bench.stages[stage]) for bench in self.benches] for stage in range(len(STAGES))],
-            image_sets(self.benches),
+            image_sets([bench.splits.search for bench in self.benches]),
             keep=1,
             error=self.racing,
             weight=1 - self.weights.alpha,

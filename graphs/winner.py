@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from graphs.population import ranked
 from graphs.state import Candidate
 from tap_eval.measuring.accuracy import Measurement
-from tap_eval.measuring.bench import Bench, image_sets
-from tap_eval.measuring.race import apart, contributions
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.race import apart, contributions, image_sets
 from tap_eval.proxies.fitness import FitnessWeights
 
 FINALISTS = 5
@@ -63,7 +63,7 @@ def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], weights: F
     images = [
         [np.mean([contributions(each, weights.worth) for each in draws], axis=0) for draws in of] for of in measured
     ]
-    sets, share = image_sets(benches), 1 - weights.alpha
+    sets, share = image_sets([bench.splits.search for bench in benches]), 1 - weights.alpha
     worths = [_mean([float(each.mean()) for each in of]) for of in images]
     anew = [
         candidate.value + share * (worth - _mean(weights.worths(candidate.top1, candidate.kl)))

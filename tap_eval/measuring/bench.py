@@ -270,12 +270,14 @@ class Bench:
         """Whether the network with these bits that is kept is the finished one.
 
         That is so where finishing is asked for, unless it takes outputs on the search images further from full
-        precision, under the first draw. No label is looked at.
+        precision, by more than a standard error, under the first draw. No label is looked at.
         """
         if not self.task.finish:
             return False
-        finished, plain = (self.measure(allocation, beside=beside, finished=each).kl for each in (True, False))
-        return finished <= plain
+        plain = Measurement.joined([self.seen(allocation, stage, beside) for stage in range(len(self.stages))])
+        job = self._job(allocation, "search", 0, np.arange(len(plain)), finished=True)
+        further = self._measured(job, "all", beside).kl[np.concatenate(self.stages)].astype(float) - plain.kl
+        return bool(further.mean() <= further.std() / math.sqrt(len(further)))
 
     def quantized(self, allocation: Allocation, draw: int = 0, finished: bool = True) -> QuantizedNetwork:
         """The network that is measured with the bits of `allocation`: its integers, scales, biases and inputs."""
@@ -397,9 +399,3 @@ class Bench:
         images = [search.digest, count, self.splits.calibrations[0].digest]
         name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
         return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
-
-
-def image_sets(benches: Sequence[Bench]) -> list[int]:
-    """A number for each, the same for those that are measured on the same search images."""
-    digests = [bench.splits.search.digest for bench in benches]
-    return [digests.index(digest) for digest in digests]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import norm
 
+from tap_eval.images.images import Images
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.proxies.fitness import Worth
 
@@ -120,6 +121,12 @@ def _lead(
     )
     lead = offset + weight * sum(float(each.mean()) for each in ahead)
     return lead / (weight * math.sqrt(variance) + 1e-12)
+
+
+def image_sets(images: Sequence[Images]) -> list[int]:
+    """A number for the search images of each network, the same for the same images."""
+    digests = [each.digest for each in images]
+    return [digests.index(digest) for digest in digests]
 
 
 def apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray], sets: Sequence[int]) -> list[np.ndarray]:

@@ -232,3 +232,19 @@ def test_each_way_of_rounding_is_measured_apart(network: DigitsCNN, splits: Spli
     again = Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit")), Ledger(tmp_path / "ledger.sqlite"))
     ((measured,),) = again.measure_all([bits], "test", [0], kept=True)
     assert measured.top1 == found["gptq", True]
+
+
+def test_a_network_is_kept_finished_unless_that_does_harm_beyond_chance(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocation = Allocation((2,) * 10, (8,) * 10)
+    assert bench.measure(allocation, finished=True).kl < bench.measure(allocation).kl
+    assert bench.keeps_finished(allocation)
+    ((kept,),) = bench.measure_all([allocation], "test", [0], kept=True)
+    assert kept == bench.measure(allocation, "test", finished=True)
+    better = Allocation((8,) * 10, (8,) * 10)
+    plain = bench.measure(better)
+    assert bench.keeps_finished(better) or bench.measure(better, finished=True).kl > plain.kl
+    unasked = dataclasses.replace(bench.task, finish=False)
+    monkeypatch.setattr(bench, "task", unasked)
+    assert not bench.keeps_finished(allocation)
