@@ -50,8 +50,7 @@ _LARGE = 64
 """pixels a side above which networks take so long that fewer images are looked at"""
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original"""
-_AT_ONCE = 5000
-"""images whose outputs are held together, but for those in full precision"""
+_AT_ONCE = 5000  # images whose outputs are held together, but for those in full precision
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -239,9 +238,9 @@ class Bench:
         return Measurement.joined([self.seen(allocation, stage) for stage in range(len(STAGES))]).accuracy
 
     def left_out(self, allocation: Allocation, draw: int) -> Measurement:
-        """What those images of the search split say that candidates are not compared on, under a draw; measured once.
+        """What those search images say of the network that is kept that candidates are not compared on, under a draw.
 
-        Of the network that is kept. Where there are no such images, all of the split speak.
+        Measured once. Where there are no such images, all of the split speak.
         """
         rows = self.stages[-1] if len(self.stages[-1]) else np.arange(len(self.splits.search))
         return self._measured(
@@ -269,8 +268,8 @@ class Bench:
     def keeps_finished(self, allocation: Allocation, beside: int = 1) -> bool:
         """Whether the network with these bits that is kept is the finished one.
 
-        That is so where finishing is asked for, unless it takes outputs on the search images further from full
-        precision, by more than a standard error, under the first draw. No label is looked at.
+        Where finishing is asked for, unless it takes outputs on the search images further from full precision under the
+        first draw, by more than a standard error. No label is looked at.
         """
         if not self.task.finish:
             return False
