@@ -18,6 +18,7 @@ from tap_agent.report.text import (
     budget_text,
     chosen_text,
     draws_text,
+    head_of_test,
     in_float_text,
     kl_text,
     more_bits_text,
@@ -96,11 +97,13 @@ def render_rows(title: str, rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
     networks = {row.network for row in rows}
+    head, counted = head_of_test(rows)
     return {
+        "head": head,
         "left": any(row.in_float for row in rows),
         "in_float": in_float_text,
         "kl": kl_text,
-        "rows": [(row, top1_text(row.test), draws_text(row)) for row in rows],
+        "rows": [(row, top1_text(row.test, count=counted), draws_text(row)) for row in rows],
         "several": len(networks) > 1,
         "budgets": len({(row.network, row.budget) for row in rows if row.budget}) > len(networks),
         "searched": any(row.search for row in rows),

@@ -25,9 +25,16 @@ def reads_text(result: Result) -> str:
     return f"The test split was read {result.test_reads} times: each time that this table was begun, as after a limit."
 
 
-def top1_text(found: MeasuredTop1) -> str:
-    """Per cent with interval and count."""
-    return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}, n = {found.count:,})"
+def top1_text(found: MeasuredTop1, *, count: bool = True) -> str:
+    """Per cent with interval, and count if asked for."""
+    images = f", n = {found.count:,}" if count else ""
+    return f"{100 * found.top1:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}{images})"
+
+
+def head_of_test(rows: Sequence[Row]) -> tuple[str, bool]:
+    """Above a column of test accuracies, and whether the count of images is for each row to tell."""
+    counts = {row.test.count for row in rows}
+    return (f"test (95 %, n = {counts.pop():,})", False) if len(counts) == 1 else ("test (95 % interval)", True)
 
 
 def chosen_text(result: Result) -> str:

@@ -11,7 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tap_agent.report.text import chosen_text, draws_text, in_float_text, kl_text, sizes_text, summary, top1_text
+from tap_agent.report.text import (
+    chosen_text,
+    draws_text,
+    head_of_test,
+    in_float_text,
+    kl_text,
+    sizes_text,
+    summary,
+    top1_text,
+)
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import overview
 from tap_agent.runs.result import Result, Row
@@ -67,7 +76,8 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     middle = [
         *(["in float32"] if left else []), *(["GBOPs"] if operations else []), *(["search"] if searched else []),
     ]  # fmt: skip
-    for name in ("allocation from", "bits", "KiB", *middle, "test (95 % interval)", "KL"):
+    head, counted = head_of_test(rows)
+    for name in ("allocation from", "bits", "KiB", *middle, head, "KL"):
         table.add_column(name, justify="left" if name == "allocation from" else "right")
     plain = any(row.unfinished for row in rows)
     if plain:
@@ -85,7 +95,7 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
             cells.append(f"{row.bops / 1e9:.3g}")
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
-        cells += [top1_text(row.test), kl_text(row.test)]
+        cells += [top1_text(row.test, count=counted), kl_text(row.test)]
         if plain:
             cells.append(f"{100 * row.unfinished.top1:.1f}" if row.unfinished else "")
         if draws > 1:

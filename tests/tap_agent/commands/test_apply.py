@@ -51,7 +51,7 @@ def test_an_allocation_file_is_what_the_run_measured_and_can_be_passed_on(
     assert tap("apply", str(ended / "best.json"), "--out", "bits.json") == Exit.OK
     (proxy,) = of_kind(result.table, "proxy")
     printed = capsys.readouterr().out
-    top1 = f"{100 * proxy.test.top1:.1f} ({100 * proxy.test.low:.1f} to {100 * proxy.test.high:.1f}, n = 200)"
+    top1 = f"{100 * proxy.test.top1:.1f} ({100 * proxy.test.low:.1f} to {100 * proxy.test.high:.1f})"
     assert re.search(rf"best\.json +│ +{proxy.bits:.2f} .*{re.escape(top1)}", printed)
     assert "calibration draws" not in printed
     sizes = [float(found) for found in re.findall(r"│ +(\d+\.\d\d) +│", printed)]
