@@ -47,7 +47,7 @@ def show_result(folder: RunFolder, result: Result) -> None:
     out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
     if chosen := chosen_text(result):
         out.print(chosen, soft_wrap=False)
-    out.print(summary(result))
+    out.print(summary(result), soft_wrap=False)
     for file in result.files:
         out.print(f"model: {folder.path / file.name} ({file.size_bytes / 1024:,.1f} KiB)", markup=False)
     for sentence in result.unwritten:

@@ -108,9 +108,9 @@ def test_a_run_of_the_command_line_is_a_thread_with_its_history(studio: Studio) 
     assert sorted(state["values"]["candidates"]) == [each.name for each in result.candidates]
     history = [state["next"] for state in studio.history(thread)]
     assert [sorted(set(each)) for each in history if len(each) == 1] == [
-        ["report"], ["judge"], ["select"], ["judge"], ["seed"], ["prepare"], ["__start__"],
+        ["report"], ["choose"], ["judge"], ["select"], ["reflect"], ["judge"], ["seed"], ["prepare"], ["__start__"],
     ]  # fmt: skip
-    assert len(history) == 10
+    assert len(history) == 12
 
 
 def test_the_state_is_short_and_names_no_channel(studio: Studio) -> None:
@@ -179,8 +179,8 @@ def test_a_fork_draws_from_its_own_weights_and_leaves_the_run_as_it_was(studio: 
     assert [events.count(kind) for kind in ("started", "forked", "resumed", "proposed", "finished")] == [1, 1, 1, 4, 1]
     assert files == {path: path.read_bytes() for path in files}
     answers = [json.loads(line)["name"] for line in (studio.run(name).path / "replay.jsonl").read_text().splitlines()]
-    assert set(answers) == {each.name for each in forked.candidates}
-    assert len(studio.history(thread)) == 15
+    assert set(answers) == {*(each.name for each in forked.candidates), "notebook 0"}
+    assert len(studio.history(thread)) == 19
 
 
 def test_a_search_that_studio_began_is_resumed_by_the_command_line_and_never_written_by_both(
@@ -241,7 +241,7 @@ def test_a_conversation_asks_and_goes_on_with_the_answer(studio: Studio) -> None
         about = {"assistant_id": "refinement", "context": {"run": "first", "llm": f"scripted@{talker.url}"}}
         said = {"messages": [{"role": "user", "content": "measure it"}]}
         (asked,) = studio.post(f"/threads/{thread}/runs/wait", input=said, **about)["__interrupt__"]
-        assert "100 images" in asked["value"]["question"]
+        assert "160 images" in asked["value"]["question"]
         assert studio.get(f"/threads/{thread}/state")["next"] == ["agent"]
         answered = studio.post(f"/threads/{thread}/runs/wait", command={"resume": "yes"}, **about)
     assert "search images" in answered["messages"][-1]["content"]
