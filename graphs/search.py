@@ -311,10 +311,9 @@ class Search:
             return {"best": None, "finalists": []}
         self.emit({"event": "choosing", "finalists": len(best)})
         found = winner.choose(best, self.benches, self.settings.fitness)
-        self.emit(
-            {"event": "chosen", "best": found[0].name, "finalists": [each.model_dump(mode="json") for each in found]}
-        )
-        return {"best": found[0].name, "finalists": [each.model_dump(mode="json") for each in found]}
+        records = [each.model_dump(mode="json") for each in found]
+        self.emit({"event": "chosen", "best": found[0].name, "finalists": records})
+        return {"best": found[0].name, "finalists": records}
 
     def report(self, state: SearchState) -> dict[str, Any]:
         """Hands the final state over; the test split is read here and nowhere else."""
