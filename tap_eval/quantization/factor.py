@@ -31,7 +31,7 @@ _TOGETHER = 16
 """of these, that are rounded before it is brought to the others of them"""
 _LARGE = 256
 """inputs from which moments are put in order a block at a time"""
-_TRACE = 1e-6
+_TRACE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -328,8 +328,7 @@ def _times(columns: Tensor, scale: Tensor) -> Tensor:
 
 
 def ridge(diagonal: Tensor, damping: float | Tensor) -> Tensor:
-    """What damping adds to the diagonal, (G, K, B); to a group whose inputs are all zero a trace of what the largest
-    has."""
+    """What damping adds to the diagonal, (G, K, B), of each group by itself; to inputs that are all zero a trace."""
     kept = diagonal.clamp_min(0)  # what float32 has lost may make it less
     mean = kept.mean(2, keepdim=True)
-    return (damping * mean).clamp_min(max(_TRACE * float(mean.max()), 1e-12)) + (kept - diagonal)
+    return (damping * mean).clamp_min(_TRACE) + (kept - diagonal)

@@ -31,6 +31,8 @@ _FEW = 2
 """inputs a position from which on positions count as few"""
 _ENOUGH, _LEAST = 8, 4096
 """positions an input, and at all, that are enough"""
+_LOST = 2.0**-23
+"""of the square of a mean that is taken from the products of inputs that hardly differ from it, what float32 loses"""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ class Sums:
             inputs = torch.cat(self._inputs, 2).sub_(mine).mul_(self.count**-0.5)
             return Few(inputs.view(-1, self._blocks, *inputs.shape[1:]), mean, self.count)
         matrix = (self._products / self.count).sub_(mine @ mine.transpose(1, 2))
+        matrix.diagonal(dim1=1, dim2=2).add_(_LOST * mine.square().sum((1, 2)).unsqueeze(1))
         for start in range(_STRIP, self._block, _STRIP):
             rows = slice(start, start + _STRIP)
             matrix[:, rows, :start] = matrix[:, :start, rows].transpose(1, 2)

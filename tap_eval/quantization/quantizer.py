@@ -31,7 +31,7 @@ from tap_eval.quantization.calibration import Observation
 from tap_eval.quantization.rounding import Rounded, nearest
 from tap_eval.quantization.sums import Carried, Sums, carried, convolutions
 
-VERSION = 9
+VERSION = 10
 """Part of the key of every stored measurement: raise it when a change in this room changes results."""
 
 

@@ -313,6 +313,21 @@ def test_channels_that_calibration_images_never_wake_are_rounded_too() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("strength", [0, 1e-7, 1e-4])
+def test_a_group_that_hardly_wakes_is_damped_by_what_it_sees_itself(strength: float) -> None:
+    layer = layer_of("depthwise")
+    x = inputs_of(layer, 4, 1)
+    x[:, 3] *= strength
+    x[:, 5] = x[:, 5] * strength + 3
+    moments = moments_of(layer, x)
+    (near,) = Factor.of(moments, DAMPINGS[0]).near
+    for group, its in enumerate(near):
+        alone = Moments(moments.matrix[group : group + 1], moments.mean[group : group + 1], moments.count)
+        (mine,) = Factor.of(alone, DAMPINGS[0]).near
+        assert torch.allclose(mine, its, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("positions", [1, 2, 3])
 def test_what_is_seen_at_a_few_positions_alone_is_rounded_as_well_as_to_the_nearest(positions: int) -> None:
     layer = layer_of("linear")
