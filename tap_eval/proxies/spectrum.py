@@ -12,7 +12,6 @@ from torch import Tensor
 from tap_eval.images.images import Images
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.quantization.calibration import groups_of
 from tap_eval.quantization.moments import Moments, Sums, block_of, together
 from tap_eval.quantization.rounding import grouped, nearest
 
@@ -47,7 +46,7 @@ def spectra(
         Spectrum(0.0, 0.0, {each: torch.zeros(len(module.weight)) for each in bits}) for module in prepared.modules
     ]
     for group in together(prepared.modules, blocks, memory):
-        sums = {index: _sums(prepared.modules[index], blocks[index]) for index in group}
+        sums = {index: Sums(prepared.modules[index], blocks[index]) for index in group}
         for part in images.split(at_once):
             prepared(part, [partial(_take, sums.get(index), each) for index, each in enumerate(prepared.modules)])
         found = [
@@ -55,12 +54,6 @@ def spectra(
             for index, before in enumerate(found)
         ]
     return found
-
-
-def _sums(module: Quantizable, block: int) -> Sums:
-    shape = (groups_of(module) * module.weight.shape[1], *module.weight.shape[2:])
-    zero = torch.zeros(shape, device=module.weight.device)
-    return Sums(module, zero, block)
 
 
 def _take(sums: Sums | None, module: Quantizable, x: Tensor) -> Tensor:

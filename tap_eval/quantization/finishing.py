@@ -125,7 +125,7 @@ def _finished(tasks: Sequence[_Task], wanted: Tensor, memory: int) -> list[Quant
         x = task.rounded_input()
         means.append(mean_patch(layer, x))
         if not math.isinf(task.damping):
-            sums = Sums(layer, means[place], block, positions, compared=True)
+            sums = Sums(layer, block, positions, compared=True)
             sums.take(x, centred)
             held.append((place, sums.moments(), sums.lost()))
         if held and (place == len(tasks) - 1 or 4 * _AT_ONCE * held[0][1].held * (len(held) + 1) > memory):

@@ -31,8 +31,6 @@ _FEW = 2
 """inputs a position from which on positions count as few"""
 _ENOUGH, _LEAST = 8, 4096
 """positions an input, and at all, that are enough"""
-_LOST = 2.0**-23
-"""of the square of a mean that is taken from the products of inputs that hardly differ from it, what float32 loses"""
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,7 @@ def second_moments(
     prepared: Prepared, pixels: Tensor, seen: Sequence[Observation], blocks: Mapping[int, int]
 ) -> dict[int, Moments | Few]:
     """Those of the inputs of some layers on `pixels` (N, C, H, W), given by index with the inputs of a block."""
-    sums = {
-        index: Sums(prepared.modules[index], seen[index].mean_patch, block, seen[index].count)
-        for index, block in blocks.items()
-    }
+    sums = {index: Sums(prepared.modules[index], block, seen[index].count) for index, block in blocks.items()}
 
     def watched(index: int, module: Quantizable, x: Tensor) -> Tensor:
         if index in sums:
@@ -179,22 +174,20 @@ class Sums:
     """Adds up a layer's unfolded input and its products, and where outputs that are wanted are `compared`, what is
     missing of them.
 
-    Everything is taken from about the mean of the calibration images, so that little is lost
-    to rounding where means are large.
+    Everything is taken about the mean of what comes first, so that float32 loses little of inputs whose mean is
+    large, and nothing of those that are always the same.
     """
 
-    def __init__(
-        self, layer: Quantizable, middle: Tensor, block: int, positions: int = 0, compared: bool = False
-    ) -> None:
-        """`middle` is a mean patch; `positions` are those that are to come, 0 to take all as they are."""
+    def __init__(self, layer: Quantizable, block: int, positions: int = 0, compared: bool = False) -> None:
+        """`positions` are those that are to come, 0 to take all as they are."""
         self.layer = layer
         self.count = 0
         groups, inputs = groups_of(layer), layer.weight[0].numel()
         self._blocks, self._block = -(-inputs // block), block
-        self._middle = middle.reshape(groups, inputs, 1)
+        self._middle: Tensor | None = None
         self._every = max(positions // max(_ENOUGH * block, _LEAST), 1)
         self._few = 0 < positions * _FEW <= block
-        parts, outputs, device = groups * self._blocks, len(layer.weight) // groups, middle.device
+        parts, outputs, device = groups * self._blocks, len(layer.weight) // groups, layer.weight.device
         self._inputs: list[Tensor] = []
         self._missing: list[Tensor] = []
         self._products = torch.zeros(0 if self._few else parts, block, block, device=device)
@@ -202,7 +195,7 @@ class Sums:
         self._compared = compared
         self._weight = layer.weight.reshape(groups, outputs, inputs)
         wide = widest(device)
-        self._total = torch.zeros_like(self._middle, dtype=wide)
+        self._total = torch.zeros(groups, inputs, 1, dtype=wide, device=device)
         self._apart = torch.zeros(groups, outputs, 1, dtype=wide, device=device)
 
     def take(self, x: Tensor, wanted: Tensor | None = None) -> None:
@@ -227,7 +220,9 @@ class Sums:
             self.count += centred.shape[2]
 
     def _centred(self, part: Tensor) -> Tensor:
-        """Of patches (G, I, ..., positions), about the mean of the calibration images."""
+        """Of patches (G, I, ..., positions), about the mean of the first of them."""
+        if self._middle is None:
+            self._middle = part.flatten(2).mean(2, keepdim=True)
         middle = self._middle.view(*self._middle.shape[:2], *[1] * (part.dim() - 2))
         return torch.sub(part, middle, out=torch.empty(part.shape, device=part.device)).flatten(2)
 
@@ -239,13 +234,13 @@ class Sums:
 
     def moments(self) -> Moments | Few:
         """Of the input about its mean."""
+        assert self._middle is not None
         mine = self._cut((self._total / self.count).float())
         mean = self._cut(self._middle + (self._total / self.count).float()).view(-1, self._blocks, self._block)
         if self._few:
             inputs = torch.cat(self._inputs, 2).sub_(mine).mul_(self.count**-0.5)
             return Few(inputs.view(-1, self._blocks, *inputs.shape[1:]), mean, self.count)
         matrix = (self._products / self.count).sub_(mine @ mine.transpose(1, 2))
-        matrix.diagonal(dim1=1, dim2=2).add_(_LOST * mine.square().sum((1, 2)).unsqueeze(1))
         for start in range(_STRIP, self._block, _STRIP):
             rows = slice(start, start + _STRIP)
             matrix[:, rows, :start] = matrix[:, :start, rows].transpose(1, 2)

@@ -40,7 +40,7 @@ def inputs_of(layer: Quantizable, count: int, seed: int) -> Tensor:
 
 
 def moments_of(layer: Quantizable, x: Tensor, block: int | None = None) -> Moments:
-    sums = Sums(layer, zero(layer), block or layer.weight[0].numel())
+    sums = Sums(layer, block or layer.weight[0].numel())
     sums.take(x)
     moments = sums.moments()
     assert isinstance(moments, Moments)
@@ -49,15 +49,11 @@ def moments_of(layer: Quantizable, x: Tensor, block: int | None = None) -> Momen
 
 def few_of(layer: Quantizable, x: Tensor, block: int | None = None) -> Few:
     """The same, its positions counted as few."""
-    sums = Sums(layer, zero(layer), block or layer.weight[0].numel(), positions=1)
+    sums = Sums(layer, block or layer.weight[0].numel(), positions=1)
     sums.take(x)
     moments = sums.moments()
     assert isinstance(moments, Few)
     return moments
-
-
-def zero(layer: Quantizable) -> Tensor:
-    return torch.zeros(groups_of(layer) * layer.weight.shape[1], *layer.weight.shape[2:])
 
 
 def fitted_to_all(weight: Tensor, moments: Moments, bits: Sequence[int]) -> list[Rounded]:
