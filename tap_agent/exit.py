@@ -35,4 +35,6 @@ class Exit(IntEnum):
     """a device that is not there, or on which a network does not run"""
     EXPORT = 19
     """a file of a network that cannot be written, or that is none"""
+    BENCHMARK = 20
+    """a file of measured allocations that cannot be made or read, or that is of another network"""
     INTERRUPTED = 130

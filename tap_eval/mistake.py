@@ -50,6 +50,12 @@ class ExportMistake(Mistake):
     kind = "export"
 
 
+class BenchmarkMistake(Mistake):
+    """A file of measured allocations that cannot be made or read, or that is of another network."""
+
+    kind = "benchmark"
+
+
 class ProxyMistake(Mistake):
     """A proxy that cannot be read, or that does not run."""
 

@@ -23,6 +23,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
+from tap_eval.proxies.features import Features
 from tap_eval.proxies.fitness import rank_correlation
 from tap_eval.proxies.proxy import Failure, Rejection, checked_scores
 from tap_eval.quantization.quantizer import Allocation, LayerBits
@@ -94,6 +95,16 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
         scoring_seconds,
         time.perf_counter() - started,
     )
+
+
+def sensitivities(
+    code: str, layers: Sequence[Features], task: Features, channels: Sequence[int], sandbox: Sandbox
+) -> Scores | Rejection:
+    """What `code` scores the layers of one network, whose features are given, with so many output `channels` each."""
+    if rejection := forbidden(code):
+        return rejection
+    returned = sandbox.run(code, "sensitivity(layers, task)", {"layers": layers, "task": task})
+    return returned if isinstance(returned, Rejection) else checked_scores(returned, channels, by_channel=True)
 
 
 def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:

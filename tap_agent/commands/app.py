@@ -10,6 +10,7 @@ import sys
 import typer
 
 from tap_agent.commands.apply import apply
+from tap_agent.commands.benchmark import benchmark
 from tap_agent.commands.chat import chat
 from tap_agent.commands.doctor import examine
 from tap_agent.commands.inspect import look
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(resume)
 app.command()(apply)
+app.add_typer(benchmark, name="benchmark")
 app.command()(chat)
 app.command("report")(make_report)
 app.command("inspect")(look)

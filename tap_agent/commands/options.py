@@ -20,11 +20,20 @@ def takes_settings(command: Command) -> Command:
 
     It is to have a parameter `**flags`, which they take the place of.
     """
-    signature = inspect.signature(command, eval_str=True)
-    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [*own, *map(_parameter, flagged(command.__name__))]
-    command.__dict__["__signature__"] = signature.replace(parameters=parameters)
-    return command
+    return takes_settings_of(command.__name__)(command)
+
+
+def takes_settings_of(name: str) -> Callable[[Command], Command]:
+    """The same with the settings that the command called `name` has flags for."""
+
+    def given(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters = [*own, *map(_parameter, flagged(name))]
+        command.__dict__["__signature__"] = signature.replace(parameters=parameters)
+        return command
+
+    return given
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:

@@ -1,0 +1,95 @@
+"""A benchmark of allocations: measured once, and anything that foretells them held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tap_agent.sessions.apply import Watch
+from tap_agent.sessions.resources import Resources
+from tap_agent.sessions.subject import ProxySubject, read_subject
+from tap_eval.baselines.baselines import RULES, losses
+from tap_eval.benchmark import benchmark
+from tap_eval.benchmark.benchmark import Benchmark
+from tap_eval.benchmark.correlation import Correlation, correlate, expected_loss
+from tap_eval.mistake import BenchmarkMistake, ProxyMistake
+from tap_eval.proxies.proxy import Rejection
+from tools.evaluation import sensitivities
+from tools.sandbox import Sandbox
+
+_SEED = 0
+"""of the bootstrap, which is the same for all"""
+
+
+def build(resources: Resources, path: Path, least: float, most: float, strata: int, count: int, watch: Watch) -> None:
+    """Measures the network of `resources`, into a file at `path`; raises `BenchmarkMistake` where there are several."""
+    benches = resources.benches
+    if len(benches) > 1:
+        raise BenchmarkMistake(
+            f"{', '.join(bench.name for bench in benches)} are {len(benches)} networks: a file holds one; give "
+            "--network, or a config with one."
+        )
+    (bench,) = benches
+    watch.begin(f"what baselines foretell of {bench.name}", len(RULES))
+    foretold = losses(bench, resources.settings.seed, watch.advance)
+    watch.begin(f"measuring allocations of {bench.name}", count)
+
+    def advance(done: int) -> None:
+        for _ in range(done):
+            watch.advance()
+
+    edges = np.linspace(least, most, strata + 1).tolist()
+    benchmark.write(path, benchmark.build(bench, edges, count, resources.settings.seed, foretold, advance))
+
+
+@dataclass(frozen=True)
+class Held:
+    """How well a rule foretells what allocations are worth, by KL divergence and by top-1."""
+
+    name: str
+    kl: Correlation
+    top1: Correlation
+
+
+def hold(names: Sequence[str], against: Benchmark, sandbox: Sandbox) -> list[Held]:
+    """Each of `names`, a proxy as `apply` takes it or a baseline, or without any all baselines; the best first.
+
+    Raises `ProxyMistake` where one is neither, or a proxy fails on the network's features.
+    """
+    foretold = {name: _foretold(name, against, sandbox) for name in names or against.about.foretold}
+    strata = [entry.stratum for entry in against.entries]
+    kl = [entry.kl for entry in against.entries]
+    wrong = [-float(entry.correct) for entry in against.entries]
+    found = [
+        Held(name, correlate(its, kl, strata, _SEED), correlate(its, wrong, strata, _SEED))
+        for name, its in foretold.items()
+    ]
+    return sorted(found, key=lambda each: -each.kl.spearman.value)
+
+
+def _foretold(name: str, against: Benchmark, sandbox: Sandbox) -> list[float]:
+    """What each allocation loses by a rule."""
+    about = against.about
+    if name in about.foretold:
+        tables = [dict(zip(about.choices, row, strict=True)) for row in about.foretold[name]]
+        return [
+            sum(table[bits] for table, bits in zip(tables, entry.allocation.weights, strict=True) if bits in table)
+            for entry in against.entries
+        ]
+    if name in RULES:
+        raise ProxyMistake(
+            f"'{name}' foretells no allocation but its own, or could not be had on {about.network}: give a proxy, or "
+            f"some of {', '.join(about.foretold)}."
+        )
+    subject = read_subject(name)
+    if not isinstance(subject, ProxySubject):
+        raise ProxyMistake(f"'{name}' is no proxy: give a proxy's .py file, a run, or {', '.join(about.foretold)}.")
+    scores = sensitivities(
+        subject.code, about.features, about.task, [layer.out_channels for layer in about.layers], sandbox
+    )
+    if isinstance(scores, Rejection):
+        raise ProxyMistake(f"{name} fails on {about.network} ({scores.failure}): {scores.message}")
+    return [expected_loss(scores, entry.allocation) for entry in against.entries]

@@ -1,0 +1,1 @@
+"""Measured allocations in a file, against which anything that foretells them can be held."""

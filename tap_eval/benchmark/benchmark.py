@@ -1,0 +1,220 @@
+"""Allocations of one network with what they were measured to be worth, and the Parquet file of them."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+from pyarrow import parquet
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tap_eval.allocation.size import weight_size
+from tap_eval.benchmark.drawing import drawn
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import key
+from tap_eval.mistake import BenchmarkMistake
+from tap_eval.preparing.layers import Layer
+from tap_eval.proxies.features import Features, Inputs
+from tap_eval.quantization import quantizer
+from tap_eval.quantization.quantizer import Allocation
+
+SHIPPED = Path(__file__).with_name("resnet20-cifar10.parquet")
+"""ResNet-20 on CIFAR-10, which comes with the program"""
+_KEY = b"tap benchmark"
+_SIDE_BY_SIDE = 8
+"""allocations that are measured before the next step is told"""
+_SCHEMA = pa.schema(
+    [
+        ("stratum", pa.int16()),
+        ("weights", pa.list_(pa.int8())),
+        ("activations", pa.list_(pa.int8())),
+        ("bits", pa.float64()),
+        ("bytes", pa.int64()),
+        ("correct", pa.int32()),
+        ("kl", pa.float64()),
+    ]
+)
+"""A row an allocation: average bits a weight, bytes of the packed network, images that are classified correctly, and
+the mean KL divergence (nats) of outputs from full precision"""
+
+
+class About(BaseModel):
+    """What all allocations were measured on, and what a proxy is given of it."""
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal[1] = 1
+    """raised when files of before can be read no more"""
+    tap: str
+    quantizer: int
+    """version of the quantizer"""
+    network: str
+    digest: str
+    """of its structure, its weights and what it makes of images"""
+    weights: str
+    """digest of the tensors alone"""
+    data: str
+    images: str
+    """digest of the search images"""
+    count: int
+    """of them"""
+    calibration: str
+    """digest of the calibration images"""
+    choices: tuple[int, ...]
+    inputs: Inputs
+    rounding: str
+    sums: str
+    seed: int
+    edges: tuple[float, ...]
+    """average bits a weight that strata lie between"""
+    correct: int
+    """images that full precision classifies correctly"""
+    layers: tuple[Layer, ...]
+    features: list[Features]
+    task: Features
+    foretold: dict[str, list[list[float]]]
+    """by baseline, what each layer loses at each of the choices, of those that are a sum over layers"""
+    rows: str = ""
+    """digest of what was measured"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A measured allocation."""
+
+    stratum: int
+    allocation: Allocation
+    bits: float
+    bytes: int
+    correct: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Measured allocations of a network, unfinished: rounded a layer at a time, as candidates of a search are."""
+
+    about: About
+    entries: tuple[Entry, ...]
+
+    @property
+    def strata(self) -> list[list[Entry]]:
+        """The entries of each stratum."""
+        return [
+            [entry for entry in self.entries if entry.stratum == place] for place in range(len(self.about.edges) - 1)
+        ]
+
+
+def build(
+    bench: Bench,
+    edges: Sequence[float],
+    count: int,
+    seed: int,
+    foretold: Mapping[str, list[list[float]]],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Benchmark:
+    """Measures `count` allocations on the search split under the first draw, whatever was measured before recalled.
+
+    `advance` is told how many more are done. Raises `BenchmarkMistake` where there are not so many.
+    """
+    choices, whole = bench.task.choices, sum(layer.params for layer in bench.layers)
+    strata = drawn(bench.layers, choices.weights, max(choices.activations), edges, count, seed)
+    pairs = [(place, allocation) for place, those in enumerate(strata) for allocation in those]
+    entries: list[Entry] = []
+    for start in range(0, len(pairs), _SIDE_BY_SIDE):
+        part = pairs[start : start + _SIDE_BY_SIDE]
+        (found,) = bench.measure_all([allocation for _, allocation in part], "search", [0])
+        for (place, allocation), accuracy in zip(part, found, strict=True):
+            bits = weight_size(bench.layers, allocation) / whole
+            entries.append(Entry(place, allocation, bits, bench.size(allocation).total, accuracy.correct, accuracy.kl))
+        advance(len(part))
+    full = bench.measure(None)
+    return Benchmark(
+        About(
+            tap=version("tap-agent"),
+            quantizer=quantizer.VERSION,
+            network=bench.name,
+            digest=bench.digest,
+            weights=bench.weights_digest,
+            data=bench.splits.data,
+            images=bench.splits.search.digest,
+            count=full.count,
+            calibration=bench.splits.calibrations[0].digest,
+            choices=tuple(sorted(choices.weights)),
+            inputs=bench.task.inputs,
+            rounding=bench.task.rounding,
+            sums=bench.task.sums if bench.rounds_sums else "float",
+            seed=seed,
+            edges=tuple(edges),
+            correct=full.correct,
+            layers=bench.layers,
+            features=bench.features,
+            task=bench.described_task,
+            foretold=dict(foretold),
+        ),
+        tuple(entries),
+    )
+
+
+def write(path: Path, benchmark: Benchmark) -> None:
+    """Into a Parquet file, whole or not at all. Raises `BenchmarkMistake` where none can be written."""
+    columns = _columns(benchmark.entries)
+    about = benchmark.about.model_copy(update={"rows": key(columns)})
+    table = pa.table(columns, _SCHEMA.with_metadata({_KEY: about.model_dump_json().encode()}))
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, partial, compression="zstd")
+        os.replace(partial, path)
+    except OSError as error:
+        raise BenchmarkMistake(f"{path} cannot be written ({error.strerror or error}): name another file.") from error
+
+
+def read(path: Path) -> Benchmark:
+    """From a file of `write`. Raises `BenchmarkMistake` for any other, and for one that was changed since."""
+    try:
+        table = parquet.read_table(path)
+    except FileNotFoundError as error:
+        raise BenchmarkMistake(f"{path} is not there: tap-agent benchmark build --out {path} makes one.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise BenchmarkMistake(
+            f"{path} is no Parquet file that can be read ({_line(error)}): build it again."
+        ) from error
+    held = (table.schema.metadata or {}).get(_KEY)
+    if held is None or not table.schema.remove_metadata().equals(_SCHEMA):
+        raise BenchmarkMistake(
+            f"{path} holds no measured allocations, or those of another version: tap-agent benchmark build makes them."
+        )
+    try:
+        about = About.model_validate_json(held)
+    except ValidationError as error:
+        raise BenchmarkMistake(f"{path} is of another version of this program: build it again.") from error
+    columns = table.to_pydict()
+    if key(columns) != about.rows or len(table) == 0:
+        raise BenchmarkMistake(f"{path} was changed after it was measured: build it again.")
+    rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
+    return Benchmark(
+        about,
+        tuple(
+            Entry(stratum, Allocation(tuple(weights), tuple(activations)), *rest)
+            for stratum, weights, activations, *rest in rows
+        ),
+    )
+
+
+def _columns(entries: Sequence[Entry]) -> dict[str, list[object]]:
+    rows = [
+        (each.stratum, [*each.allocation.weights], [*each.allocation.activations], each.bits, each.bytes, each.correct,
+         each.kl)
+        for each in entries
+    ]  # fmt: skip
+    return {name: [*column] for name, column in zip(_SCHEMA.names, zip(*rows, strict=True), strict=True)}
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
