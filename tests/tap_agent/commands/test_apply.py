@@ -222,6 +222,6 @@ def test_a_result_of_before_there_was_a_curve_is_shown(ended: Path, work: Path) 
 def test_a_terminal_shows_what_is_done_and_what_is_left(ended: Path, work: Path, cache: Path) -> None:
     arguments = ["apply", str(ended), "--budget", "2.7bit,3.3bit", "--draws", "2"]
     shown = in_terminal(arguments, work, cache, 120, until="Top-1 accuracy")
-    assert "measuring the layer errors of digits" in shown
+    assert "finding bits of digits: measured layer error" in shown
     assert "allocating bits of digits at 3.3bit" in shown
     assert re.search(r"measuring on the test split .* \d+/41 ", shown)  # 2 budgets, 2 draws, 10 allocations
