@@ -46,7 +46,8 @@ def taylor(loss: Tensor, calls: Sequence[Call], modules: Sequence[Quantizable], 
     return found
 
 
-def _scores(bench: Bench, bits: Sequence[int]) -> list[list[float]]:
+def scores(bench: Bench, bits: Sequence[int]) -> list[list[float]]:
+    """Of each layer at each of `bits`, by the mean cross entropy of the calibration images."""
     network = Network(bench)
     others: list[dict[int, tuple[Tensor, Tensor | None]]] = [{} for _ in bench.layers]
     for each in bits:
@@ -72,8 +73,8 @@ def _scores(bench: Bench, bits: Sequence[int]) -> list[list[float]]:
 def _find(bench: Bench, _: Effort) -> Found:
     bits = sorted(bench.task.choices.weights)
     what = ["auto_quantize", _VERSION, QUANTIZER, bench.task.rounding, bits, bench.task.choices.weights]
-    scores, seconds = bench.once(what, lambda: _scores(bench, bits))
-    losses = [dict(zip(bits, each, strict=True)) for each in scores]
+    found, seconds = bench.once(what, lambda: scores(bench, bits))
+    losses = [dict(zip(bits, each, strict=True)) for each in found]
     return Found((by_losses(bench, losses),), Cost(len(bench.splits.calibrations[0]), 1, seconds))
 
 

@@ -47,10 +47,9 @@ class Loss:
         weights = [self.weights[index] for index in of]
 
         def differentiated(part: Callable[[], Tensor]) -> list[Tensor]:
-            grads = torch.autograd.grad(part(), weights, create_graph=True, materialize_grads=True)
-            return [
-                each if each.requires_grad else each + 0 * weight for each, weight in zip(grads, weights, strict=True)
-            ]
+            found = torch.autograd.grad(part(), weights, create_graph=True, materialize_grads=True)
+            pairs = zip(found, weights, strict=True)
+            return [each if each.requires_grad else each + 0 * weight for each, weight in pairs]  # where it is constant
 
         held = [differentiated(self.parts[0])] if len(self.parts) == 1 else None
 
@@ -78,13 +77,15 @@ class Network:
         self.weights = [module.weight.detach().clone().requires_grad_() for module in modules]
         self.biases = [module.bias for module in modules]
 
-    def __call__(self, pixels: Tensor, seen: Callable[[int, Tensor, Tensor], None] = lambda *_: None) -> Tensor:
-        """Logits (N, classes) of `pixels` (N, C, H, W); `seen` is told of each layer's input and output."""
+    def __call__(self, pixels: Tensor, seen: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
+        """Logits (N, classes) of `pixels` (N, C, H, W); `seen` is told of each layer's index, input and output."""
 
         def run(index: int, x: Tensor) -> Tensor:
             y = product(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+            if seen is None:
+                return y
             seen(index, x, y)
-            return y
+            return y.clone()  # the network may go on in its place
 
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
             return self._prepared(pixels, [partial(run, index) for index in range(len(self.weights))])

@@ -27,28 +27,27 @@ _TRIES = 20
 def programme(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int) -> list[int]:
     """The choice of each layer, of least sum of `losses`, of which the sum of `costs` is within `limit`.
 
-    The solver holds the limit to a tolerance; where what it finds is above, it is asked again for as much less. Raises
-    `BudgetMistake` where nothing is found.
+    The solver holds the limit to a tolerance; where what it finds is above, it is asked again without these choices.
+    Raises `BudgetMistake` where nothing is found.
     """
     owner = np.concatenate([[layer] * len(each) for layer, each in enumerate(losses)])
     each_one = (owner == np.arange(len(losses))[:, None]).astype(float)
     loss, cost = np.concatenate(losses), np.concatenate(costs)
-    loss, most = loss * _SCALE / (loss.max() or 1.0), limit
+    limits = [LinearConstraint(each_one, 1, 1), LinearConstraint(cost / cost.max(), ub=limit / cost.max())]
     for _ in range(_TRIES):
         found = milp(
-            loss,
+            loss * _SCALE / (loss.max() or 1.0),
             integrality=np.ones(len(loss)),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(each_one, 1, 1), LinearConstraint(cost / cost.max(), ub=most / cost.max())],
+            constraints=limits,
             options={"node_limit": _NODES, "mip_rel_gap": 0},
         )
         if found.x is None:
             break
         taken = np.flatnonzero(found.x > 0.5)
-        over = int(cost[taken].sum()) - limit
-        if over <= 0:
+        if cost[taken].sum() <= limit:
             return [int(place) - int(np.argmax(owner == owner[place])) for place in taken]
-        most -= over
+        limits.append(LinearConstraint((found.x > 0.5).astype(float), ub=len(losses) - 1))
     raise BudgetMistake("the integer programme of HAWQ-V3 finds no bits within the budget: leave hawq_v3 out.")
 
 

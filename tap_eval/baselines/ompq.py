@@ -26,6 +26,8 @@ BETA = 10.0
 """as in the README of its code; scripts there have other values for some networks"""
 _LOW, _MIDDLE, _HIGH = 2, 4, 8
 """bits that the ranges [0.25, 0.5] and [0.5, 1] stand for"""
+_NOISE = 1e-12
+"""of a Gram matrix: centred below it, features are the same for all images, and like those of no other layer"""
 _FEATURES = 2**15
 """of an image's output of a layer: of more, so many are taken, evenly"""
 
@@ -34,7 +36,8 @@ def linear_cka(grams: Tensor) -> Tensor:
     """(L, L) in [0, 1], of each pair of Gram matrices (L, N, N): features of N images, multiplied with each other."""
     centring = torch.eye(grams.shape[-1]).to(grams) - 1 / grams.shape[-1]
     centred = (centring @ grams @ centring).flatten(1)
-    norms = centred.norm(dim=1).clamp_min(torch.finfo(grams.dtype).tiny)
+    norms = centred.norm(dim=1)
+    norms = torch.where(norms > _NOISE * grams.flatten(1).norm(dim=1), norms, torch.inf)
     return (centred @ centred.T) / norms.outer(norms)
 
 
@@ -67,9 +70,8 @@ def _grams(bench: Bench) -> list[list[list[float]]]:
     network, images = Network(bench), bench.splits.calibrations[0]
 
     def features(pixels: Tensor) -> list[Tensor]:
-        parts: list[list[Tensor]] = [
-            [torch.zeros(0, device=bench.device)] for _ in bench.layers
-        ]  # of a layer that it does not reach
+        nothing = torch.zeros(0, device=bench.device)  # of a layer that the image does not reach
+        parts = [[nothing] for _ in bench.layers]
 
         def seen(index: int, _: Tensor, y: Tensor) -> None:
             parts[index].append(y.flatten()[:: -(-y.numel() // _FEATURES)])

@@ -16,14 +16,16 @@ def score(weight: Tensor, gradient: Tensor) -> float:
     return float((gradient * weight).abs().double().sum())
 
 
-def _find(bench: Bench, _: Effort) -> Found:
-    def compute() -> list[float]:
-        network = Network(bench)
-        gradients = network.computed(lambda: network.cross_entropy().gradients())
-        return [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
+def scores(bench: Bench) -> list[float]:
+    """Of each layer, by the mean cross entropy of the calibration images."""
+    network = Network(bench)
+    gradients = network.computed(lambda: network.cross_entropy().gradients())
+    return [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
 
-    scores, seconds = bench.once(["snip", _VERSION], compute)
-    return Found((by_gains(bench, scores),), Cost(len(bench.splits.calibrations[0]), 1, seconds))
+
+def _find(bench: Bench, _: Effort) -> Found:
+    found, seconds = bench.once(["snip", _VERSION], lambda: scores(bench))
+    return Found((by_gains(bench, found),), Cost(len(bench.splits.calibrations[0]), 1, seconds))
 
 
 RULE = Rule(

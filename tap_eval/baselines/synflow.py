@@ -43,20 +43,22 @@ def _positive(module: Quantizable, kind: torch.dtype) -> Quantizable:
     return made
 
 
-def _find(bench: Bench, _: Effort) -> Found:
-    def compute() -> list[float]:
-        network = Network(bench, positive(bench.prepared, widest(bench.device)))
-        gradients = network.computed(lambda: network.sum_of_logits().gradients())
-        scores = [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
-        if not all(map(math.isfinite, scores)):
-            raise NetworkMistake(
-                f"the flow through {bench.name} is beyond the range of floats: leave synflow out of --baselines."
-            )
-        return scores
+def scores(bench: Bench) -> list[float]:
+    """Of each layer; raises `NetworkMistake` where they are beyond the range of floats."""
+    network = Network(bench, positive(bench.prepared, widest(bench.device)))
+    gradients = network.computed(lambda: network.sum_of_logits().gradients())
+    found = [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
+    if not all(map(math.isfinite, found)):
+        raise NetworkMistake(
+            f"the flow through {bench.name} is beyond the range of floats: leave synflow out of --baselines."
+        )
+    return found
 
-    scores, seconds = bench.once(["synflow", _VERSION], compute)
-    largest = max(scores) or 1.0
-    gains = [each / largest for each in scores]
+
+def _find(bench: Bench, _: Effort) -> Found:
+    found, seconds = bench.once(["synflow", _VERSION], lambda: scores(bench))
+    largest = max(found) or 1.0
+    gains = [each / largest for each in found]
     return Found((by_gains(bench, gains),), Cost(0, 1, seconds), "an image of ones")
 
 
