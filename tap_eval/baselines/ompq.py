@@ -65,7 +65,7 @@ def fill(order: Sequence[int], options: Sequence[Sequence[int]], within: Callabl
     return bits
 
 
-def _grams(bench: Bench) -> list[list[list[float]]]:
+def grams(bench: Bench) -> list[list[list[float]]]:
     """Of each layer's outputs for the calibration images, one pass an image: they have the images in any axis."""
     network, images = Network(bench), bench.splits.calibrations[0]
 
@@ -89,8 +89,8 @@ def _grams(bench: Bench) -> list[list[list[float]]]:
 
 
 def _find(bench: Bench, _: Effort) -> Found:
-    grams, seconds = bench.once(["grams", _VERSION], lambda: _grams(bench))
-    gain = gains(linear_cka(torch.tensor(grams, dtype=torch.float64)).numpy())
+    found, seconds = bench.once(["grams", _VERSION], lambda: grams(bench))
+    gain = gains(linear_cka(torch.tensor(found, dtype=torch.float64)).numpy())
     cost = Cost(len(bench.splits.calibrations[0]), 1, seconds)
     layers, choices, budget = bench.layers, bench.task.choices, bench.task.budget
     order = np.argsort([-gain[layer.index] / budget.cost(layer, 1, 1) for layer in layers], kind="stable")

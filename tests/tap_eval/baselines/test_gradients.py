@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tap_eval.baselines import auto_quantize, emq, snip, synflow
+from tap_eval.baselines import auto_quantize, emq, ompq, snip, synflow
 from tap_eval.baselines.curvature import top_eigenvalues, traces
 from tap_eval.baselines.gradients import Loss, Network
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ImagesMistake, NetworkMistake
+from tap_eval.networks.digits import DigitsCNN
 from tap_eval.quantization.rounding import nearest
 from tests.tap_eval.baselines.small import Stopped, by_hand, opened, two_layers
+from tests.tap_eval.fake import CUDA, NEEDS_BUILD, NEEDS_CUDA, fake_cuda
 
 
 @pytest.fixture
@@ -118,6 +120,51 @@ def test_auto_quantize_is_the_squared_gradient_times_the_squared_change_of_outpu
             moved = values @ (nearest(weight.float(), bits).real().double() - weight).T
             moved = moved - moved.mean(0)  # the bias makes up for the mean shift, in whole units
             assert found[row][column] == pytest.approx(float((by_output[row] * moved).square().sum()), rel=1e-2)
+
+
+class Hungry(nn.Module):
+    """Needs too much memory for more than `most` images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.most, self.first, self.last = 1000, nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            torch.empty(10**15)
+        return self.last(self.first(x.flatten(1)).relu())
+
+
+def test_where_memory_is_small_gradients_are_the_same_in_smaller_batches(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(Hungry(), splits, tmp_path)
+    expected = snip.scores(bench)
+    network = bench.prepared.network
+    assert isinstance(network, Hungry)
+    network.most = 5
+    assert snip.scores(bench) == pytest.approx(expected, rel=1e-4)
+    assert bench.prepared.room.images <= 5
+
+
+@NEEDS_BUILD
+def test_features_are_computed_where_the_network_is(bench: Bench) -> None:
+    bench.digest  # noqa: B018 of values that are real
+    bench.device = CUDA
+    with fake_cuda():
+        assert [len(each) for each in ompq.grams(bench)] == [16, 16]
+
+
+@NEEDS_CUDA
+@pytest.mark.cuda
+def test_a_gpu_gives_the_scores_that_the_cpu_gives(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:
+    here, there = opened(network, splits, tmp_path), opened(network, splits, tmp_path)
+    there.device = CUDA
+    for scores in (snip.scores, synflow.scores, emq.scores):
+        assert scores(there) == pytest.approx(scores(here), rel=1e-2)
+    expected, found = (traces(Network(each).cross_entropy(), seed=0)[0] for each in (here, there))
+    assert found == pytest.approx(expected, rel=1e-2)
+    rows = zip(auto_quantize.scores(here, [2, 4]), auto_quantize.scores(there, [2, 4]), strict=True)
+    assert all(row == pytest.approx(expected, rel=1e-2) for expected, row in rows)
 
 
 def test_a_network_that_stops_gradients_or_images_without_labels_are_a_sentence(splits: Splits, tmp_path: Path) -> None:
