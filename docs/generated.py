@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from agents.models import OTHER, PROVIDERS
 from tap_agent.settings.fields import Setting, flag_of
 from tap_agent.settings.model import NetworkSettings, Settings
+from tap_eval.baselines.baselines import RULES
 from tap_eval.images.images import Transform
 from tap_eval.proxies.features import METADATA, STATISTICS, TASK
 
@@ -36,6 +37,16 @@ def keys() -> str:
         providers.setdefault(provider.key, []).append(f"`{name}:`")
     providers[OTHER.key].append("a server by its URL")
     return _table(("variable", "key of"), [(f"`{key}`", ", ".join(of)) for key, of in providers.items()])
+
+
+def baselines() -> str:
+    """A line a rule: its name, its row, its formula, what it sees, where it is from, and whether it is always there."""
+    rows = [
+        (f"`{name}`", rule.label, f"`{rule.equation}`", ", ".join(rule.sees) or "nothing", rule.source,
+         "yes" if rule.fast else "")
+        for name, rule in RULES.items()
+    ]  # fmt: skip
+    return _table(("name", "row", "bits b_i of layer i", "sees", "source", "fast"), rows)
 
 
 def settings(model: type[BaseModel]) -> str:
@@ -102,6 +113,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "statistics": _names(STATISTICS),
     "task": _names(TASK),
     "keys": keys,
+    "baselines": baselines,
 }
 
 if __name__ == "__main__":

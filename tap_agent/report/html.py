@@ -18,6 +18,7 @@ from tap_agent.report.text import (
     budget_text,
     chosen_text,
     draws_text,
+    found_text,
     head_of_test,
     in_float_text,
     kl_text,
@@ -70,6 +71,7 @@ def shown(result: Result, folder: str = "") -> dict[str, Any]:
     """The numbers, the table and what is to be reused, as templates show them; `folder`, with its /, is the run's."""
     return {
         **_table(result.table),
+        "left_out": result.left_out,
         "files": result.files,
         "unwritten": result.unwritten,
         "reads": reads_text(result),
@@ -103,6 +105,8 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
         "left": any(row.in_float for row in rows),
         "in_float": in_float_text,
         "kl": kl_text,
+        "found": found_text,
+        "left_out": [],
         "rows": [(row, top1_text(row.test, count=counted), draws_text(row)) for row in rows],
         "several": len(networks) > 1,
         "budgets": len({(row.network, row.budget) for row in rows if row.budget}) > len(networks),

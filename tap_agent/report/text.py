@@ -64,6 +64,18 @@ def draws_text(row: Row) -> str:
     return f"{100 * sum(row.draws) / len(row.draws):.1f} ± {100 * row.spread:.1f}"
 
 
+def found_text(row: Row) -> str:
+    """What its bits were found from: images looked at, how often, and in what time; "" where it is not told."""
+    cost, parts = row.cost, []
+    if cost and cost.images:
+        parts.append(f"{cost.images:,} images")
+    if cost and cost.steps:
+        parts.append(f"{cost.steps:,} {'step' if cost.steps == 1 else 'steps'}")
+    if cost and cost.seconds:
+        parts.append(f"{cost.seconds:.2g} s" if cost.seconds < 10 else f"{cost.seconds:,.0f} s")
+    return f"sees {', '.join(row.sees)}{': ' if parts else ''}{', '.join(parts)}" if row.sees else ""
+
+
 def in_float_text(share: float) -> str:
     """The share of a network's weights that stay in float32, in per cent."""
     return f"{100 * share:.1f} %"

@@ -27,6 +27,14 @@ class MeasuredTop1(_Record):
     """mean KL divergence over the images, nats; None in results of before it was measured"""
 
 
+class RowCost(_Record):
+    """What a baseline looked at to find its bits, as `tap_eval.baselines.rule.Cost` has it."""
+
+    images: int
+    steps: int
+    seconds: float
+
+
 class Row(_Record):
     """One line of the final table: an allocation of one network, or the mean of several."""
 
@@ -37,6 +45,10 @@ class Row(_Record):
     budget: str = ""
     """within which bits were allocated; "" in full precision, and in results of before it was kept"""
     note: str = ""
+    sees: tuple[str, ...] = ()
+    """what its bits were found from; nothing in results of before this was told"""
+    cost: RowCost | None = None
+    """of finding them; None in full precision, of what the table is about, and in results of before this was told"""
     bits: float
     """average weight bits"""
     size_bytes: int
@@ -118,6 +130,8 @@ class History(_Record):
     notebook: list[str] = []
     """lessons that the language model drew, of the search; small models draw none"""
     table: list[Row] = []
+    left_out: list[str] = []
+    """baselines that were asked for and that a network cannot have, a sentence each"""
     curve: list[Row] = []
     """the best proxy, uniform bits and measured layer error at other budgets, on the test split; results of before \
 this was measured have none"""

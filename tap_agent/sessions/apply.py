@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from tap_agent.runs.result import Row
-from tap_agent.sessions.final_table import Entry, beside, finish, full_precision, measured
+from tap_agent.sessions.final_table import Entry, beside, finish, full_precision, measured, seen_by_proxies
 from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import FileSubject, ProxySubject, Subject, UniformSubject
@@ -123,11 +123,14 @@ def apply(
         raise BudgetMistake(sentences[0])
     entries: list[Entry] = []
     for point in points:
-        watch.begin(f"measuring the layer errors of {point.bench.name}")
-        point.bench.layer_errors  # noqa: B018 likewise
         own, others = _own(subject, point), []
         try:
-            there = beside(point.bench.at(point.budget), resources.settings.seed)
+            there = beside(
+                point.bench.at(point.budget),
+                resources.settings,
+                sentences.append,
+                lambda label, name=point.bench.name: watch.begin(f"finding bits of {name}: {label}"),  # type: ignore[misc]
+            )
             others = [entry for entry in there if entry.label != own.label]
         except BudgetMistake as mistake:  # bits that are given need not be among the choices
             sentences.append(f"the baselines beside {subject.origin}: {mistake}")
@@ -169,7 +172,8 @@ def _own(subject: Subject, point: _Point) -> Entry:
     choices = point.bench.task.choices.weights
     uncommon = isinstance(subject, UniformSubject) and point.allocation.weights[0] not in choices
     note = "these bits are not among the choices" if uncommon else ""
-    return Entry(point.bench, point.budget.text, point.label, "proxy", note, (point.allocation,))
+    sees = seen_by_proxies(point.bench) if isinstance(subject, ProxySubject) else ()
+    return Entry(point.bench, point.budget.text, point.label, "proxy", note, (point.allocation,), sees)
 
 
 def _uniform(allocation: Allocation) -> str:

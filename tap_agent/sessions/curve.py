@@ -13,7 +13,7 @@ from tools.evaluation import score
 
 REACH = 2
 """bits a weight from the run's own size to the furthest budget: far enough to see where accuracy falls off"""
-_BESIDE = ("uniform", "measured layer error")
+_BESIDE = ("uniform", "layer_error")
 
 
 def curve_entries(resources: Resources, best: Candidate) -> list[Entry]:
@@ -30,7 +30,7 @@ def curve_entries(resources: Resources, best: Candidate) -> list[Entry]:
             if not isinstance(scored, Rejection):  # its own allocator may know no other budget
                 own = f"TAP ({best.name})"
                 entries.append(Entry(there, budget.text, own, "proxy", "", scored.allocations))
-            entries += [each for each in beside(there, resources.settings.seed) if each.label.startswith(_BESIDE)]
+            entries += beside(there, resources.settings, names=_BESIDE)
     return entries
 
 

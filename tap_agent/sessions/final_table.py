@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graphs.state import Bits
-from tap_agent.runs.result import MeasuredTop1, Row
+from tap_agent.runs.result import MeasuredTop1, Row, RowCost
+from tap_agent.settings.model import Settings
 from tap_eval.allocation.size import bops, weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.accuracy import Accuracy
@@ -31,17 +32,27 @@ class Entry:
     kind: Literal["proxy", "baseline"]
     note: str
     allocations: tuple[Allocation, ...]
+    sees: tuple[str, ...] = ()
+    cost: RowCost | None = None
 
 
-def final_table(bench: Bench, label: str, allocation: Allocation, seed: int, advance: Advance) -> list[Row]:
+def final_table(
+    bench: Bench,
+    label: str,
+    allocation: Allocation,
+    settings: Settings,
+    advance: Advance,
+    left_out: Callable[[str], None],
+) -> list[Row]:
     """Full precision, the proxy's allocation and the baselines, on the search and test split and every draw.
 
-    `advance` is called after each row.
+    `advance` is called after each row, `left_out` with a sentence for each baseline that the network cannot have.
     """
     draws = len(bench.splits.calibrations)
     rows = [full_precision(bench)]
     advance()
-    entries = [Entry(bench, bench.task.budget.text, label, "proxy", "", (allocation,)), *beside(bench, seed)]
+    own = Entry(bench, bench.task.budget.text, label, "proxy", "", (allocation,), seen_by_proxies(bench))
+    entries = [own, *beside(bench, settings, left_out)]
     finish(bench, entries, draws)
     for entry in entries:
         rows.append(measured(entry, draws))
@@ -55,11 +66,33 @@ def finish(bench: Bench, entries: Sequence[Entry], draws: int) -> None:
         bench.finish([allocation for entry in entries for allocation in entry.allocations], range(draws))
 
 
-def beside(bench: Bench, seed: int) -> list[Entry]:
-    """The baselines, within the budget of `bench`."""
-    budget = bench.task.budget.text
+def seen_by_proxies(bench: Bench) -> tuple[str, ...]:
+    """As the rows of baselines say what those see."""
+    return ("metadata of layers",) if bench.task.inputs == "metadata" else ("statistics of layers",)
+
+
+def beside(
+    bench: Bench,
+    settings: Settings,
+    left_out: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda label: None,
+    names: Sequence[str] = (),
+) -> list[Entry]:
+    """The baselines of the settings, or of `names`, within the budget of `bench`; see `baselines`."""
+    count = settings.population * (settings.generations + 1)
+    found = baselines(bench, settings.seed, names or settings.baselines, count, left_out, tell)
     return [
-        Entry(bench, budget, each.label, "baseline", each.note, each.allocations) for each in baselines(bench, seed)
+        Entry(
+            bench,
+            bench.task.budget.text,
+            each.label,
+            "baseline",
+            each.note,
+            each.allocations,
+            each.sees,
+            RowCost(**vars(each.cost)),
+        )
+        for each in found
     ]
 
 
@@ -85,6 +118,8 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
         network=bench.name,
         budget=entry.budget,
         note="; ".join(filter(None, [entry.note, _UNFINISHED if not_nearer else ""])),
+        sees=entry.sees,
+        cost=entry.cost,
         bits=of_weights / sum(layer.params for layer in bench.layers),
         size_bytes=math.ceil(statistics.mean(size.total for size in sizes)),
         parts=sizes[0].parts() if len(sizes) == 1 else {},

@@ -17,6 +17,7 @@ from tap_agent.sessions.export import file_names, model_file
 from tap_agent.sessions.final_table import Advance, final_table, measured
 from tap_agent.sessions.record import Chosen, allocated, chosen, record
 from tap_agent.sessions.resources import Resources
+from tap_agent.settings.model import Settings
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ExportMistake, Mistake
 
@@ -49,9 +50,11 @@ def conclude_run(
         state,
         benches,
         [network_record(bench, bench not in benches) for bench in benchmark],
-        resources.settings.seed,
+        resources.settings,
         lambda: emit({"event": "table row"}),
     )
+    for sentence in result.left_out:
+        emit({"event": "left out", "why": sentence})
     entries = curve_entries(resources, result.candidate(result.best))
     emit({"event": "measuring the curve", "points": len(entries)})
     curve = []
@@ -116,7 +119,7 @@ def conclude(
     state: SearchState,
     benches: Sequence[Bench],
     networks: list[NetworkRecord],
-    seed: int,
+    settings: Settings,
     advance: Advance,
 ) -> Result:
     """The result of a search that found a living proxy; reads the test split.
@@ -126,10 +129,11 @@ def conclude(
     candidates = [Candidate(**record) for _, record in sorted(state["candidates"].items())]
     assert state["best"] is not None
     best = Candidate(**state["candidates"][state["best"]])
+    left_out: list[str] = []
     table = [
         row
         for bench, bits in zip(benches, best.allocations, strict=False)
-        for row in final_table(bench, f"TAP ({best.name})", bits.allocation(), seed, advance)
+        for row in final_table(bench, f"TAP ({best.name})", bits.allocation(), settings, advance, left_out.append)
     ]
     return Result(
         run=run,
@@ -143,6 +147,7 @@ def conclude(
         finalists=[Finalist(**record) for record in state.get("finalists", [])],
         notebook=state.get("notebook", []),
         table=table,
+        left_out=left_out,
     )
 
 

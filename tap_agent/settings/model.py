@@ -179,6 +179,8 @@ below 1e12, about ten seconds of a CPU core, and else 1."""
     device: Annotated[str, Flag(SEARCH, "run apply resume chat", label="Device")] = "auto"
     """Where a network is run to be measured: auto, cpu, cuda, cuda:N or mps. auto takes all CUDA devices, or else the \
 CPU; cuda takes all of them, cuda:N one."""
+    baselines: Annotated[tuple[str, ...], Flag(SEARCH, "run apply", label="Baselines")] = ("fast",)
+    """What the table compares with: fast, all, or names of baselines, as uniform,hawq_v2."""
     track: Annotated[Track | None, Flag(SEARCH, "run", usage=True)] = None
     """Follow the run there too, through an extra of the same name."""
     batch: int = Field(125, ge=1)
@@ -206,6 +208,23 @@ CPU; cuda takes all of them, cuda:N one."""
             raise PydanticCustomError(
                 "bits", "'{given}' are no bits: give whole numbers from 2 to 8, as in 2,4,8", {"given": given}
             ) from error
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _names(cls, given: object) -> object:
+        """On the command line they are `uniform,hawq_v2`."""
+        return tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else given
+
+    @field_validator("baselines")
+    @classmethod
+    def _known_baselines(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from tap_eval.baselines.baselines import BaselineMistake, named
+
+        try:
+            named(names)
+        except BaselineMistake as mistake:
+            raise PydanticCustomError("baselines", "{why}", {"why": str(mistake).removesuffix(".")}) from mistake
+        return names
 
     @field_validator("device")
     @classmethod

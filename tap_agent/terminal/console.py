@@ -14,6 +14,7 @@ from rich.table import Table
 from tap_agent.report.text import (
     chosen_text,
     draws_text,
+    found_text,
     head_of_test,
     in_float_text,
     kl_text,
@@ -50,6 +51,8 @@ def show_result(folder: RunFolder, result: Result) -> None:
     out.print(summary(result), soft_wrap=False)
     for file in result.files:
         out.print(f"model: {folder.path / file.name} ({file.size_bytes / 1024:,.1f} KiB)", markup=False)
+    for sentence in result.left_out:
+        out.print(f"left out: {sentence}", markup=False)
     for sentence in result.unwritten:
         out.print(f"there is no {sentence}", markup=False)
     out.print(f"report: {folder.report}")
@@ -87,7 +90,7 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     for before, row in zip([None, *rows[:-1]], rows, strict=True):
         if several and before and (before.network, before.budget) != (row.network, row.budget):
             table.add_section()
-        note = f"\n[dim]{cell(row.note)}[/dim]" if row.note else ""
+        note = "".join(f"\n[dim]{cell(line)}[/dim]" for line in (row.note, found_text(row)) if line)
         cells = [f"{cell(row.label)}{note}", f"{row.bits:.2f}", f"{row.size_bytes / 1024:,.1f}"]
         if left:
             cells.append(in_float_text(row.in_float))

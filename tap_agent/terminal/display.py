@@ -150,7 +150,7 @@ class LiveTable(AbstractContextManager["LiveTable"]):
                 self._task = self._progress.add_task("measuring accuracy against size", total=event["points"])
             case "working":
                 tell(self._progress, event["what"], event["done"], event["of"])
-            case "not written":
+            case "not written" | "left out":
                 self._live.console.print(event["why"], markup=False, soft_wrap=False)
             case "table row" | "curve point":
                 self._progress.advance(self._task)

@@ -1,19 +1,49 @@
-"""What a proxy is compared with at the same budget: simple rules, and what sees more than a proxy may."""
+"""What a proxy is compared with at the same budget: simple rules, published ones, and those that see more than it."""
 
 from __future__ import annotations
 
-import random
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tap_eval.allocation.allocator import allocate, minimize
-from tap_eval.allocation.budget import most_uniform
-from tap_eval.allocation.unit import Unit
+from tap_eval.baselines import (
+    auto_quantize,
+    best_of_random,
+    bops,
+    bparams,
+    direct,
+    earlier,
+    emq,
+    every_error,
+    hawq,
+    hawq_v2,
+    hawq_v3,
+    layer_error,
+    ompq,
+    random_scores,
+    snip,
+    synflow,
+    uniform,
+    weight_error,
+)
+from tap_eval.baselines.rule import Cost, Effort, Rule, Seen
 from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import Mistake
 from tap_eval.quantization.quantizer import Allocation
 
-RANDOM_ALLOCATIONS, _OF_LARGE = 5, 3
-_LARGE = 10**7
-"""weights from which a network takes so long to be finished that fewer random allocations of it are measured"""
+_MODULES = (
+    uniform, random_scores, earlier, weight_error, layer_error, bparams, bops, hawq, hawq_v2, hawq_v3, ompq, emq, snip,
+    synflow, auto_quantize, every_error, best_of_random, direct,
+)  # fmt: skip
+RULES: dict[str, Rule] = {module.__name__.rpartition(".")[2]: module.RULE for module in _MODULES}
+"""by the names that `--baselines` takes, in the order of tables"""
+ALL, FAST = "all", "fast"
+
+
+class BaselineMistake(Mistake):
+    """A name that no baseline has."""
+
+    kind = "config"
 
 
 @dataclass(frozen=True)
@@ -23,44 +53,55 @@ class Baseline:
     label: str
     note: str
     allocations: tuple[Allocation, ...]
+    sees: tuple[Seen, ...] = ()
+    cost: Cost = Cost()
 
 
-def baselines(bench: Bench, seed: int) -> list[Baseline]:
-    """Those that every result is shown beside."""
-    layers, task = bench.layers, bench.task
-    rng = random.Random(seed)
+def named(names: Sequence[str]) -> list[str]:
+    """The rules that `names` mean, `all` and `fast` among them, each once, in the order of tables.
 
-    def allocated(scores: list[float]) -> Allocation:
-        return allocate(scores, layers, task.choices, task.budget)
-
-    count = _OF_LARGE if sum(layer.params for layer in layers) >= _LARGE else RANDOM_ALLOCATIONS
-    drawn = tuple(allocated([rng.random() for _ in layers]) for _ in range(count))
-    return [
-        *_uniform(bench),
-        Baseline("random scores", f"mean of {count}", drawn),
-        Baseline("earlier layers get more", "", (allocated([-float(layer.index) for layer in layers]),)),
-        Baseline("weight error", "least sum of squared weight errors", (_weight_error(bench),)),
-        Baseline("measured layer error", "sees what a proxy may not", (allocated(bench.layer_errors),)),
-    ]
-
-
-def _uniform(bench: Bench) -> list[Baseline]:
-    """The most equal bits that the budget allows, whether they are among the choices or not."""
-    activation = max(bench.task.choices.activations)
-    same = most_uniform(bench.layers, activation, bench.task.budget)
-    if same is None:
-        return []
-    note = "" if same.most in bench.task.choices.weights else "these bits are not among the choices"
-    return [Baseline(f"uniform W{same.most}A{activation}", note, (same,))]
+    Raises `BaselineMistake` where one is unknown.
+    """
+    found: set[str] = set()
+    for name in names:
+        if name == ALL:
+            found |= set(RULES)
+        elif name == FAST:
+            found |= {each for each, rule in RULES.items() if rule.fast}
+        elif name in RULES:
+            found.add(name)
+        else:
+            (near,) = difflib.get_close_matches(name, [ALL, FAST, *RULES], 1, cutoff=0.0)
+            raise BaselineMistake(
+                f"'{name}' is no baseline: perhaps {near}; give all, fast, or some of {', '.join(RULES)}."
+            )
+    return [name for name in RULES if name in found]
 
 
-def _weight_error(bench: Bench) -> Allocation:
-    """Minimizes the sum over layers of ||Q_b(W) - W||^2, from the weights alone."""
-    errors = bench.weight_errors
-    return minimize(
-        lambda index, weight, activation: errors[index][weight] * (1 + 4.0**-activation),
-        [Unit(layer.index) for layer in bench.layers],
-        bench.layers,
-        bench.task.choices,
-        bench.task.budget,
-    )
+def baselines(
+    bench: Bench,
+    seed: int,
+    names: Sequence[str] = (FAST,),
+    measurements: int = 48,
+    left_out: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda label: None,
+) -> list[Baseline]:
+    """Those of `names` that the network can have.
+
+    `measurements` is how many allocations a rule that searches may measure. `left_out` is given a sentence where the
+    network has not what a rule needs, a `Mistake` without it; `tell` the label of each rule before it is computed.
+    """
+    rows = []
+    for name in named(names):
+        rule = RULES[name]
+        tell(rule.label)
+        try:
+            found = rule.find(bench, Effort(seed, measurements))
+        except Mistake as mistake:
+            if left_out is None:
+                raise
+            left_out(f"{rule.label}: {mistake}")
+            continue
+        if found.allocations:
+            rows.append(Baseline(found.label or rule.label, found.note, found.allocations, rule.sees, found.cost))
+    return rows

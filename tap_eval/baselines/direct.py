@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 
 from tap_eval.allocation.allocator import allocate
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule
 from tap_eval.measuring.bench import Bench
-from tap_eval.quantization.quantizer import Allocation
+from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
 
 _PARENTS = 4
 _START = 1.0
@@ -43,3 +44,21 @@ def direct(bench: Bench, count: int, seed: int) -> Allocation:
 def _positive(scores: list[float]) -> list[float]:
     """As what the allocator takes the logarithm of."""
     return [4.0 ** (score / 2) for score in scores]
+
+
+def _find(bench: Bench, effort: Effort) -> Found:
+    count, seed = effort.measurements, effort.seed
+
+    def compute() -> tuple[tuple[LayerBits, ...], tuple[int, ...]]:
+        found = direct(bench, count, seed)
+        return found.weights, found.activations
+
+    what = ["direct", count, seed, VERSION, str(bench.task), bench.splits.search.digest]
+    (weights, activations), seconds = bench.once(what, compute)
+    cost = Cost(bench.compared, count, seconds)
+    return Found((Allocation(tuple(weights), tuple(activations)),), cost)
+
+
+RULE = Rule(
+    "search over allocations", "min KL(p || p with b), b by evolution", "a control of ours", ("measured errors",), _find
+)

@@ -12,14 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from tap_eval.allocation.budget import Budget, check_feasible
+from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
@@ -27,15 +26,15 @@ from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy, Measurement
 from tap_eval.measuring.digest import of_network, of_weights
 from tap_eval.measuring.full_precision import FullPrecision
-from tap_eval.measuring.job import Job, Measures, SplitName
+from tap_eval.measuring.job import Job, Measures, SplitName, pieces
 from tap_eval.measuring.layer_errors import enough
-from tap_eval.measuring.ledger import Ledger, key
+from tap_eval.measuring.ledger import Ledger, Timed, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
 from tap_eval.measuring.stages import STAGES, stages
 from tap_eval.measuring.task import Task
 from tap_eval.measuring.weights import Advance, Kept, rounding_errors, silent
-from tap_eval.mistake import BudgetMistake, ImagesMistake
+from tap_eval.mistake import ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
@@ -50,7 +49,6 @@ _LARGE = 64
 """pixels a side above which networks take so long that fewer images are looked at"""
 _WATCHED, _WATCHED_LARGE = 32, 16
 """images of the search split on which the prepared network is held against the original"""
-_AT_ONCE = 5000  # images whose outputs are held together, but for those in full precision
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -103,6 +101,7 @@ class Bench:
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         kept = Kept(ledger.path.parent / "weights")
+        self.device = device
         self._where = key_of(device)
         content = " ".join([self.digest, *self._where])
         recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums)
@@ -122,13 +121,7 @@ class Bench:
         return budget.beside(FLOAT * self.prepared.left, self.sums)
 
     def _fitted(self, task: Task, budget: Budget) -> Task:
-        """`task` with another budget, beside what stays in float32; raises `BudgetMistake` when it cannot be met."""
-        budget = self.beside(budget)
-        try:
-            check_feasible(self.layers, task.choices, budget)
-        except BudgetMistake as mistake:
-            raise BudgetMistake(f"{self.name}: {mistake}") from mistake
-        return replace(task, budget=budget)
+        return task.fitted(self.beside(budget), self.layers, self.name)
 
     def at(self, budget: Budget, name: str | None = None) -> Bench:
         """The same network to be fitted to another budget, under a `name` of its own where one is given.
@@ -336,13 +329,7 @@ class Bench:
         return {"path": self._path(allocation), "device": (self._where or [CPU.type])[0]}
 
     def _pieces(self, job: Job, beside: int) -> list[Job]:
-        """The job in as many pieces as keep all workers busy, cut between batches: the same floats in any number."""
-        size = self._bounds.batch
-        batches = [job.rows[start : start + size] for start in range(0, len(job.rows), size)]
-        least = math.ceil(len(job.rows) / _AT_ONCE)
-        count = min(max(self._measures.workers // beside, least, 1), len(batches))
-        pieces = np.array_split(np.arange(len(batches)), count)
-        return [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in pieces]
+        return pieces(job, self._bounds.batch, self._measures.workers // beside)
 
     def _in_full(self, split: SplitName) -> torch.Tensor:
         job = self._job(None, split, 0, np.arange(len(getattr(self.splits, split))))
@@ -393,8 +380,16 @@ class Bench:
         Everything else stays in full precision; on as many of the first search images as `enough` says, without
         labels. Measured once a network, bits and draw.
         """
-        lowest, search = min(self.task.choices.weights), self.splits.search
-        count = enough(search)
-        images = [search.digest, count, self.splits.calibrations[0].digest]
-        name = key("layer errors", quantizer.VERSION, self._rounding, self.digest, images, lowest, *self._where)
-        return self._ledger.recall(name, lambda: self._measures.layer_errors(lowest, count))
+        return self.layer_errors_at(min(self.task.choices.weights)).value
+
+    def layer_errors_at(self, bits: int) -> Timed[list[float]]:
+        """`layer_errors` with other bits."""
+        search, calibration = self.splits.search, self.splits.calibrations[0]
+        images = [search.digest, count := enough(search), calibration.digest]
+        name = key("timed layer errors", quantizer.VERSION, self._rounding, self.digest, images, bits, *self._where)
+        return self._ledger.timed(name, lambda: self._measures.layer_errors(bits, count))
+
+    def once(self, what: Sequence[object], compute: Callable[[], A]) -> Timed[A]:
+        """JSON that follows from the network, the first draw of calibration images and `what`; computed once."""
+        name = key("once", *what, self.digest, self.splits.calibrations[0].digest, *self._where)
+        return self._ledger.timed(name, compute)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from tap_eval.quantization.quantizer import Allocation
 
 SplitName = Literal["search", "test"]
+_AT_ONCE = 5000
+"""images whose outputs are held together, but for those in full precision"""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,15 @@ class Job:
     """rounded once more for this allocation"""
     sums: bool = False
     """travel between layers in integers"""
+
+
+def pieces(job: Job, size: int, workers: int) -> list[Job]:
+    """The job in pieces for so many workers, cut between batches of `size`: the same floats in any number of them."""
+    batches = [job.rows[start : start + size] for start in range(0, len(job.rows), size)]
+    least = math.ceil(len(job.rows) / _AT_ONCE)
+    count = min(max(workers, least, 1), len(batches))
+    cut = np.array_split(np.arange(len(batches)), count)
+    return [replace(job, rows=np.concatenate([batches[place] for place in piece])) for piece in cut]
 
 
 class Measures(Protocol):

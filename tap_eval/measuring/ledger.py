@@ -16,12 +16,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (key TEXT PRIMARY KEY, value TEXT, owner TEXT, claimed REAL)
 """
 _LEASE_SECONDS = 10.0
+Value = TypeVar("Value")
+
+
+class Timed(NamedTuple, Generic[Value]):
+    """A value, and the seconds that it took when it was computed."""
+
+    value: Value
+    seconds: float
 
 
 def key(*parts: object) -> str:
@@ -56,6 +64,15 @@ class Ledger:
             self._write("UPDATE measurements SET value = ? WHERE key = ?", value, key)
             self.measured += 1
         return json.loads(value)
+
+    def timed(self, key: str, measure: Callable[[], Value]) -> Timed[Value]:
+        """The same, with the seconds that `measure()` took."""
+
+        def both() -> tuple[Value, float]:
+            began = time.perf_counter()
+            return measure(), time.perf_counter() - began
+
+        return Timed(*self.recall(key, both))
 
     def _value(self, key: str) -> str | None:
         with self._database() as database:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.budget import Budget, check_feasible
 from tap_eval.allocation.choices import Choices
+from tap_eval.mistake import BudgetMistake
+from tap_eval.preparing.layers import Layer
 from tap_eval.proxies.features import Inputs
 from tap_eval.quantization.rounding import Rounding
 from tap_eval.quantization.sums import SumsIn
@@ -25,3 +28,14 @@ class Task:
     finish: bool = True
     """whether networks of the final table are rounded once more, each for its allocation"""
     sums: SumsIn = "int8"
+
+    def fitted(self, budget: Budget, layers: Sequence[Layer], name: str) -> Task:
+        """With a `budget`, which is `beside` what stays in float32 of the network called `name`, of these layers.
+
+        Raises `BudgetMistake` when it cannot be met.
+        """
+        try:
+            check_feasible(layers, self.choices, budget)
+        except BudgetMistake as mistake:
+            raise BudgetMistake(f"{name}: {mistake}") from mistake
+        return replace(self, budget=budget)

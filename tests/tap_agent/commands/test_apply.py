@@ -86,6 +86,31 @@ def test_uniform_bits_are_compared_at_their_own_size(work: Path, capsys: pytest.
     assert re.findall(r"uniform W(\d)A8 +│", printed) == ["2", "4"]
 
 
+def test_baselines_are_those_that_are_asked_for_and_say_what_they_see(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "good.py").write_text(GOOD)
+    asked = ["--baselines", "auto_quantize, ompq,weight_error", "--plot", "rows.html"]
+    assert tap("apply", "good.py", *DIGITS, *asked) == Exit.OK
+    printed = capsys.readouterr().out
+    labels = re.findall(r"^│ (\S+(?: \S+)?) +│ +\d", printed, re.MULTILINE)
+    assert labels == ["full precision", "good.py", "weight error", "OMPQ", "AutoQuantize"]
+    page = (work / "rows.html").read_text()
+    for text in (printed, page):
+        assert "sees statistics of layers" in text
+        assert "sees images: 16 images, 1 step, " in text
+        assert re.search(r"sees weights, images, labels, gradients: 16\s", text)
+
+
+def test_a_baseline_that_a_network_cannot_have_is_left_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = ["--network", "tests.tap_eval.baselines.small:Stopped", "--baselines", "snip,uniform", "--budget", "3bit"]
+    assert tap("apply", "paper", *DIGITS, *network) == Exit.OK
+    said = capsys.readouterr()
+    assert "uniform W3A8" in said.out
+    assert "bit-SNIP" not in said.out
+    assert re.search(r"left out: bit-SNIP: \S+ has no gradients in first, since its code stops them", said.err)
+
+
 def test_several_budgets_give_a_curve_and_one_that_cannot_be_met_is_left_out(
     ended: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +236,8 @@ def test_a_result_of_before_there_was_a_curve_is_shown(ended: Path, work: Path) 
     before = json.loads(Path("old/result.json").read_text())
     before.pop("curve")
     for row in before["table"]:
-        row.pop("budget")
+        for name in ("budget", "sees", "cost"):
+            row.pop(name)
     Path("old/result.json").write_text(json.dumps(before))
     assert tap("report", "old") == Exit.OK
     page = Path("old/report.html").read_text()
@@ -222,6 +248,6 @@ def test_a_result_of_before_there_was_a_curve_is_shown(ended: Path, work: Path) 
 def test_a_terminal_shows_what_is_done_and_what_is_left(ended: Path, work: Path, cache: Path) -> None:
     arguments = ["apply", str(ended), "--budget", "2.7bit,3.3bit", "--draws", "2"]
     shown = in_terminal(arguments, work, cache, 120, until="Top-1 accuracy")
-    assert "measuring the layer errors of digits" in shown
+    assert "finding bits of digits: measured layer error" in shown
     assert "allocating bits of digits at 3.3bit" in shown
     assert re.search(r"measuring on the test split .* \d+/41 ", shown)  # 2 budgets, 2 draws, 10 allocations

@@ -35,6 +35,8 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--device", "gpu"], Exit.CONFIG, "'gpu' is no device: give auto, cpu, cuda, cuda:N or mps"),
     (["--device", "cuda:99"], Exit.DEVICE, "--device cuda:99: this machine, with the PyTorch that is installed, has"),
     (["--device", "cuda", "--executor", "ray"], Exit.DEVICE, "the workers of a Ray cluster measure on CPUs: leave it"),
+    (["--baselines", "uniform,hawqv2"], Exit.CONFIG, "'hawqv2' is no baseline: perhaps hawq_v2; give all, fast, or"),
+    (["--baselines", "uniform,"], Exit.CONFIG, "'' is no baseline"),
     (["--sandbox", "e2b"], Exit.SANDBOX, "E2B_API_KEY is not set"),
     (["--sandbox", "none"], Exit.CONFIG, "sandbox = 'none'"),
     (["--config", "absent.yaml"], Exit.CONFIG, "absent.yaml cannot be read"),

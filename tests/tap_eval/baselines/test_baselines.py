@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torchvision.models import VisionTransformer
 
-from tap_eval.allocation.budget import Budget, spent
+from tap_eval.allocation.budget import Budget, check_within, spent
 from tap_eval.allocation.choices import Choices
-from tap_eval.baselines.baselines import baselines
+from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, named
+from tap_eval.baselines.best_of_random import best, drawn
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN
+from tests.tap_eval.baselines.small import Stopped, opened
+
+MEASURED = {"best_of_random", "direct"}
+QUICK = [name for name in RULES if name not in MEASURED]
 
 
 @pytest.mark.parametrize(("groups", "budget"), [(1, "3bit"), (4, "3bit"), (4, "5511B")])
@@ -23,9 +31,109 @@ def test_every_baseline_is_within_the_budget(
     task = Task(Choices(channel_groups=groups), Budget.parse(budget))
     bench = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
     found = baselines(bench, seed=0)
-    assert found[0].label == "uniform W3A8"
-    for each in found:
+    assert [each.label for each in found[:2]] == ["uniform W3A8", "random scores"]
+    assert len(found) == 5
+    for each in [*found, *baselines(bench, seed=0, names=QUICK)]:
         for bits in each.allocations:
             assert spent(bits, bench.layers, task.budget) <= task.budget.limit(bench.layers)
             assert task.budget.unit == "bit" or bench.size(bits).total <= task.budget.amount
     assert len(set(next(each for each in found if len(each.allocations) > 1).allocations)) > 1
+
+
+@pytest.mark.parametrize("budget", ["3.7bit", "6bit", "0.004GBOPs"])
+def test_every_baseline_keeps_to_the_choices(network: DigitsCNN, splits: Splits, cache: Path, budget: str) -> None:
+    task = Task(Choices((2, 3, 8), (4, 8), pin_ends=True), Budget.parse(budget))
+    bench = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
+    found = {each.label: each for each in baselines(bench, seed=0, names=QUICK)}
+    assert len(found) == len(QUICK)
+    for label, each in found.items():
+        for bits in each.allocations:
+            check_within(bits, bench.layers, bench.task.budget)
+            if not label.startswith("uniform"):
+                options = [task.choices.of(layer) for layer in bench.layers]
+                pairs = zip(bits.weights, bits.activations, strict=True)
+                assert all(pair in its for pair, its in zip(pairs, options, strict=True)), label
+    assert found["HAWQ-V2"].allocations == found["HAWQ-V3"].allocations  # one problem, two exact solvers
+    assert all(each.cost.seconds > 0 for each in found.values() if each.sees and each.sees != ("weights",))
+
+
+def test_the_same_seed_gives_the_same_and_what_is_kept_is_not_computed_again(
+    network: DigitsCNN, splits: Splits, tmp_path: Path
+) -> None:
+    task = Task(Choices(), Budget.parse("3bit"))
+    first, again = (
+        Bench("digits", network, splits, task, Ledger(tmp_path / f"{place}.sqlite")) for place in ("one", "other")
+    )
+    names = [name for name in QUICK if name not in ("layer_error", "every_error")]
+    found = baselines(first, seed=3, names=names)
+    others = baselines(again, seed=3, names=names)
+    assert [each.allocations for each in found] == [each.allocations for each in others]
+    before = Ledger(first._ledger.path)
+    kept = Bench("digits", network, splits, task, before).at(Budget.parse("4bit"))
+    costs = {each.label: each.cost for each in found}
+    for each in baselines(kept, seed=3, names=names[1:]):
+        assert each.cost == costs[each.label]
+    assert before.measured == 0
+
+
+def test_measured_searches_give_the_least_divergence_of_what_they_tried(bench: Bench) -> None:
+    tried = drawn(bench, 20, seed=0)
+    assert len(set(tried)) == len(tried) == 20
+    firsts = sorted(tried, key=lambda bits: bench.seen(bits, 0).mean_kl)
+    assert best(bench, tried) == min(firsts[:2], key=lambda bits: bench.searched(bits).kl)
+    (found,) = baselines(bench, seed=0, names=["direct"], measurements=12)
+    assert found.cost.steps == 12
+    assert found.cost.images == bench.compared
+    uniform = baselines(bench, seed=0, names=["uniform"])[0].allocations[0]
+    assert bench.searched(found.allocations[0]).kl < bench.searched(uniform).kl
+    check_within(found.allocations[0], bench.layers, bench.task.budget)
+
+
+def test_what_a_small_network_has_is_drawn_once_each(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Linear(6, 10)), splits, tmp_path, "3bit")
+    found = drawn(bench, 1000, seed=0)
+    assert 1 <= len(found) == len(set(found)) <= 9
+
+
+class Tokens(nn.Module):
+    """A transformer for the digits, most of whose values stay in float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = VisionTransformer(8, 4, 2, 2, 12, 24, num_classes=10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.expand(-1, 3, -1, -1))
+
+
+def test_transformers_have_every_baseline(splits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Tokens()
+    nn.init.normal_(network.inner.heads.head.weight)
+    bench = opened(network, splits, tmp_path, "3bit")
+    assert bench.prepared.share_left > 0
+    said: list[str] = []
+    found = baselines(bench, 0, QUICK, left_out=said.append)
+    assert said == []
+    assert len(found) == len(QUICK)
+    for each in found:
+        check_within(each.allocations[0], bench.layers, bench.task.budget)
+
+
+def test_what_a_network_cannot_have_is_left_out_with_a_sentence(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(Stopped(), splits, tmp_path)
+    said: list[str] = []
+    found = baselines(bench, 0, ["ompq", "hawq", "snip", "uniform"], left_out=said.append)
+    assert [each.label for each in found] == ["uniform W4A8", "OMPQ"]
+    assert [sentence.partition(" in ")[0] for sentence in said] == [
+        "HAWQ: small has no gradients", "bit-SNIP: small has no gradients",
+    ]  # fmt: skip
+
+
+def test_names() -> None:
+    assert named(["all"]) == list(RULES)
+    assert named(["fast"]) == ["uniform", "random_scores", "earlier", "weight_error", "layer_error"]
+    assert named(["hawq", "uniform", "hawq"]) == ["uniform", "hawq"]
+    for wrong, near in (("hawqv2", "hawq_v2"), ("Synflow", "synflow"), ("fats", "fast")):
+        with pytest.raises(BaselineMistake, match=rf"^'{wrong}' is no baseline: perhaps {near}; give all, fast, or"):
+            named([wrong])

@@ -1,0 +1,55 @@
+"""The best of 1,000 random allocations by measured divergence on the images that candidates are compared on.
+
+All are measured on the first stage of these images, and the best tenth on the others too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores
+from tap_eval.measuring.accuracy import Measurement
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.stages import STAGES
+from tap_eval.quantization.quantizer import VERSION, Allocation
+
+COUNT, _SHARE = 1000, 10
+_TRIES = 100
+"""without a new allocation, after which there are taken to be no more: a small network has fewer"""
+
+
+def drawn(bench: Bench, count: int, seed: int) -> list[Allocation]:
+    """Different allocations by random scores, up to `count`."""
+    rng = random.Random(seed)
+    found: dict[Allocation, None] = {}
+    tried = 0
+    while len(found) < count and tried < _TRIES:
+        before = len(found)
+        found[by_scores(bench, [rng.random() for _ in bench.layers])] = None
+        tried = tried + 1 if len(found) == before else 0
+    return list(found)
+
+
+def best(bench: Bench, allocations: Sequence[Allocation]) -> Allocation:
+    """Of least mean divergence, measured as above."""
+    first = bench.seen_all(allocations, 0)
+    order = sorted(range(len(allocations)), key=lambda place: first[place].mean_kl)
+    left = [allocations[place] for place in order[: -(-len(order) // _SHARE)]]
+    stages = [bench.seen_all(left, stage) for stage in range(len(STAGES))]
+    kls = [Measurement.joined(each).mean_kl for each in zip(*stages, strict=True)]
+    return left[kls.index(min(kls))]
+
+
+def _find(bench: Bench, effort: Effort) -> Found:
+    allocations = drawn(bench, COUNT, effort.seed)
+    what = ["best of random", COUNT, effort.seed, VERSION, str(bench.task), bench.splits.search.digest]
+    place, seconds = bench.once(what, lambda: allocations.index(best(bench, allocations)))
+    cost = Cost(bench.compared, len(allocations), seconds)
+    return Found((allocations[place],), cost, f"of {len(allocations):,} different ones")
+
+
+RULE = Rule(
+    f"best of {COUNT:,} random", "min KL(p || p with b), b of random scores", "a control of ours",
+    ("measured errors",), _find,
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""What is known of a Hessian from its products with vectors: top eigenvalues, and traces.
+
+At most 100 products each, fewer where the estimate moves by less than a thousandth, as HAWQ has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tap_eval.baselines.gradients import Gradients, Loss, Network
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Timed
+
+_STEPS, _TOLERANCE = 100, 1e-3
+_TINY = 1e-6
+"""beside which an estimate of 0 has settled too"""
+Product = Callable[[Sequence[Tensor]], Gradients]
+
+
+def top_eigenvalues(loss: Loss, seed: int) -> tuple[list[float], int]:
+    """The largest eigenvalue by its size of the Hessian by each of the weights alone, and how many products it took.
+
+    By power iteration, from a random vector.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = [_top_eigenvalue(loss.hessian([index]), _normal(weight, generator)) for index, weight in
+             enumerate(loss.weights)]  # fmt: skip
+    return [value for value, _ in found], sum(steps for _, steps in found)
+
+
+def _top_eigenvalue(product: Product, vector: Tensor) -> tuple[float, int]:
+    known = 0.0
+    for step in range(1, _STEPS + 1):
+        vector = vector / vector.norm()
+        (multiplied,) = product([vector])
+        value = float((vector * multiplied).sum())
+        if float(multiplied.norm()) == 0 or (step > 1 and _settled(value, known)):
+            return value, step
+        known, vector = value, multiplied
+    return known, _STEPS
+
+
+def traces(loss: Loss, seed: int) -> tuple[list[float], int]:
+    """Traces of the Hessian by each of the weights alone, and how many products they took.
+
+    By Hutchinson's method: the mean of v H v over random signs v. One vector of signs for all weights gives all traces
+    at once: what pairs of different weights add to v H v has mean zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    product = loss.hessian(range(len(loss.weights)))
+    sums, means = [0.0] * len(loss.weights), [0.0] * len(loss.weights)
+    for step in range(1, _STEPS + 1):
+        signs = [_signs(weight, generator) for weight in loss.weights]
+        for index, (sign, multiplied) in enumerate(zip(signs, product(signs), strict=True)):
+            sums[index] += float((sign * multiplied).sum())
+        before, means = means, [total / step for total in sums]
+        if step > 1 and all(map(_settled, means, before)):
+            break
+    return means, step
+
+
+def _settled(value: float, before: float) -> bool:
+    return abs(value - before) < _TOLERANCE * (abs(before) + _TINY)
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, like.shape, generator=generator).mul(2).sub(1).to(like)
+
+
+def curvature(
+    bench: Bench, kind: str, estimate: Callable[[Loss, int], tuple[list[float], int]], seed: int
+) -> Timed[tuple[list[float], int]]:
+    """An estimate for the layers of `bench`, of the mean cross entropy of calibration images; kept as `kind`."""
+
+    def compute() -> tuple[list[float], int]:
+        network = Network(bench)
+        return network.computed(lambda: estimate(network.cross_entropy(), seed))
+
+    return bench.once([kind, VERSION, seed], compute)
+
+
+VERSION = 1
+"""part of the key of what is kept: raise it when a change to gradients or to what is here changes results"""

@@ -1,0 +1,68 @@
+"""bit-Synflow: bits by the flow through the weights of a layer, all made positive, from an image of ones.
+
+Batch normalization is folded into weights, of which the absolute values are then taken, and biases are left out.
+Everything else of the network is as it is. Computed in float64: nothing keeps the flow from growing with depth.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tap_eval.baselines.gradients import Network
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains
+from tap_eval.device import widest
+from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import NetworkMistake
+from tap_eval.preparing.copying import copy_of
+from tap_eval.preparing.prepared import Prepared, Room
+from tap_eval.preparing.products import Quantizable
+
+_VERSION = 1
+
+
+def score(weight: Tensor, gradient: Tensor) -> float:
+    """sum |w dR/dw| of one layer."""
+    return float((gradient * weight).abs().double().sum())
+
+
+def positive(prepared: Prepared, kind: torch.dtype) -> Prepared:
+    """With the absolute values of the layers' weights and without their biases, in floats of `kind`."""
+    modules = tuple(_positive(module, kind) for module in prepared.modules)
+    return replace(prepared, network=copy_of(prepared.network).to(kind), modules=modules, room=Room())
+
+
+def _positive(module: Quantizable, kind: torch.dtype) -> Quantizable:
+    made = copy.copy(module)
+    weight = module.weight.detach().abs().to(kind)
+    made._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": None}
+    return made
+
+
+def scores(bench: Bench) -> list[float]:
+    """Of each layer; raises `NetworkMistake` where they are beyond the range of floats."""
+    network = Network(bench, positive(bench.prepared, widest(bench.device)))
+    gradients = network.computed(lambda: network.sum_of_logits().gradients())
+    found = [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
+    if not all(map(math.isfinite, found)):
+        raise NetworkMistake(
+            f"the flow through {bench.name} is beyond the range of floats: leave synflow out of --baselines."
+        )
+    return found
+
+
+def _find(bench: Bench, _: Effort) -> Found:
+    found, seconds = bench.once(["synflow", _VERSION], lambda: scores(bench))
+    largest = max(found) or 1.0
+    gains = [each / largest for each in found]
+    return Found((by_gains(bench, gains),), Cost(0, 1, seconds), "an image of ones")
+
+
+RULE = Rule(
+    "bit-Synflow", "max sum_i b_i sum|W_i dR/dW_i|, R the sum of logits",
+    "Tanaka et al. 2020, arXiv:2006.05467, with bits as in arXiv:2307.10554", ("weights", "gradients"), _find,
+)  # fmt: skip

@@ -1,0 +1,52 @@
+"""Small networks for the digits, of which everything can be computed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
+from tap_eval.images.images import Splits
+from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
+
+
+def two_layers() -> nn.Sequential:
+    """W2 relu(W1 x), without biases."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 6, bias=False), nn.ReLU(inplace=True), nn.Linear(6, 10, bias=False)
+    )
+
+
+class Stopped(nn.Module):
+    """Stops gradients behind its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 6), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.first(x.flatten(1))
+        return self.second(x)
+
+
+def opened(network: nn.Module, splits: Splits, folder: Path, budget: str = "4bit") -> Bench:
+    """Rounded to the nearest, with a ledger of its own."""
+    task = Task(Choices(), Budget.parse(budget), rounding="nearest", sums="float")
+    return Bench("small", network.eval(), splits, task, Ledger(folder / "ledger.sqlite"))
+
+
+def by_hand(bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of the calibration images x (N, 64): x, W1, W2, the hidden values (N, 6), and the loss's gradient by logits."""
+    x = bench.splits.calibrations[0].pixels.flatten(1).double()
+    first, second = (module.weight.detach().double() for module in bench.prepared.modules)
+    hidden = (x @ first.T).clamp_min(0)
+    shares = (hidden @ second.T).softmax(1)
+    wanted = torch.eye(10, dtype=torch.float64)[bench.splits.calibrations[0].labels]
+    return x, first, second, hidden, (shares - wanted) / len(x)
