@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tap_eval.baselines import (
@@ -76,6 +77,25 @@ def named(names: Sequence[str]) -> list[str]:
                 f"'{name}' is no baseline: perhaps {near}; give all, fast, or some of {', '.join(RULES)}."
             )
     return [name for name in RULES if name in found]
+
+
+def losses(bench: Bench, seed: int, advance: Callable[[], None] = lambda: None) -> dict[str, list[list[float]]]:
+    """What layers lose at each of the weight bits, in rising order, with activations at their most, by rule.
+
+    Of rules that foretell more than their own allocation, and that the network has what they need of. `advance` is
+    called after each of all rules.
+    """
+    choices, found = bench.task.choices, {}
+    for name, rule in RULES.items():
+        loss = None
+        if not rule.searches:
+            with suppress(Mistake):
+                loss = rule.find(bench, Effort(seed, 0)).loss
+        if loss:
+            bits = [(weight, max(choices.activations)) for weight in sorted(choices.weights)]
+            found[name] = [[float(loss(layer.index, *each)) for each in bits] for layer in bench.layers]
+        advance()
+    return found
 
 
 def baselines(

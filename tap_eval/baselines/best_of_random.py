@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, least
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.stages import STAGES
@@ -26,7 +26,7 @@ def drawn(bench: Bench, count: int, seed: int) -> list[Allocation]:
     tried = 0
     while len(found) < count and tried < _TRIES:
         before = len(found)
-        found[by_scores(bench, [rng.random() for _ in bench.layers])] = None
+        found[least(bench, by_scores([rng.random() for _ in bench.layers]))] = None
         tried = tried + 1 if len(found) == before else 0
     return list(found)
 
@@ -51,5 +51,5 @@ def _find(bench: Bench, effort: Effort) -> Found:
 
 RULE = Rule(
     f"best of {COUNT:,} random", "min KL(p || p with b), b of random scores", "a control of ours",
-    ("measured errors",), _find,
+    ("measured errors",), _find, searches=True,
 )  # fmt: skip

@@ -60,5 +60,6 @@ def _find(bench: Bench, effort: Effort) -> Found:
 
 
 RULE = Rule(
-    "search over allocations", "min KL(p || p with b), b by evolution", "a control of ours", ("measured errors",), _find
-)
+    "search over allocations", "min KL(p || p with b), b by evolution", "a control of ours", ("measured errors",),
+    _find, searches=True,
+)  # fmt: skip

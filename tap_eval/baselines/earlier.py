@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tap_eval.baselines.rule import Effort, Found, Rule, by_scores
+from tap_eval.baselines.rule import Effort, Found, Rule, by_scores, minimizing
 from tap_eval.measuring.bench import Bench
 
 
 def _find(bench: Bench, _: Effort) -> Found:
-    return Found((by_scores(bench, [-float(layer.index) for layer in bench.layers]),))
+    return minimizing(bench, by_scores([-float(layer.index) for layer in bench.layers]))
 
 
 RULE = Rule("earlier layers get more", "s_i = -i", "a control of ours", (), _find, fast=True)

@@ -5,7 +5,7 @@ It takes for granted that the errors of layers add up.
 
 from __future__ import annotations
 
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses, minimizing
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.layer_errors import enough
 
@@ -15,7 +15,7 @@ def _find(bench: Bench, _: Effort) -> Found:
     tables = {bits: bench.layer_errors_at(bits) for bits in choices}
     losses = [{bits: tables[bits].value[layer.index] for bits in choices} for layer in bench.layers]
     steps, seconds = len(choices) * len(bench.layers), sum(table.seconds for table in tables.values())
-    return Found((by_losses(bench, losses),), Cost(enough(bench.splits.search), steps, seconds))
+    return minimizing(bench, by_losses(losses), Cost(enough(bench.splits.search), steps, seconds))
 
 
 RULE = Rule(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tap_eval.baselines.curvature import curvature, traces
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses, minimizing
 from tap_eval.measuring.bench import Bench
 
 
@@ -20,7 +20,7 @@ def perturbations(bench: Bench, effort: Effort) -> tuple[list[dict[int, float]],
 
 def _find(bench: Bench, effort: Effort) -> Found:
     losses, cost = perturbations(bench, effort)
-    return Found((by_losses(bench, losses),), cost)
+    return minimizing(bench, by_losses(losses), cost)
 
 
 RULE = Rule(

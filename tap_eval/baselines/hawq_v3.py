@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tap_eval.baselines.hawq_v2 import perturbations
-from tap_eval.baselines.rule import Effort, Found, Rule
+from tap_eval.baselines.rule import Effort, Found, Rule, by_losses
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BudgetMistake
 from tap_eval.quantization.quantizer import Allocation
@@ -64,7 +64,7 @@ def _find(bench: Bench, effort: Effort) -> Found:
         budget.limit(layers),
     )
     allocation = Allocation(*zip(*(each[place] for each, place in zip(options, taken, strict=True)), strict=True))
-    return Found((allocation,), cost)
+    return Found((allocation,), cost, loss=by_losses(losses))
 
 
 RULE = Rule(

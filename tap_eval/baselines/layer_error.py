@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, minimizing
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.layer_errors import enough
 
@@ -10,7 +10,7 @@ from tap_eval.measuring.layer_errors import enough
 def _find(bench: Bench, _: Effort) -> Found:
     lowest = min(bench.task.choices.weights)
     cost = Cost(enough(bench.splits.search), len(bench.layers), bench.layer_errors_at(lowest).seconds)
-    return Found((by_scores(bench, bench.layer_errors),), cost, "sees what a proxy may not")
+    return minimizing(bench, by_scores(bench.layer_errors), cost, "sees what a proxy may not")
 
 
 RULE = Rule(

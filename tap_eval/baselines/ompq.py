@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tap_eval.allocation.budget import most_uniform, spent
 from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import Allocation
 
@@ -104,7 +104,8 @@ def _find(bench: Bench, _: Effort) -> Found:
                 return spent(Allocation(tuple(bits), tuple(held)), layers, budget) <= budget.limit(layers)
 
             if within([its[0] for its in options]):
-                return Found((Allocation(tuple(fill(order.tolist(), options, within)), tuple(held)),), cost)
+                allocation = Allocation(tuple(fill(order.tolist(), options, within)), tuple(held))
+                return Found((allocation,), cost, loss=by_gains(gain.tolist()))
     raise AssertionError("the least bits are within the budget")
 
 

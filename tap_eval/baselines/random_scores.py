@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tap_eval.baselines.rule import Effort, Found, Rule, by_scores
+from tap_eval.baselines.rule import Effort, Found, Rule, by_scores, least
 from tap_eval.measuring.bench import Bench
 
 _COUNT, _OF_LARGE = 5, 3
@@ -15,7 +15,7 @@ _LARGE = 10**7
 def _find(bench: Bench, effort: Effort) -> Found:
     rng = random.Random(effort.seed)
     count = _OF_LARGE if sum(layer.params for layer in bench.layers) >= _LARGE else _COUNT
-    drawn = tuple(by_scores(bench, [rng.random() for _ in bench.layers]) for _ in range(count))
+    drawn = tuple(least(bench, by_scores([rng.random() for _ in bench.layers])) for _ in range(count))
     return Found(drawn, note=f"mean of {count}")
 
 

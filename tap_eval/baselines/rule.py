@@ -6,12 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from tap_eval.allocation.allocator import allocate, minimize
+from tap_eval.allocation.allocator import minimize
+from tap_eval.allocation.score import importance
 from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
+from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation
 
 Seen = Literal["weights", "images", "labels", "gradients", "Hessian", "measured errors"]
+Loss = Callable[[int, int, int], float]
+"""what a layer, by index, loses with these bits of weights and of its input"""
+_MOST = 8
+"""bits there are"""
 _LEAST = 1e-12
 """of the largest score: a smaller one, or none, counts as this, for scores that are not positive are no ratios"""
 
@@ -44,6 +50,8 @@ class Found:
     note: str = ""
     label: str = ""
     """in place of the rule's own"""
+    loss: Loss | None = None
+    """of which they are the least, by which any other can be told better or worse"""
 
 
 @dataclass(frozen=True)
@@ -59,40 +67,46 @@ class Rule:
     """raises a `Mistake` where the network has not what the rule needs"""
     fast: bool = False
     """whether every result is shown beside it"""
+    searches: bool = False
+    """whether it measures allocations to find one"""
 
 
-def by_scores(bench: Bench, scores: Sequence[float]) -> Allocation:
+def minimizing(bench: Bench, loss: Loss, cost: Cost = Cost(), note: str = "") -> Found:
+    """The allocation that loses least in the sum over layers, none of which is negative."""
+    return Found((least(bench, loss),), cost, note, loss=loss)
+
+
+def least(bench: Bench, loss: Loss) -> Allocation:
+    """The same by itself."""
+    units = [Unit(layer.index) for layer in bench.layers]
+    return minimize(loss, units, bench.layers, bench.task.choices, bench.task.budget)
+
+
+def by_scores(scores: Sequence[float]) -> Loss:
     """What the allocator makes of a score a layer, as of a proxy's."""
-    return allocate(scores, bench.layers, bench.task.choices, bench.task.budget)
+    weights = importance(scores)
+    return lambda layer, weight, activation: float(weights[layer]) * (4.0**-weight + 4.0**-activation)
 
 
-def by_ratios(bench: Bench, scores: Sequence[float]) -> Allocation:
+def by_ratios(scores: Sequence[float]) -> Loss:
     """The same of scores that are sizes, of which the allocator takes ratios, some of which may be 0."""
-    least = max(scores) * _LEAST or 1.0
-    return by_scores(bench, [max(score, least) for score in scores])
+    smallest = max(scores) * _LEAST or 1.0
+    return by_scores([max(score, smallest) for score in scores])
 
 
-def by_losses(bench: Bench, losses: Sequence[Mapping[int, float]]) -> Allocation:
-    """The least sum of what layers lose at their bits, given by weight bits, none negative.
+def by_losses(losses: Sequence[Mapping[int, float]]) -> Loss:
+    """What layers lose, given by weight bits.
 
     Fewer activation bits add to a layer's loss as much of it as they add to the error of rounding its input.
     """
-    return _minimized(bench, lambda layer, weight, activation: losses[layer][weight] * (1 + 4.0**-activation))
+    return lambda layer, weight, activation: losses[layer][weight] * (1 + 4.0**-activation)
 
 
-def by_gains(bench: Bench, gains: Sequence[float]) -> Allocation:
-    """The greatest sum of a layer's bits, those of weights and of its input, times its gain, none negative."""
-    most = max(bench.task.choices.weights) + max(bench.task.choices.activations)
-    return _minimized(bench, lambda layer, weight, activation: gains[layer] * (most - weight - activation))
+def by_gains(gains: Sequence[float]) -> Loss:
+    """So that the sum of layers' bits, those of weights and of inputs, each times the layer's gain, is greatest."""
+    return lambda layer, weight, activation: gains[layer] * (2 * _MOST - weight - activation)
 
 
-def by_operations(bench: Bench) -> Allocation:
-    """The greatest sum of macs * weight bits * activation bits."""
-    choices = bench.task.choices
-    most = max(choices.weights) * max(choices.activations)
-    return _minimized(bench, lambda layer, weight, activation: bench.layers[layer].macs * (most - weight * activation))
-
-
-def _minimized(bench: Bench, loss: Callable[[int, int, int], float]) -> Allocation:
-    units = [Unit(layer.index) for layer in bench.layers]
-    return minimize(loss, units, bench.layers, bench.task.choices, bench.task.budget)
+def by_operations(layers: Sequence[Layer]) -> Loss:
+    """So that the sum of macs * weight bits * activation bits is greatest."""
+    return lambda layer, weight, activation: float(layers[layer].macs * (_MOST**2 - weight * activation))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, minimizing
 from tap_eval.measuring.bench import Bench
 
 _VERSION = 1
@@ -25,7 +25,7 @@ def scores(bench: Bench) -> list[float]:
 
 def _find(bench: Bench, _: Effort) -> Found:
     found, seconds = bench.once(["snip", _VERSION], lambda: scores(bench))
-    return Found((by_gains(bench, found),), Cost(len(bench.splits.calibrations[0]), 1, seconds))
+    return minimizing(bench, by_gains(found), Cost(len(bench.splits.calibrations[0]), 1, seconds))
 
 
 RULE = Rule(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, minimizing
 from tap_eval.device import widest
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import NetworkMistake
@@ -59,7 +59,7 @@ def _find(bench: Bench, _: Effort) -> Found:
     found, seconds = bench.once(["synflow", _VERSION], lambda: scores(bench))
     largest = max(found) or 1.0
     gains = [each / largest for each in found]
-    return Found((by_gains(bench, gains),), Cost(0, 1, seconds), "an image of ones")
+    return minimizing(bench, by_gains(gains), Cost(0, 1, seconds), "an image of ones")
 
 
 RULE = Rule(
