@@ -5,11 +5,11 @@ A rule is held against allocations of about one size, since among all sizes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import rankdata
 
 from tap_eval.allocation.score import Score, importance, layer_score
 from tap_eval.quantization.quantizer import Allocation
@@ -64,28 +64,41 @@ def correlate(foretold: Sequence[float], measured: Sequence[float], strata: Sequ
     """
     x, y, groups = np.asarray(foretold, float), np.asarray(measured, float), np.asarray(strata)
     places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-
-    def within(rank: Callable[[np.ndarray, np.ndarray], float], rows: Sequence[np.ndarray]) -> float:
-        return float(np.mean([rank(x[each], y[each]) for each in rows]))
-
-    def overall(rows: Sequence[np.ndarray]) -> float:
-        return _spearman(x[np.concatenate(rows)], y[np.concatenate(rows)])
-
     rng = np.random.default_rng(seed)
-    samples = [[rng.choice(each, len(each)) for each in places] for _ in range(_SAMPLES)]
-
-    def interval(figure: Callable[[Sequence[np.ndarray]], float]) -> Interval:
-        low, high = np.percentile([figure(rows) for rows in samples], _ENDS)
-        return Interval(figure(places), float(low), float(high))
-
+    samples = [np.vstack([np.arange(len(its)), rng.integers(0, len(its), (_SAMPLES, len(its)))]) for its in places]
+    whole = np.hstack([its[sample] for its, sample in zip(places, samples, strict=True)])
+    pairs = [*zip(places, samples, strict=True)]
     return Correlation(
-        interval(lambda rows: within(_spearman, rows)), interval(lambda rows: within(_kendall, rows)), interval(overall)
+        _interval(np.mean([spearman(x[its][sample], y[its][sample]) for its, sample in pairs], axis=0)),
+        _interval(np.mean([kendall(x[its], y[its], sample) for its, sample in pairs], axis=0)),
+        _interval(spearman(x[whole], y[whole])),
     )
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    return float(spearmanr(x, y)[0]) if np.ptp(x) and np.ptp(y) else 0.0
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """rho of each row of two arrays (S, N), ties by their mean rank; 0 where either is constant."""
+    ranks = [rankdata(each, axis=1) for each in (x, y)]
+    mine, theirs = (each - each.mean(1, keepdims=True) for each in ranks)
+    return _ratio((mine * theirs).sum(1), (mine**2).sum(1) * (theirs**2).sum(1))
 
 
-def _kendall(x: np.ndarray, y: np.ndarray) -> float:
-    return float(kendalltau(x, y)[0]) if np.ptp(x) and np.ptp(y) else 0.0
+def kendall(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """tau-b of two arrays (N,), of each of so many samples (S, N) of their places; 0 where either is constant."""
+    counts = np.stack([np.bincount(each, minlength=len(x)) for each in samples]).astype(float)
+    mine, theirs = (np.sign(each[:, None] - each) for each in (x, y))
+
+    def pairs(signs: np.ndarray) -> np.ndarray:
+        found: np.ndarray = ((counts @ signs) * counts).sum(1)
+        return found
+
+    return _ratio(pairs(mine * theirs), pairs(mine**2) * pairs(theirs**2))
+
+
+def _ratio(product: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    return np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)
+
+
+def _interval(figures: np.ndarray) -> Interval:
+    """The first is of what was measured, the others are of samples of it."""
+    low, high = np.percentile(figures[1:], _ENDS)
+    return Interval(float(figures[0]), float(low), float(high))

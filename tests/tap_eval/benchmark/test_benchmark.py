@@ -1,0 +1,99 @@
+"""A benchmark holds what was measured, comes back from its file as it was, and tells when it was changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from tap_eval.allocation.budget import spent
+from tap_eval.allocation.size import weight_size
+from tap_eval.baselines.baselines import RULES, losses
+from tap_eval.baselines.rule import Effort
+from tap_eval.benchmark.benchmark import SHIPPED, Benchmark, build, read, write
+from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import BenchmarkMistake
+from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
+
+EDGES = (2.0, 4.0, 8.0)
+
+
+@pytest.fixture
+def built(bench: Bench) -> Benchmark:
+    return build(bench, EDGES, 12, 0, {"weight_error": [[3.0, 2.0, 1.0]] * len(bench.layers)})
+
+
+def test_it_holds_what_is_measured(bench: Bench, built: Benchmark) -> None:
+    about = built.about
+    assert [len(those) for those in built.strata] == [6, 6]
+    for entry in built.entries:
+        accuracy = bench.measure(entry.allocation)
+        assert (entry.correct, about.count) == (accuracy.correct, accuracy.count)
+        assert entry.kl == accuracy.kl > 0
+        assert entry.bytes == bench.size(entry.allocation).total
+        assert entry.bits == weight_size(bench.layers, entry.allocation) / sum(layer.params for layer in bench.layers)
+    assert about.correct == bench.measure(None).correct
+    assert (about.features, about.task, about.layers) == (bench.features, bench.described_task, bench.layers)
+    assert (about.digest, about.quantizer, about.choices) == (bench.digest, VERSION, (2, 4, 8))
+
+
+def test_it_comes_back_from_its_file_as_it_was(built: Benchmark, tmp_path: Path) -> None:
+    path = tmp_path / "of" / "digits.parquet"
+    write(path, built)
+    found = read(path)
+    assert found.entries == built.entries
+    assert found.about.model_copy(update={"rows": ""}) == built.about
+    table = parquet.read_table(path)
+    assert table["kl"].to_pylist() == [entry.kl for entry in built.entries]
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_file_that_is_none_or_was_changed_is_refused(built: Benchmark, tmp_path: Path) -> None:
+    path = tmp_path / "digits.parquet"
+    with pytest.raises(BenchmarkMistake, match="is not there: tap-agent benchmark build"):
+        read(path)
+    path.write_text("nothing")
+    with pytest.raises(BenchmarkMistake, match="is no Parquet file"):
+        read(path)
+    parquet.write_table(pa.table({"image": [1]}), path)
+    with pytest.raises(BenchmarkMistake, match="holds no measured allocations"):
+        read(path)
+    write(path, built)
+    table = parquet.read_table(path)
+    better = table.set_column(6, "kl", pa.array([0.0] * len(table)))
+    parquet.write_table(better, path)
+    with pytest.raises(BenchmarkMistake, match="was changed after it was measured"):
+        read(path)
+    write(path, replace(built, about=built.about.model_copy(update={"format": 2})))
+    with pytest.raises(BenchmarkMistake, match="of another version of this program"):
+        read(path)
+    with pytest.raises(BenchmarkMistake, match="cannot be written"):
+        write(path / "below.parquet", built)
+
+
+def test_what_baselines_foretell_is_least_where_they_allocate(bench: Bench) -> None:
+    found = losses(bench, 0)
+    assert {"weight_error", "layer_error", "every_error", "hawq", "hawq_v2", "ompq", "bops"} <= found.keys()
+    assert not {"uniform", "random_scores", "direct", "best_of_random"} & found.keys()
+    choices, budget = sorted(bench.task.choices.weights), bench.task.budget
+    for name in ("weight_error", "hawq_v2", "every_error"):
+
+        def lost(bits: Sequence[LayerBits], rows: list[list[float]] = found[name]) -> float:
+            return sum(row[choices.index(each)] for row, each in zip(rows, bits, strict=True) if isinstance(each, int))
+
+        (its,) = RULES[name].find(bench, Effort(0, 0)).allocations
+        several = [Allocation(bits, its.activations) for bits in itertools.product(choices, repeat=len(bench.layers))]
+        within = [each for each in several if spent(each, bench.layers, budget) <= budget.limit(bench.layers)]
+        assert lost(its.weights) == pytest.approx(min(lost(each.weights) for each in within))
+
+
+def test_the_one_that_is_shipped_is_of_resnet20_and_of_this_quantizer() -> None:
+    shipped = read(SHIPPED)
+    assert shipped.about.network == "cifar_resnet20"
+    assert len(shipped.entries) >= 500
+    assert shipped.about.quantizer == VERSION
