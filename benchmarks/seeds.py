@@ -125,9 +125,11 @@ def _tell(rows: Sequence[Row]) -> None:
         print(f"| {seed} | {' | '.join(_cell([its[name]]) if name in its else '' for name in names)} |")
     print(f"| mean | {' | '.join(_cell([row for row in rows if row['from'] == name]) for name in names)} |\n")
     whole = [its for its in by_seed.values() if len(its) == len(names)]
-    for other, what in [("one-shot", "fitness"), *((name, "kl") for name in names)]:
-        if other not in names or other == "evolution" or "evolution" not in names:
-            continue
+    others = names[1:] if names[:1] == ["evolution"] else []
+    for other, what in [
+        *((each, "fitness") for each in others if each == "one-shot"),
+        *((each, "kl") for each in others),
+    ]:
         sign = 1 if what == "fitness" else -1
         ahead = [(its["evolution"][what] - its[other][what]) * sign for its in whole]
         test = f", p = {wilcoxon(ahead).pvalue:.3f}" if len(ahead) > 1 and any(ahead) else ""
