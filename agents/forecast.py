@@ -78,29 +78,25 @@ def _points(expressions: Sequence[str], networks: Sequence[Sequence[_Layer]]) ->
 
 def _logarithms(key: str, layers: Sequence[_Layer]) -> np.ndarray:
     """What an exponent of 1 adds: of the layers (L,), then of all channels; one of both is zero."""
-    if not key.startswith(CHANNEL):
-        of_channels = np.zeros(sum(layer["out_channels"] for layer in layers))
-        return np.concatenate([_centred([_logarithm(key, layer) for layer in layers]), of_channels])
-    rows = [_centred(list(map(_log, layer["channels"][key.removeprefix(CHANNEL)]))) for layer in layers]
-    return np.concatenate([np.zeros(len(layers)), *rows]) * (_OF_CHANNELS / math.sqrt(len(layers)))
-
-
-def _centred(values: Sequence[float]) -> np.ndarray:
-    """From their mean, by the root of their number, so that squares sum to a variance."""
-    found = np.asarray(values)
-    return (found - found.mean()) / math.sqrt(len(found))
-
-
-def _logarithm(key: str, layer: _Layer) -> float:
+    if key.startswith(CHANNEL):
+        rows = [_centred(_log(layer["channels"][key.removeprefix(CHANNEL)])) for layer in layers]
+        return np.concatenate([np.zeros(len(layers)), *rows]) * (_OF_CHANNELS / math.sqrt(len(layers)))
     if key == "exp":
-        return float(layer["depth"])
-    if key.startswith("if "):
-        return math.log(2) * _holds(key.removeprefix("if "), layer)
-    return _log(layer[key])
+        found = np.array([layer["depth"] for layer in layers])
+    elif key.startswith("if "):
+        found = math.log(2) * np.array([_holds(key.removeprefix("if "), layer) for layer in layers])
+    else:
+        found = _log([layer[key] for layer in layers])
+    return np.concatenate([_centred(found), np.zeros(sum(layer["out_channels"] for layer in layers))])
 
 
-def _log(value: float) -> float:
-    return math.log(max(value, _LEAST))
+def _centred(values: np.ndarray) -> np.ndarray:
+    """From their mean, by the root of their number, so that squares sum to a variance."""
+    return (values - values.mean()) / math.sqrt(len(values))
+
+
+def _log(values: Sequence[float]) -> np.ndarray:
+    return np.log(np.maximum(values, _LEAST))
 
 
 def _holds(condition: str, layer: _Layer) -> bool:

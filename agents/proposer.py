@@ -54,8 +54,7 @@ NEXT_STEP = "resume the run"
 _SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
-_EXPRESSIONS = 3
-"""likewise expressions"""
+_EXPRESSIONS_OFFERED = 3
 
 
 class Failures(AgentMiddleware[Any, Any, Any]):
@@ -202,7 +201,7 @@ class Proposer:
             else expression.crossovers(known[0], known[1], rng)
         )
         networks = [bench.features for bench in self.benches]
-        return grammar.choice(promising(made, assignment.judged, networks, _EXPRESSIONS), rng)
+        return grammar.choice(promising(made, assignment.judged, networks, _EXPRESSIONS_OFFERED), rng)
 
     def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
         limit = ModelCallLimitMiddleware[Any, Any](run_limit=self.model_calls, exit_behavior="end")
