@@ -69,6 +69,8 @@ class Assignment:
     """one of `prompts.emphases.EMPHASES`; none is the agent's own choice"""
     notebook: tuple[str, ...] = ()
     """lessons of earlier generations"""
+    judged: Mapping[str, float] = field(default_factory=dict)
+    """the fitness of each expression so far, of a small model"""
 
     def question(self, networks: Sequence[str]) -> str:
         """The assignment in words, on `networks` of these names: first what a whole generation is told."""

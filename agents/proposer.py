@@ -35,9 +35,10 @@ from agents.answer import SUBMIT
 from agents.assignment import Assignment
 from agents.briefing import briefing
 from agents.chat import ModelMistake, reason
+from agents.forecast import promising
 from agents.models import Model, Models
 from agents.reading import fault, notes
-from prompts import grammar, render
+from prompts import expression, grammar, render
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.fitness import FitnessWeights
@@ -53,6 +54,7 @@ NEXT_STEP = "resume the run"
 _SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
+_EXPRESSIONS_OFFERED = 3
 
 
 class Failures(AgentMiddleware[Any, Any, Any]):
@@ -152,7 +154,7 @@ class Proposer:
                 names = grammar.features(
                     self.benches[0].task.inputs, FEATURES_DRAWN, rng, self.benches[0].task.choices.channel_groups > 1
                 )
-                sentences = _grammar(assignment, names, rng) if model.small else None
+                sentences = self._grammar(assignment, names, rng) if model.small else None
                 agent = self._agent(model, model.chat(conversation, assignment.seed + rounds, sentences), toolbox)
                 messages = [
                     HumanMessage(
@@ -187,6 +189,20 @@ class Proposer:
             tuple(_in_order(drafts, said)),
         )
 
+    def _grammar(self, assignment: Assignment, names: Sequence[str], rng: random.Random) -> str:
+        """Of the sentences that a small model may answer with."""
+        known = [each or "" for each in _expressions(assignment)]
+        template = _written(assignment)
+        if template == "initialization":
+            return grammar.initialization(names, rng)
+        made = (
+            expression.mutations(known[0], names, rng)
+            if template == "mutation"
+            else expression.crossovers(known[0], known[1], rng)
+        )
+        networks = [bench.features for bench in self.benches]
+        return grammar.choice(promising(made, assignment.judged, networks, _EXPRESSIONS_OFFERED), rng)
+
     def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
         limit = ModelCallLimitMiddleware[Any, Any](run_limit=self.model_calls, exit_behavior="end")
         return create_agent(
@@ -207,20 +223,10 @@ class Proposer:
 
 def _ask_small(assignment: Assignment, names: Sequence[str]) -> str:
     parents = [
-        {"fitness": parent.fitness, "expression": expression}
-        for parent, expression in zip(assignment.parents, _expressions(assignment), strict=True)
+        {"fitness": parent.fitness, "expression": its}
+        for parent, its in zip(assignment.parents, _expressions(assignment), strict=True)
     ]
     return render(f"small_{_written(assignment)}", parents=parents, features=names)
-
-
-def _grammar(assignment: Assignment, names: Sequence[str], rng: random.Random) -> str:
-    known = [expression or "" for expression in _expressions(assignment)]
-    makers: dict[str, Callable[[], str]] = {
-        "initialization": lambda: grammar.initialization(names, rng),
-        "mutation": lambda: grammar.mutation(known[0], names, rng),
-        "crossover": lambda: grammar.crossover(known[0], known[1], rng),
-    }
-    return makers[_written(assignment)]()
 
 
 def _expressions(assignment: Assignment) -> list[str | None]:

@@ -6,7 +6,8 @@ Each seed has a draw of calibration images of its own, on which two searches of 
 evolution: as it is, and with all proposals in the initial generation. Beside them stand an evolution of allocations
 with as many measurements, the measured layer errors, uniform bits and random scores. Of each: the fitness of the
 fittest, of searches; then mean KL divergence (nats) and top-1 of the network that is kept, on test images. What is in
-the file is not done again. The last lines compare fitness in pairs (Wilcoxon, two-sided), and test KL.
+the file is not done again; `--only evolution,one-shot` leaves the rest for later. The last lines compare fitness in
+pairs (Wilcoxon, two-sided), and test KL.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,37 +48,38 @@ def main() -> None:
     parser.add_argument("--controller")
     parser.add_argument("--worth")
     parser.add_argument("--alpha", type=float)
+    parser.add_argument("--only", help="names of the table's columns, with commas between")
     chosen = parser.parse_args()
     flags = {name: getattr(chosen, name) for name in ("budget", "controller", "worth", "alpha")}
+    only = chosen.only and chosen.only.split(",")
     rows: list[Row] = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
         settings = read_settings(chosen.config, flags | {"seed": seed, "calibration_draws": 1})
-        for found in _missing(settings, {row["from"] for row in rows if row["seed"] == seed}):
+        there = {row["from"] for row in rows if row["seed"] == seed}
+        for found in _missing(settings, lambda name, there=there: name not in there and name in (only or [name])):
             rows.append({"seed": seed, **found})
             with chosen.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     _tell([row for row in rows if row["seed"] < chosen.seeds])
 
 
-def _missing(settings: Settings, there: set[str]) -> list[Row]:
-    """What a seed comes to, but for what is `there`."""
+def _missing(settings: Settings, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """What a seed comes to, one at a time."""
     count = settings.population * (settings.generations + 1)
-    found: list[Row] = []
     searches = {"evolution": settings, "one-shot": settings.model_copy(update={"generations": 0, "population": count})}
     for name, its in searches.items():
-        if name not in there:
+        if wanted(name):
             with Resources(its, cache_folder()) as resources:
                 state = _searched(resources)
                 best = Candidate(**state["candidates"][state["best"] or ""])
                 fitness = max(each["fitness"] for each in state["finalists"])
                 row = _measured(resources.benches[0], [best.allocations[0].allocation()])
-                found.append({"from": name, "fitness": fitness, "code": best.code, **row})
+            yield {"from": name, "fitness": fitness, "code": best.code, **row}
     with Resources(settings, cache_folder()) as resources:
         bench = resources.benches[0]
         for name, allocations in _others(bench, count, settings.seed).items():
-            if name not in there:
-                found.append({"from": name, **_measured(bench, allocations())})
-    return found
+            if wanted(name):
+                yield {"from": name, **_measured(bench, allocations())}
 
 
 def _others(bench: Bench, count: int, seed: int) -> dict[str, Callable[[], Sequence[Allocation]]]:
@@ -114,7 +116,7 @@ def _measured(bench: Bench, allocations: Sequence[Allocation]) -> Row:
 
 
 def _tell(rows: Sequence[Row]) -> None:
-    names = list(dict.fromkeys(row["from"] for row in rows))
+    names = sorted(dict.fromkeys(row["from"] for row in rows), key=lambda name: name != "evolution")
     print(f"| seed | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
     by_seed = {
         seed: {row["from"]: row for row in rows if row["seed"] == seed} for seed in {row["seed"] for row in rows}
@@ -123,14 +125,16 @@ def _tell(rows: Sequence[Row]) -> None:
         print(f"| {seed} | {' | '.join(_cell([its[name]]) if name in its else '' for name in names)} |")
     print(f"| mean | {' | '.join(_cell([row for row in rows if row['from'] == name]) for name in names)} |\n")
     whole = [its for its in by_seed.values() if len(its) == len(names)]
-    for first, other, what in [
-        ("evolution", "one-shot", "fitness"),
-        *(("evolution", each, "kl") for each in names[1:]),
+    others = names[1:] if names[:1] == ["evolution"] else []
+    for other, what in [
+        *((each, "fitness") for each in others if each == "one-shot"),
+        *((each, "kl") for each in others),
     ]:
-        ahead = [(its[first][what] - its[other][what]) * (1 if what == "fitness" else -1) for its in whole]
+        sign = 1 if what == "fitness" else -1
+        ahead = [(its["evolution"][what] - its[other][what]) * sign for its in whole]
         test = f", p = {wilcoxon(ahead).pvalue:.3f}" if len(ahead) > 1 and any(ahead) else ""
         better, worse = sum(each > 0 for each in ahead), sum(each < 0 for each in ahead)
-        print(f"- {first} and {other}, by {what}: ahead in {better}, behind in {worse} of {len(ahead)}{test}")
+        print(f"- evolution and {other}, by {what}: ahead in {better}, behind in {worse} of {len(ahead)}{test}")
 
 
 def _cell(rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from agents.assignment import Assignment, Outcome, Parent
 from graphs.state import Candidate, SearchState, Template
 from prompts.emphases import EMPHASES
+from prompts.grammar import expression_of
 from tap_eval.proxies.proxy import Failure, Proxy
 
 FAILURES_SHOWN = 3
@@ -36,6 +37,7 @@ class Job(TypedDict):
     siblings: int
     emphasis: str
     notebook: list[str]
+    judged: dict[str, float]
 
 
 def jobs(state: SearchState, seed: int) -> list[Job]:
@@ -52,6 +54,11 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
     }
     failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure and not c.draft_of]
     library = [asdict(outcome(candidates[name], candidates)) for name in state["population"][:THOUGHTS_SHOWN]]
+    judged = {
+        expression: each.fitness
+        for _, each in sorted(candidates.items())
+        if each.fitness is not None and (expression := expression_of(each.code))
+    }
     made: list[Job] = []
     for entry in state["plan"]:
         alike = [each["name"] for each in state["plan"] if _alike(each) == _alike(entry)]
@@ -72,6 +79,7 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
                 siblings=len(alike),
                 emphasis=emphases[place % len(emphases)],
                 notebook=state.get("notebook", []),
+                judged=judged,
             )
         )
     return made
@@ -91,6 +99,7 @@ def assignment(job: Job, seed: int) -> Assignment:
         siblings=job["siblings"],
         emphasis=job["emphasis"],
         notebook=tuple(job["notebook"]),
+        judged=job["judged"],
     )
 
 

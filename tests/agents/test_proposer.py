@@ -15,12 +15,13 @@ from agents.assignment import Assignment, Outcome, Parent
 from agents.briefing import blocks, briefing
 from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Attempt, Proposer
+from prompts import grammar
 from tap_eval.allocation.budget import Budget
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.layers import Layer
 from tap_eval.proxies.features import visible
-from tap_eval.proxies.fitness import FitnessWeights
+from tap_eval.proxies.fitness import FitnessWeights, rank_correlation
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.evaluation import Known, Scored, score
@@ -216,6 +217,20 @@ def test_the_embedded_model_draws_anew_in_each_round(bench: Bench, sandbox: Mont
     )
     assert again.rounds > 1
     assert again.proxy != first.proxy
+
+
+def test_the_embedded_model_is_offered_what_was_judged_to_be_promising(
+    channel_bench: Bench, sandbox: MontySandbox
+) -> None:
+    """Powers of parameters that fall were good, others bad: so is what becomes of a bad one."""
+    judged = {f"params**{power}": -power for power in (-2, -1.5, -0.5, 0.5, 1.5, 2)}
+    _, code = grammar.code_of('{"thought": "T.", "expression": "params**1.5"}')
+    parent = Parent("p000", Proxy("T.", code), -1.5, [0.9], [0.1], [300], [0.3], [[4.0] * 10])
+    proposer = Proposer(LanguageModel("embedded"), [channel_bench], sandbox)
+    attempt = proposer.propose(Assignment("mutation", (parent,), (), (), seed=5, judged=judged), Known({}))
+    assert isinstance(attempt.outcome, Scored)
+    sizes = [layer.params for layer in channel_bench.layers]
+    assert rank_correlation(attempt.outcome.scores[0], sizes) < 0
 
 
 def test_a_model_that_cannot_be_asked_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from graphs.context import Job, assignment, jobs
 from graphs.state import Candidate, SearchState, Template
+from prompts import grammar
 from prompts.emphases import EMPHASES
 
 
@@ -82,6 +83,14 @@ def test_siblings_are_told_apart_and_a_generation_shares_its_beginning() -> None
     assert len({text.split("# What you are asked for")[0] for text in texts}) == 1
     assert jobs(planned(plan, *CHANGED), 7) == made
     assert json.loads(json.dumps(made)) == made
+
+
+def test_a_small_model_is_told_the_fitness_of_each_expression() -> None:
+    _, code = grammar.code_of('{"thought": "T.", "expression": "depth**2 * channel.weight_std"}')
+    expressions = [candidate("p000", code=code, fitness=0.75), candidate("p001", code=code, failure="duplicate")]
+    (job,) = jobs(planned([("mutation", ["p000"])], *expressions, *CHANGED[2:]), 0)
+    assert json.loads(json.dumps(job)) == job
+    assert assignment(job, 0).judged == {"depth**2 * channel.weight_std": 0.75}
 
 
 def test_a_first_generation_takes_every_emphasis() -> None:

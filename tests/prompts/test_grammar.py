@@ -13,6 +13,7 @@ from agents.account import Account, Conversation
 from agents.embedded import start
 from agents.models import LanguageModel
 from prompts import grammar, render
+from prompts.expression import crossovers, exponents, mutations, product, split
 from tap_eval.measuring.bench import Bench
 from tools.evaluation import Scored, score
 from tools.sandbox import MontySandbox, forbidden
@@ -40,24 +41,47 @@ def test_a_sentence_is_a_proxy_that_can_be_read_again(expression: str, bench: Be
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_an_expression_is_its_exponents(expression: str) -> None:
-    again = grammar.product(grammar.exponents(expression))
-    assert grammar.exponents(again) == pytest.approx(grammar.exponents(expression), abs=0.01)
+    again = product(exponents(expression))
+    assert exponents(again) == pytest.approx(exponents(expression), abs=0.01)
 
 
-def test_a_crossover_takes_means_or_the_layers_of_one_and_the_channels_of_the_other() -> None:
-    first, second = "params**-1 * channel.weight_std", "params * weight_l2**2"
-    offered = "".join(grammar.crossover(first, second, random.Random(seed)) for seed in range(20))
-    assert '"params * weight_l2**2 * channel.weight_std"' in offered
-    assert '"channel.weight_std**0.5 * weight_l2"' in offered
+def test_crossovers_lie_on_the_line_through_both_and_some_weigh_channels_otherwise() -> None:
+    first, second = "params**-1 * channel.weight_std**2", "params * weight_l2**2"
+    made = crossovers(first, second, random.Random(0))
+    assert len(made) > 20
+    apart, beyond = 0, 0
+    for powers in map(exponents, made):
+        share = (1 - powers.get("params", 0)) / 2
+        assert powers.get("weight_l2", 0) == pytest.approx(2 * (1 - share), abs=0.17)
+        apart += abs(powers.get("channel.weight_std", 0) - 2 * share) > 0.2
+        beyond += not 0 <= share <= 1
+    assert len(made) / 4 < apart < len(made) * 3 / 4
+    assert beyond > 5
+
+
+def test_mutations_are_a_few_edits_away() -> None:
+    rng = random.Random(0)
+    names = grammar.features("statistics", 9, rng, channels=True)
+    expression = "exp(-2 * depth) * macs**0.25 * channel.weight_kurtosis"
+    made = mutations(expression, names, rng)
+    assert len(made) > 50
+    assert expression not in made
+    before = set(split(expression))
+    for each in made:
+        after = set(split(each))
+        assert max(len(before - after), len(after - before)) <= 3
+        assert {key for key in exponents(each) if key != "exp" and not key.startswith("if ")} <= {
+            "macs", "channel.weight_kurtosis", "depth", *names,
+        }  # fmt: skip
 
 
 def test_edits_of_edits_never_leave_the_grammar() -> None:
     rng = random.Random(0)
     expression = "(0.25 if first else 1) * exp(-4 * depth) * macs"
     for _ in range(300):
-        powers = {key: power * rng.choice((2, -2, 1.4)) for key, power in grammar.exponents(expression).items()}
-        expression = grammar.product(powers)
-        assert grammar.exponents(expression).keys() == powers.keys()
+        powers = {key: power * rng.choice((2, -2, 1.4)) for key, power in exponents(expression).items()}
+        expression = product(powers)
+        assert exponents(expression).keys() == powers.keys()
 
 
 def test_a_foreign_proxy_has_no_expression() -> None:
@@ -78,19 +102,16 @@ def test_the_model_decodes_valid_sentences_under_every_grammar(seed: int) -> Non
     rng = random.Random(seed)
     names = grammar.features("statistics", 9, rng, channels=True)
     first, second = "params**-0.5 * weight_l2", "exp(-2 * depth) * macs**0.25 * channel.weight_kurtosis"
-    grammars = {
-        "initialization": grammar.initialization(names, rng),
-        "mutation": grammar.mutation(second, names, rng),
-        "crossover": grammar.crossover(first, second, rng),
-    }
+    hands = {"mutation": mutations(second, names, rng)[:3], "crossover": crossovers(first, second, rng)[:3]}
+    grammars = {"initialization": grammar.initialization(names, rng)}
+    grammars |= {template: grammar.choice(hand, rng) for template, hand in hands.items()}
     assert start()  # once for all
     for template, sentences in grammars.items():
         (call,) = ask(seed, sentences, f"Write a {template}.")
         expression = grammar.expression_of(call["args"]["code"])
         assert expression
-        if template == "mutation":
-            changed = set(grammar.split(expression)) ^ set(grammar.split(second))
-            assert 1 <= len(changed) <= 2
+        if template in hands:
+            assert expression in hands[template]
 
 
 def test_the_same_seed_gives_the_same_sentence_whoever_asked_before() -> None:
