@@ -143,7 +143,10 @@ def test_where_memory_is_small_gradients_are_the_same_in_smaller_batches(splits:
     assert isinstance(network, Hungry)
     network.most = 5
     assert snip.scores(bench) == pytest.approx(expected, rel=1e-4)
-    assert bench.prepared.room.images <= 5
+    assert bench.prepared.room.images > 5, "what is measured still has room"
+    network.most = 0
+    with pytest.raises(NetworkMistake, match=r"small does not run as this baseline needs it .*memory.*: leave it out"):
+        snip.scores(bench)
 
 
 @NEEDS_BUILD
