@@ -81,12 +81,16 @@ def _foretold(name: str, against: Benchmark, sandbox: Sandbox) -> list[float]:
         ]
     if name in RULES:
         raise ProxyMistake(
-            f"'{name}' foretells no allocation but its own, or could not be had on {about.network}: give a proxy, or "
-            f"some of {', '.join(about.foretold)}."
+            f"'{name}' foretells no allocation but its own, or was not to be had on {about.network}: give a proxy, or "
+            f"a baseline that does: {', '.join(about.foretold)}."
         )
-    subject = read_subject(name)
+    baselines = f"or a baseline: {', '.join(about.foretold)}."
+    try:
+        subject = read_subject(name)
+    except ProxyMistake as mistake:
+        raise ProxyMistake(f"{str(mistake).removesuffix('.')}, {baselines}") from mistake
     if not isinstance(subject, ProxySubject):
-        raise ProxyMistake(f"'{name}' is no proxy: give a proxy's .py file, a run, or {', '.join(about.foretold)}.")
+        raise ProxyMistake(f"'{name}' is no proxy: give a proxy's .py file, a published proxy, a run, {baselines}")
     scores = sensitivities(
         subject.code, about.features, about.task, [layer.out_channels for layer in about.layers], sandbox
     )

@@ -6,7 +6,7 @@ The loss is a mean over calibration images, in full precision; batch normalizati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tap_eval.device import CPU, alone, out_of_memory
+from tap_eval.device import CPU, alone
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ImagesMistake, NetworkMistake
-from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.prepared import Prepared, Room
 from tap_eval.preparing.products import Quantizable
 
 Gradients = list[Tensor]
@@ -71,7 +71,8 @@ class Network:
     def __init__(self, bench: Bench, prepared: Prepared | None = None) -> None:
         """`prepared` is that of the bench, or one made of it."""
         prepared = prepared or bench.prepared
-        self._prepared = prepared if bench.device == CPU else prepared.on(bench.device)
+        # of its own, since what takes gradients needs more memory than what is measured
+        self._prepared = replace(prepared, room=Room()) if bench.device == CPU else prepared.on(bench.device)
         self._bench = bench
         modules = self._prepared.modules
         self.weights = [module.weight.detach().clone().requires_grad_() for module in modules]
@@ -132,13 +133,11 @@ class Network:
                 )
 
     def computed(self, compute: Callable[[], _Result]) -> _Result:
-        """`compute()`, again in smaller batches where memory is too small; raises `NetworkMistake` where it fails."""
+        """`compute()`, in smaller batches where memory is too small; raises `NetworkMistake` where it fails."""
         try:
             with alone(self._bench.device):
                 return self._prepared.fitting(compute)
         except RuntimeError as error:
-            if out_of_memory(error):
-                raise
             raise NetworkMistake(
                 f"{self._bench.name} does not run as this baseline needs it ({' '.join(str(error).split())[:200]}): "
                 "leave it out of --baselines."

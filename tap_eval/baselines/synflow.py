@@ -44,7 +44,7 @@ def _positive(module: Quantizable, kind: torch.dtype) -> Quantizable:
 
 
 def scores(bench: Bench) -> list[float]:
-    """Of each layer; raises `NetworkMistake` where they are beyond the range of floats."""
+    """Of each layer; raises `NetworkMistake` where they are beyond the range of floats, or nothing flows."""
     network = Network(bench, positive(bench.prepared, widest(bench.device)))
     gradients = network.computed(lambda: network.sum_of_logits().gradients())
     found = [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
@@ -52,14 +52,24 @@ def scores(bench: Bench) -> list[float]:
         raise NetworkMistake(
             f"the flow through {bench.name} is beyond the range of floats: leave synflow out of --baselines."
         )
+    if stopped := [layer.name for layer, each in zip(bench.layers, found, strict=True) if each == 0]:
+        raise NetworkMistake(
+            f"nothing flows through {stopped[0]} of {bench.name} once weights are positive, as where activations have "
+            "a highest value: leave synflow out of --baselines."
+        )
     return found
 
 
 def _find(bench: Bench, _: Effort) -> Found:
     found, seconds = bench.once(["synflow", _VERSION], lambda: scores(bench))
+<<<<<<< HEAD
     largest = max(found) or 1.0
     gains = [each / largest for each in found]
     return minimizing(bench, by_gains(gains), Cost(0, 1, seconds), "an image of ones")
+=======
+    gains = [each / max(found) for each in found]
+    return Found((by_gains(bench, gains),), Cost(0, 1, seconds), "an image of ones")
+>>>>>>> baselines
 
 
 RULE = Rule(

@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_and_what_is_kept_is_not_computed_again(
     found = baselines(first, seed=3, names=names)
     others = baselines(again, seed=3, names=names)
     assert [each.allocations for each in found] == [each.allocations for each in others]
-    before = Ledger(first._ledger.path)
+    before = Ledger(tmp_path / "one.sqlite")
     kept = Bench("digits", network, splits, task, before).at(Budget.parse("4bit"))
     costs = {each.label: each.cost for each in found}
     for each in baselines(kept, seed=3, names=names[1:]):

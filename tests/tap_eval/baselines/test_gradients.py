@@ -100,6 +100,14 @@ def test_synflow_is_the_same_in_both_layers_and_the_flow_of_positive_weights(ben
     assert synflow.scores(bench) == pytest.approx([flow, flow], rel=1e-6)
 
 
+def test_synflow_is_refused_where_activations_saturate(splits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 32), nn.ReLU6(), nn.Linear(32, 10)
+    nn.init.uniform_(layers[1].weight, 1, 2)  # type: ignore[arg-type]
+    with pytest.raises(NetworkMistake, match=r"^nothing flows through 1 of small once weights are positive, as where"):
+        synflow.scores(opened(nn.Sequential(*layers), splits, tmp_path))
+
+
 def test_emq_weighs_weights_by_their_share_of_the_gradient(bench: Bench) -> None:
     _, first, second, _, _ = by_hand(bench)
     hidden = (first.sum(1)).clamp_min(0)
@@ -143,7 +151,10 @@ def test_where_memory_is_small_gradients_are_the_same_in_smaller_batches(splits:
     assert isinstance(network, Hungry)
     network.most = 5
     assert snip.scores(bench) == pytest.approx(expected, rel=1e-4)
-    assert bench.prepared.room.images <= 5
+    assert bench.prepared.room.images > 5, "what is measured still has room"
+    network.most = 0
+    with pytest.raises(NetworkMistake, match=r"small does not run as this baseline needs it .*memory.*: leave it out"):
+        snip.scores(bench)
 
 
 @NEEDS_BUILD
