@@ -62,14 +62,8 @@ def scores(bench: Bench) -> list[float]:
 
 def _find(bench: Bench, _: Effort) -> Found:
     found, seconds = bench.once(["synflow", _VERSION], lambda: scores(bench))
-<<<<<<< HEAD
-    largest = max(found) or 1.0
-    gains = [each / largest for each in found]
-    return minimizing(bench, by_gains(gains), Cost(0, 1, seconds), "an image of ones")
-=======
     gains = [each / max(found) for each in found]
-    return Found((by_gains(bench, gains),), Cost(0, 1, seconds), "an image of ones")
->>>>>>> baselines
+    return minimizing(bench, by_gains(gains), Cost(0, 1, seconds), "an image of ones")
 
 
 RULE = Rule(
