@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python benchmarks/exported.py cifar_resnet20 --weights data/resnet20-cifar10.pt
         --images parquet:data/cifar10-val.parquet --count 512
-    PYTHONPATH=. python benchmarks/exported.py benchmarks.lite0:network
+    PYTHONPATH=. python benchmarks/exported.py efficientnet_lite0
         --images parquet:data/imagenet-sample-val.parquet --count 48
     PYTHONPATH=. python benchmarks/exported.py timm.models.vision_transformer:vit_tiny_patch16_224
         --images parquet:data/imagenet-sample-val.parquet --count 24

@@ -2,7 +2,7 @@
 
     python benchmarks/passes.py cifar_resnet20 --weights data/resnet20-cifar10.pt
         --images parquet:data/cifar10-val.parquet --sweep 512
-    PYTHONPATH=. python benchmarks/passes.py benchmarks.lite0:network
+    PYTHONPATH=. python benchmarks/passes.py efficientnet_lite0
         --images parquet:data/imagenet-sample-val.parquet --count 100 --batch 25
 
 Each round runs all of them once, one after the other in one process; medians and ratios are of

@@ -3,7 +3,7 @@
     pip install onnx onnxruntime
     python benchmarks/peers.py cifar_resnet20 --weights data/resnet20-cifar10.pt
         --images parquet:data/cifar10-val.parquet --count 512 --batches 32,128
-    PYTHONPATH=. python benchmarks/peers.py benchmarks.lite0:network
+    PYTHONPATH=. python benchmarks/peers.py efficientnet_lite0
         --images parquet:data/imagenet-sample-val.parquet --count 48 --batches 1,8
 
 ONNX Runtime gets the network as PyTorch exports it, made ready by its own pre-processing and
@@ -102,9 +102,9 @@ def arguments(described: str | None) -> argparse.ArgumentParser:
 
 def opened(chosen: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, the images that are asked for, and those after them that it is calibrated on."""
-    network = load_network(chosen.network, chosen.weights, cache_folder()).network.eval()
-    pixels = open_source(chosen.images).decode(range(chosen.count + CALIBRATION), None).pixels
-    return network, pixels[: chosen.count], pixels[chosen.count :]
+    loaded = load_network(chosen.network, chosen.weights, cache_folder())
+    pixels = open_source(chosen.images).decode(range(chosen.count + CALIBRATION), loaded.transform).pixels
+    return loaded.network, pixels[: chosen.count], pixels[chosen.count :]
 
 
 def _integers(

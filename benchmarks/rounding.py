@@ -1,7 +1,7 @@
 """How long all layers of a network take to be rounded by GPTQ, beside the nearest, and to be finished.
 
-    pip install --no-deps efficientnet_lite_pytorch
-    PYTHONPATH=. python benchmarks/rounding.py cifar_resnet20:32 benchmarks.lite0:unfitted:224
+    pip install --no-deps efficientnet_lite_pytorch==0.1.0
+    PYTHONPATH=. python benchmarks/rounding.py cifar_resnet20:32 efficientnet_lite0:224
         torchvision.resnet50:224 torchvision.vit_b_16:224
 
 Each is a network and the side of its images. Weights are random, images noise, 16 of them for
@@ -12,7 +12,6 @@ so that other work on the machine counts less.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import resource
 import subprocess
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.networks import built, noise, settle
 from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.weights import Kept, RoundedWeights, one_thread_each
+from tap_eval.networks.collections import collected
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.program import record
@@ -103,11 +103,9 @@ def _network(name: str, count: int) -> tuple[nn.Module, Tensor]:
     network: nn.Module
     if what.startswith("cifar_resnet"):
         network = CifarResNet(int(what.removeprefix("cifar_resnet")))
-    elif ":" in what:
-        module, _, attribute = what.partition(":")
-        network = getattr(importlib.import_module(module), attribute)()
     else:
-        network = built(what, int(side))
+        other = collected(what, pretrained=False)
+        network = other.network if other else built(what, int(side))
     settle(network.eval(), pixels)
     return network, pixels
 

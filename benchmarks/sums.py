@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/sums.py cifar_resnet20 --weights data/resnet20-cifar10.pt
         --images parquet:data/cifar10-val.parquet --calibration parquet:data/cifar10-train.parquet
         --search 2500 --bits 8,4,2.5 --exported
-    PYTHONPATH=. python benchmarks/sums.py benchmarks.lite0:network
+    PYTHONPATH=. python benchmarks/sums.py efficientnet_lite0
         --images parquet:data/imagenet-sample-val.parquet --search 300 --bits 8,4 --exported
 
 Bits that are no whole number are those of {2, 3, 4, 8} that measured layer errors ask for under this budget. Each

@@ -1,4 +1,4 @@
-"""Networks by name: the digits CNN, CIFAR ResNets, torchvision's classifiers, and any factory."""
+"""Networks by name: the digits CNN, CIFAR ResNets, those of torchvision and other collections, and any factory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from tap_eval.images.images import Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
 from tap_eval.networks import published
 from tap_eval.networks.checkpoint import read
+from tap_eval.networks.collections import LITE, Built, collected
 from tap_eval.networks.digits import load_digits_cnn
 from tap_eval.networks.resnet import DEPTHS, CifarResNet
 from tap_eval.networks.weights import load_weights
 
-NETWORKS = "digits, cifar_resnet20/32/44/56, a torchvision classifier, or package.module:factory"
+NETWORKS = (
+    "digits, cifar_resnet20/32/44/56, efficientnet_lite0/1/2, a torchvision classifier, timm:NAME, hf:NAME, or "
+    "package.module:factory"
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ def load_network(name: str, weights: Path | None, cache: Path, weights_entry: st
             raise WeightsMistake(f"digits is trained here and takes no {weights}: give the --network of these weights.")
         loaded = Loaded(load_digits_cnn(cache))
     else:
-        network = _build(name, pretrained=weights is None)
-        notes = load_weights(network, name, read(weights)) if weights else ()
-        loaded = Loaded(network, notes=notes)
+        built = collected(name, weights is None) or Built(_build(name, weights is None), None)
+        notes = load_weights(built.network, name, read(weights)) if weights else ()
+        loaded = Loaded(built.network, built.transform, (*built.notes, *notes))
     loaded.network.eval()
     return loaded
 
@@ -101,7 +105,7 @@ def _build(name: str, pretrained: bool) -> nn.Module:
         return CifarResNet(depth)
     if ":" in name:
         return _from_factory(name)
-    known = [*models.list_models(module=models), "digits", *(f"cifar_resnet{depth}" for depth in DEPTHS)]
+    known = [*models.list_models(module=models), "digits", *LITE, *(f"cifar_resnet{depth}" for depth in DEPTHS)]
     near = difflib.get_close_matches(name, known, 1)
     hint = f", perhaps {near[0]}" if near else ""
     raise NetworkMistake(f"'{name}' is an unknown network: give {NETWORKS}{hint}.")

