@@ -2,7 +2,8 @@
 
 The ledger, not a run's checkpoint, is the source of truth: a value is committed before
 `recall` returns it. Who measures a key holds a lease on it and renews it, wherever it runs;
-others wait for the value, and take over when the lease runs out.
+others wait for the value, and take over once they have seen no renewal for so long. No clock
+is compared with another's. A value that is not what was kept is measured again.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import sqlite3
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS measurements (key TEXT PRIMARY KEY, value TEXT, owner TEXT, claimed REAL)
+CREATE TABLE IF NOT EXISTS ledger (key TEXT PRIMARY KEY, value TEXT, digest TEXT, lease TEXT)
 """
+"""`lease` is another text with each renewal, and none once there is a value; `digest` is of key and value"""
 _LEASE_SECONDS = 10.0
+_DAMAGED = ("not a database", "malformed", "encrypted")
 Value = TypeVar("Value")
 
 
@@ -38,6 +42,10 @@ def key(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _digest(key: str, value: str) -> str:
+    return hashlib.sha256(f"{key} {value}".encode()).hexdigest()[:16]
+
+
 class Ledger:
     """A table of measurements in one SQLite file, safe for threads and processes."""
 
@@ -46,23 +54,33 @@ class Ledger:
         self.path = path
         self.measured = 0
         """how many values this object had to compute"""
-        self._owner = uuid.uuid4().hex
-        with self._database() as database:
-            database.execute(_SCHEMA)
+        self._begin()
 
     def recall(self, key: str, measure: Callable[[], Any]) -> Any:
         """The JSON value under `key`; `measure()` supplies it, once, if there is none."""
-        while (value := self._value(key)) is None and not self._claim(key):
+        seen, since = None, time.monotonic()
+        while True:
+            value, lease = self._row(key)
+            if value is not None:
+                return json.loads(value)
+            if lease != seen:
+                seen, since = lease, time.monotonic()
+            if lease is None or time.monotonic() - since >= _LEASE_SECONDS:
+                mine = self._claimed(key, lease)
+                if mine is not None:
+                    return self._measured(key, mine, measure)
             time.sleep(0.2)
-        if value is None:
+
+    def _measured(self, key: str, lease: str, measure: Callable[[], Any]) -> Any:
+        with self._renewed(key, lease) as held:
             try:
-                with self._renewed(key):
-                    value = json.dumps(measure())
+                value = json.dumps(measure())
             except BaseException:
-                self._write("DELETE FROM measurements WHERE key = ? AND owner = ? AND value IS NULL", key, self._owner)
+                self._write("DELETE FROM ledger WHERE key = ? AND lease = ?", key, held())
                 raise
-            self._write("UPDATE measurements SET value = ? WHERE key = ?", value, key)
-            self.measured += 1
+        row = key, value, _digest(key, value)
+        self._write("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?, NULL)", *row)
+        self.measured += 1
         return json.loads(value)
 
     def timed(self, key: str, measure: Callable[[], Value]) -> Timed[Value]:
@@ -74,41 +92,70 @@ class Ledger:
 
         return Timed(*self.recall(key, both))
 
-    def _value(self, key: str) -> str | None:
+    def _row(self, key: str) -> tuple[str | None, str | None]:
+        """The value under `key` and the lease on it, each None where there is none, or it is not what was kept."""
         with self._database() as database:
-            row = database.execute("SELECT value FROM measurements WHERE key = ?", (key,)).fetchone()
-        return row and row[0]
+            row = database.execute("SELECT value, digest, lease FROM ledger WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None, None
+        value, digest, lease = row
+        return (value, None) if value is not None and digest == _digest(key, value) else (None, lease)
 
-    def _claim(self, key: str) -> bool:
-        """Whether it is ours to measure `key`: nobody has claimed it, or the claimant's lease has run out."""
+    def _claimed(self, key: str, seen: str | None) -> str | None:
+        """Our lease on `key`, if nobody has claimed it or renewed the lease that was `seen` meanwhile."""
+        lease = uuid.uuid4().hex
         with self._database() as database:
             database.execute("BEGIN IMMEDIATE")
-            row = database.execute("SELECT value, claimed FROM measurements WHERE key = ?", (key,)).fetchone()
-            if row and (row[0] is not None or time.time() - row[1] < _LEASE_SECONDS):
-                return False
-            database.execute(
-                "INSERT OR REPLACE INTO measurements VALUES (?, NULL, ?, ?)", (key, self._owner, time.time())
-            )
-            return True
+            row = database.execute("SELECT value, digest, lease FROM ledger WHERE key = ?", (key,)).fetchone()
+            whole = row and row[0] is not None and row[1] == _digest(key, row[0])
+            if whole or (row and row[2] != seen):
+                return None
+            database.execute("INSERT OR REPLACE INTO ledger VALUES (?, NULL, NULL, ?)", (key, lease))
+        return lease
 
     @contextmanager
-    def _renewed(self, key: str) -> Iterator[None]:
-        """Keeps our lease on `key` from running out."""
-        done = threading.Event()
+    def _renewed(self, key: str, lease: str) -> Iterator[Callable[[], str]]:
+        """Keeps our lease on `key` from running out; gives what it is by now."""
+        done, leases = threading.Event(), [lease]
 
         def renew() -> None:
             while not done.wait(_LEASE_SECONDS / 5):
-                self._write(
-                    "UPDATE measurements SET claimed = ? WHERE key = ? AND owner = ?", time.time(), key, self._owner
-                )
+                fresh = uuid.uuid4().hex
+                self._write("UPDATE ledger SET lease = ? WHERE key = ? AND lease = ?", fresh, key, leases[-1])
+                leases.append(fresh)
 
         renewing = threading.Thread(target=renew, daemon=True)
         renewing.start()
-        try:
-            yield
-        finally:
+
+        def ended() -> str:
             done.set()
             renewing.join()
+            return leases[-1]
+
+        try:
+            yield ended
+        finally:
+            ended()
+
+    def _begin(self) -> None:
+        """Makes the table where there is none; a file that is damaged is put aside, for what is in it can be measured
+        again."""
+        try:
+            with self._database() as database:
+                (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                if sound != "ok":
+                    raise sqlite3.DatabaseError("malformed pages")
+                database.execute(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            if not any(word in str(error) for word in _DAMAGED):
+                raise
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            self.path.replace(aside)
+            warnings.warn(
+                f"{self.path} is damaged ({error}): it is {aside.name} now, and all is measured anew", stacklevel=3
+            )
+            with self._database() as database:
+                database.execute(_SCHEMA)
 
     def _write(self, statement: str, *values: object) -> None:
         with self._database() as database:

@@ -62,7 +62,7 @@ def _of_transformers(name: str, pretrained: bool) -> Built:
 
     def built() -> nn.Module:
         models = transformers.AutoModelForImageClassification
-        return (  # type: ignore[no-any-return]
+        return (
             models.from_pretrained(name)
             if pretrained
             else models.from_config(transformers.AutoConfig.from_pretrained(name))
@@ -74,7 +74,7 @@ def _of_transformers(name: str, pretrained: bool) -> Built:
     except (OSError, ValueError):
         return Built(network, None, (f"{name} has no processor of images: ImageNet's transform is taken",))
     size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    side = crop.get("height") or size.get("height") or size.get("shortest_edge")
+    side = crop.get("height") or size.get("height") or size.get("shortest_edge") or 0
     resize = size.get("shortest_edge") or size.get("height") or side
     if "shortest_edge" in size and not crop and processor.get("crop_pct"):  # as ConvNeXT's below 384 pixels
         side, resize = size["shortest_edge"], math.floor(size["shortest_edge"] / processor["crop_pct"])
@@ -84,7 +84,7 @@ def _of_transformers(name: str, pretrained: bool) -> Built:
             network, None, (f"the processor of {name} gives no size or no mean: ImageNet's transform is taken",)
         )
     smooth = _SMOOTH[processor.get("resample") == 3]
-    transform, notes = _transform(int(resize), int(side), smooth, config)
+    transform, notes = _transform(resize or side, side, smooth, config)
     if "height" in size and not crop:
         notes += (
             f"{name} was given whole images pressed into a square: here the short side fits, and the rest is cut",
@@ -125,7 +125,7 @@ def _transform(resize: int, crop: int, interpolation: str, config: dict[str, Any
     notes = () if interpolation in _SMOOTH else (f"images are resized bilinearly, not by {interpolation}",)
     smooth = interpolation if interpolation in _SMOOTH else _SMOOTH[0]
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Transform(resize=resize, crop=crop, interpolation=smooth, mean=mean, std=std), notes  # type: ignore[arg-type]
+    return Transform(resize=resize, crop=crop, interpolation=smooth, mean=mean, std=std), notes
 
 
 def _package(module: str, install: str) -> ModuleType:

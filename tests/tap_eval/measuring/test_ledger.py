@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,47 @@ def test_a_claim_is_renewed_while_its_holder_measures(tmp_path: Path, monkeypatc
     assert other.recall("key", lambda: 8) == 7
     assert other.measured == 0
     holder.join()
+
+
+def test_a_clock_of_another_day_blocks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tap_eval.measuring.ledger._LEASE_SECONDS", 0.5)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    with sqlite3.connect(ledger.path) as database:  # of a process that ended, whose clock nobody knows
+        database.execute("INSERT INTO ledger VALUES ('key', NULL, NULL, 'theirs')")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert ledger.recall("key", lambda: 3) == 3
+
+
+def test_a_value_that_was_changed_or_cut_is_measured_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for key, change in {"flipped": "[1, 2, 4]", "cut": "[1, 2", "empty": ""}.items():
+        ledger.recall(key, lambda: [1, 2, 3])
+        with sqlite3.connect(ledger.path) as database:
+            database.execute("UPDATE ledger SET value = ? WHERE key = ?", (change, key))
+        assert ledger.recall(key, lambda: [1, 2, 3]) == [1, 2, 3]
+    with sqlite3.connect(ledger.path) as database:  # another key's
+        database.execute("UPDATE ledger SET key = 'mine' WHERE key = 'cut'")
+    assert ledger.recall("mine", lambda: 9) == 9
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "flipped"])
+def test_a_damaged_file_is_put_aside_and_all_is_measured_anew(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    for number in range(200):
+        ledger.recall(f"key {number}", lambda number=number: [number] * 100)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "text": b"nothing" * 999,
+            "flipped": whole[:5000] + b"\xff" * 5000 + whole[10000:],
+        }[damage]
+    )
+    with pytest.warns(UserWarning, match="is damaged .* all is measured anew"):
+        again = Ledger(path)
+    assert again.recall("key 7", lambda: 8) == 8
+    assert path.with_name("ledger.sqlite.damaged").exists()
 
 
 def die_while_measuring(path: Path) -> None:
