@@ -42,6 +42,9 @@ class Outcome:
     top1: float = 0.0
     kl: float = 0.0
     """nats"""
+    kls: Sequence[float] = ()
+    """the same on each network, where there are several"""
+    rho: float = 0.0
     failure: str | None = None
     parents: Mapping[str, float] = field(default_factory=dict)
     """the KL of each, by its name"""

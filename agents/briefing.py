@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prompts import render
@@ -15,7 +15,7 @@ from tap_eval.allocation.score import REACH
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.layers import Layer
-from tap_eval.proxies.features import TASK, Features, visible
+from tap_eval.proxies.features import TASK, visible
 from tap_eval.proxies.fitness import FitnessWeights
 from tools.sandbox import published
 
@@ -92,9 +92,11 @@ def _module(depth: int) -> Callable[[Layer], list[str]]:
     return lambda layer: layer.block.split(".")[:depth]
 
 
-def _table(groups: Sequence[Sequence[Layer]], features: Sequence[Features]) -> str:
+def _table(groups: Sequence[Sequence[Layer]], features: Sequence[Mapping[str, Any]]) -> str:
     statistics_ = [name for name in _COLUMNS if name in features[0]]
-    heads = ["#", "layer", "kind", "in > out", "kernel", "stride", "size", "params", "Mmacs", *statistics_]
+    lowest = sorted(features[0].get("rounding_error", {}), key=int)[:1]
+    noise = [f"noise at {bits} bits" for bits in lowest]
+    heads = ["#", "layer", "kind", "in > out", "kernel", "stride", "size", "params", "Mmacs", *statistics_, *noise]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for layers in groups:
         first, last = layers[0], layers[-1]
@@ -109,9 +111,16 @@ def _table(groups: Sequence[Sequence[Layer]], features: Sequence[Features]) -> s
             str(sum(layer.params for layer in layers)),
             f"{sum(layer.macs for layer in layers) / 1e6:.3g}",
             *(_span([features[layer.index][name] for layer in layers]) for name in statistics_),
+            *(_span([_noise(features[layer.index], bits) for layer in layers]) for bits in lowest),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _noise(of: Mapping[str, Any], bits: str) -> float:
+    """What rounding to the nearest of `bits` adds to a layer's output, relative to its variance."""
+    variance = sum(std**2 for std in of["channels"]["activation_std"])
+    return sum(of["rounding_error"][bits]) / variance if variance else 0.0
 
 
 def _span(values: Sequence[Any]) -> str:

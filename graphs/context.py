@@ -124,6 +124,8 @@ def outcome(candidate: Candidate, candidates: Mapping[str, Candidate]) -> Outcom
         fitness=candidate.fitness,
         top1=_mean(candidate.top1),
         kl=_mean(candidate.kl),
+        kls=candidate.kl if len(candidate.kl) > 1 else [],
+        rho=_mean(candidate.rho),
         failure=candidate.failure and _line(f"{candidate.failure}: {candidate.message}").rstrip("."),
         parents={name: _mean(candidates[name].kl) for name in candidate.parents},
     )

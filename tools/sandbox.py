@@ -93,13 +93,16 @@ ALLOWED = Allowed(
 
 
 def published() -> str:
-    """`ALLOWED` as Markdown bullets, for a prompt."""
+    """`ALLOWED` and `Limits` as Markdown bullets, for a prompt."""
+    limits = Limits()
     return f"""\
 - Imports: {_listed(ALLOWED.modules)} and nothing else: no numpy, statistics, random or typing.
 - Builtins: {_listed(ALLOWED.builtins)}. The name of any other builtin is refused, for a variable too.
 - Not there: {_listed(tuple(ALLOWED.absent.values()))}, names like `__this__`, `int.bit_length`,
   `float.is_integer`, and methods as values: write `key=lambda name: d[name]`, not `key=d.get`.
-- At most {_LONGEST_CODE:,} characters. What is printed is dropped."""
+- At most {_LONGEST_CODE:,} characters, and for the layers of all networks together {limits.seconds:g} s and
+  {limits.memory_bytes // 2**20} MiB. Other networks have thousands of channels a layer, so never loop over
+  channels inside a loop over channels. What is printed is dropped."""
 
 
 def parse(code: str) -> ast.Module:

@@ -18,7 +18,7 @@ from tests.agents.scripted import ChatServer, refusal
 from tools.sandbox import MontySandbox
 
 OUTCOMES = [
-    Outcome("p000", "initialization", "Small layers matter.", 0.5, 0.75, 0.25),
+    Outcome("p000", "initialization", "Small layers matter.", 0.5, 0.75, 0.25, rho=0.125),
     Outcome("p001", "mutation", "It fails.", failure="error: line 2", parents={"p000": 0.25}),
 ]
 
@@ -47,7 +47,7 @@ def test_a_reflection_is_a_call_of_the_account_and_an_empty_one_changes_nothing(
         assert again
         assert again.lines == found.lines
         text = server.asked[0]["messages"][1]["content"]
-        assert "- p000 (initialization): KL 0.2500, accuracy 0.7500, fitness 0.5000. Small layers matter." in text
+        assert "- p000 (initialization): KL 0.2500, accuracy 0.7500, rho 0.125, fitness 0.5000. Small layers" in text
         assert "- p001 (mutation of p000, KL 0.2500): died, error: line 2. It fails." in text
         assert proposer.account.spent().calls == 2
         server.script = lambda _: refusal(400, "no")

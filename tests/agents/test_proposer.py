@@ -113,8 +113,12 @@ def test_the_page_is_the_same_for_every_call_and_has_the_figures_of_the_run(
             assert f"| {found.top1:.4f} | {found.kl:.4f} |" in next(
                 line for line in page.splitlines() if line.startswith(f"| {each.label}")
             )
-    for layer in channel_bench.layers:
-        assert f"| {layer.index} | {layer.name} | {layer.kind} |" in page
+    for layer, features in zip(channel_bench.layers, channel_bench.features, strict=True):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {layer.index} | {layer.name} |"))
+        noise = sum(features["rounding_error"]["2"]) / sum(std**2 for std in features["channels"]["activation_std"])
+        assert line.startswith(f"| {layer.index} | {layer.name} | {layer.kind} |")
+        assert line.endswith(f"| {noise:.3g} |")
+    assert "| noise at 2 bits |" in page
     assert not any(f"{error:.4g}" in page for error in channel_bench.layer_errors)
     second = channel_bench.at(Budget.parse("4bit"), "digits at 4bit")
     both = briefing([channel_bench, second], fitness, 1, 3)

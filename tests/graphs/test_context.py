@@ -38,7 +38,7 @@ def question(job: Job) -> str:
 CHANGED = [
     candidate("p000", kl=[0.5]),
     candidate("p001", template="initialization"),
-    candidate("p002", ["p000"], kl=[0.125], fitness=0.75),
+    candidate("p002", ["p000"], kl=[0.1875, 0.0625], fitness=0.75),
     candidate("p003", ["p000", "p001"], "crossover", failure="error", message="line 2: no."),
     candidate("p004", ["p001"]),
 ]
@@ -49,7 +49,8 @@ def test_a_parent_is_shown_with_what_was_made_of_it_and_what_came_of_that() -> N
     _, asked = question(job).split("What was made of p000 before:\n")
     lines = [line for line in asked.split("\n\n")[0].splitlines() if line]
     assert lines == [
-        "- p002 (mutation of p000, KL 0.5000): KL 0.1250, accuracy 0.7500, fitness 0.7500. Thought of p002. More.",
+        "- p002 (mutation of p000, KL 0.5000): KL 0.1250 (0.1875, 0.0625), accuracy 0.7500, rho 0.500, fitness 0.7500. "
+        "Thought of p002. More.",
         "- p003 (crossover of p000, KL 0.5000 and p001, KL 0.2500): died, error: line 2: no. Thought of p003. More.",
     ]
 
@@ -57,7 +58,7 @@ def test_a_parent_is_shown_with_what_was_made_of_it_and_what_came_of_that() -> N
 def test_initialization_sees_the_thoughts_of_the_best_with_their_figures() -> None:
     (job,) = jobs(planned([("initialization", [])], *CHANGED), 0)
     text = question(job)
-    assert "- p001 (initialization): KL 0.2500, accuracy 0.7500, fitness 0.5000. Thought of p001. More." in text
+    assert "- p001 (initialization): KL 0.2500, accuracy 0.7500, rho 0.500, fitness 0.5000. Thought of p001." in text
     assert "differs in its idea from those that exist" in text
     assert "- error: line 2: no." in text
 

@@ -156,7 +156,8 @@ def test_the_file_answers_whatever_a_search_asks_on_any_machine() -> None:
     for line in map(json.loads, REPLAYED.read_text().splitlines()):
         proposals[line["name"]] = proposals.get(line["name"], 0) + ("code" in line)
         calls.setdefault(line["name"], []).append(line["call"])
-    assert proposals == {f"p{place:03}": Settings().rounds for place in range(12)}
+    notebooks = {f"notebook {generation}": 0 for generation in range(2)}
+    assert proposals == {f"p{place:03}": Settings().rounds for place in range(12)} | notebooks
     assert all(ordinals == list(range(1, len(ordinals) + 1)) for ordinals in calls.values())
 
 
@@ -170,9 +171,10 @@ def test_a_search_is_repeated_from_a_file_without_any_model(work: Path, monkeypa
     taken, there = (path.read_text().splitlines() for path in (work / "first" / "replay.jsonl", REPLAYED))
     assert set(taken) <= set(there)
     assert len([candidate for candidate in first.candidates if not candidate.draft_of]) == 12
-    assert {candidate.llm for candidate in first.candidates} == {"written by hand"}
+    assert {candidate.llm for candidate in first.candidates} == {"written with thought", "written by hand"}
     assert (first.candidate("p002").rounds, first.candidate("p002").failure) == (2, None)
     assert first.candidate("p006").failure == "duplicate"
     events = {event["name"]: event for event in RunFolder(work / "first").events() if event["event"] == "proposed"}
     assert events["p001"]["tool_calls"] == ["run_code"]
+    assert events["p004"]["tool_calls"] == ["measure"]
     assert {generation.index for generation in first.generations} == {0, 1, 2}
