@@ -40,7 +40,7 @@ from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, describe, describe_task
-from tap_eval.quantization import quantizer
+from tap_eval.quantization import finishing, quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.sums import NONE
@@ -354,7 +354,8 @@ class Bench:
         if allocation is None:
             return together()
         bits = [allocation.weights, allocation.activations]
-        how = [self._path(allocation), *self._where, *self._rounding, job.finished, *(["int8"] if job.sums else [])]
+        finished = job.finished and finishing.VERSION
+        how = [self._path(allocation), *self._where, *self._rounding, finished, *(["int8"] if job.sums else [])]
         calibration = self.splits.calibrations[job.draw].digest
         name = key("measured", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         found = self._ledger.recall(name, lambda: together().packed())

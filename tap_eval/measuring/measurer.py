@@ -26,9 +26,9 @@ from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each, silent
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
+from tap_eval.quantization import finishing
 from tap_eval.quantization.agreement import NOISE, multiplied_otherwise
 from tap_eval.quantization.calibration import calibrate
-from tap_eval.quantization.finishing import finish_all
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
 from tap_eval.quantization.rounding import Rounding
@@ -207,7 +207,7 @@ class Measurer:
         recipe, calibration = self._recipe, self._splits.calibrations[draw]
         bits = [allocation.weights, allocation.activations]
         how = [recipe.rounding, recipe.choices, self._bounds.moments, *(["int8"] if self.sums else [])]
-        return key("finished", VERSION, how, recipe.content, calibration.digest, bits)
+        return key("finished", VERSION, finishing.VERSION, how, recipe.content, calibration.digest, bits)
 
     def _finish(self, draw: int, allocations: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
         """Finishes and keeps them, each in a network of its own, some of them together by each thread."""
@@ -222,7 +222,7 @@ class Measurer:
                 [self._rounded[draw].damping(index, bits) for index, bits in enumerate(allocation.weights)]
                 for allocation in some
             ]
-            found = finish_all(
+            found = finishing.finish_all(
                 networks, program, pixels, some, dampings, self._bounds.moments,
                 lambda: self._advance("finishing layers", next(done), count),
             )  # fmt: skip

@@ -22,7 +22,7 @@ from tap_eval.preparing.program import Environment, Program, Value, bind
 from tap_eval.quantization.calibration import mean_patch
 from tap_eval.quantization.factor import Factor
 from tap_eval.quantization.gptq import ungrouped
-from tap_eval.quantization.moments import Few, Moments, Sums, block_of, side_by_side
+from tap_eval.quantization.moments import Few, Moments, Sums, block_of
 from tap_eval.quantization.quantizer import (
     Allocation,
     LayerBits,
@@ -33,11 +33,10 @@ from tap_eval.quantization.quantizer import (
 )
 from tap_eval.quantization.rounding import Rounded, in_blocks
 
+VERSION = 1
+"""raised whenever finished weights change"""
 _DAMPING = 0.1
 """of the mean diagonal, for the ridge and for rounding, where none was chosen"""
-
-_AT_ONCE = 4
-"""copies of a layer's moments that are in memory while it is rounded"""
 
 
 def finish(
@@ -80,16 +79,11 @@ def finish_all(
         for network, allocation in zip(networks, allocations, strict=True)
     ]
     for index, inputs, wanted in _walk(networks, program, pixels):
-        tasks = [
-            _Task(network.layers[index], allocation.weights[index], each[index], x, weights[index])
-            for network, allocation, each, x, weights in zip(
-                networks, allocations, dampings, inputs, found, strict=True
-            )
-        ]
-        results = _finished(tasks, wanted, memory)
-        for task, result, each, allocation in zip(tasks, results, found, allocations, strict=True):
-            each[index] = result
-            task.layer.take(result, allocation.activations[index])
+        for network, allocation, each, x, weights in zip(networks, allocations, dampings, inputs, found, strict=True):
+            layer = network.layers[index]
+            task = _Task(layer, allocation.weights[index], each[index], x, weights[index])
+            weights[index] = _finished(task, wanted, memory)
+            layer.take(weights[index], allocation.activations[index])
             advance()
     return found
 
@@ -112,47 +106,31 @@ class _Task:
         return self.layer.affine.rounded(self.x)
 
 
-def _finished(tasks: Sequence[_Task], wanted: Tensor, memory: int) -> list[QuantizedWeight]:
-    """A layer's weight for its first call in each network, given the outputs that it is to have in all of them."""
-    layer = tasks[0].layer.layer
+def _finished(task: _Task, wanted: Tensor, memory: int) -> QuantizedWeight:
+    """A layer's weight for its first call in a network, given the outputs that it is to have.
+
+    By itself, whatever else is finished: in a batch floats would be added up in another order, and from the first half
+    that falls otherwise on it would be another network.
+    """
+    layer, x = task.layer.layer, task.rounded_input()
     weight, middle = layer.weight, wanted.transpose(0, 1).flatten(1).mean(1)
-    block, positions = block_of(layer, memory // 4), wanted.numel() // len(weight)
-    centred = wanted - middle.view(-1, *[1] * (wanted.dim() - 2))
-    means: list[Tensor] = []
-    found: list[Rounded] = [task.before for task in tasks]
-    held: list[tuple[int, Moments | Few, Tensor]] = []
-    for place, task in enumerate(tasks):
-        x = task.rounded_input()
-        means.append(mean_patch(layer, x))
-        if not math.isinf(task.damping):
-            sums = Sums(layer, block, positions, compared=True)
-            sums.take(x, centred)
-            held.append((place, sums.moments(), sums.lost()))
-        if held and (place == len(tasks) - 1 or 4 * _AT_ONCE * held[0][1].held * (len(held) + 1) > memory):
-            places, moments, lost = zip(*held, strict=True)
-            some = [tasks[each] for each in places]
-            rounded = _rounded(weight, some, side_by_side(moments), torch.cat(lost))
-            for each, its in zip(places, rounded, strict=True):
-                found[each] = its
-            held = []
-    return [
-        QuantizedWeight(its.integers, its.scale, middle - output_mean(its.real(), mean), task.before.bits)
-        for its, mean, task in zip(found, means, tasks, strict=True)
-    ]
+    mean = mean_patch(layer, x)
+    found: Rounded = task.before
+    if not math.isinf(task.damping):
+        sums = Sums(layer, block_of(layer, memory // 4), wanted.numel() // len(weight), compared=True)
+        sums.take(x, wanted - middle.view(-1, *[1] * (wanted.dim() - 2)))
+        found = _rounded(weight, task, sums.moments(), sums.lost())
+    return QuantizedWeight(found.integers, found.scale, middle - output_mean(found.real(), mean), task.before.bits)
 
 
-def _rounded(weight: Tensor, tasks: Sequence[_Task], moments: Moments | Few, lost: Tensor) -> list[Rounded]:
-    """Moved and rounded, of several networks side by side."""
-    device, groups = weight.device, len(moments.mean) // len(tasks)
-    damping = torch.tensor([task.damping or _DAMPING for task in tasks], device=device)
-    factor = Factor.of(moments, damping.repeat_interleave(groups).view(-1, 1, 1))
-    rows = in_blocks(weight, groups, *moments.mean.shape[1:]).repeat(len(tasks), 1, 1, 1)
-    moved = factor.moved(rows, lost)
-    bits = [torch.tensor(task.bits, device=device).expand(len(weight)) for task in tasks]
-    tops = (2.0 ** (torch.cat(bits) - 1) - 1).view(len(moved), -1)
-    scale = torch.cat([task.before.scale for task in tasks]).view(len(moved), -1)
-    integers, scales = (each.split(groups) for each in factor.rounded(moved, scale, tops))
-    return [ungrouped(whole, its, weight) for whole, its in zip(integers, scales, strict=True)]
+def _rounded(weight: Tensor, task: _Task, moments: Moments | Few, lost: Tensor) -> Rounded:
+    """Moved and rounded."""
+    groups = len(moments.mean)
+    factor = Factor.of(moments, task.damping or _DAMPING)
+    moved = factor.moved(in_blocks(weight, *moments.mean.shape), lost)
+    bits = torch.tensor(task.bits, device=weight.device).expand(len(weight))
+    tops = (2.0 ** (bits - 1) - 1).view(groups, -1)
+    return ungrouped(*factor.rounded(moved, task.before.scale.view(groups, -1), tops), weight)
 
 
 def _positions(layer: Quantizable, x: Tensor) -> Tensor:
