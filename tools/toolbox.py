@@ -86,8 +86,7 @@ def make_tools(
             drafts.append(Draft(thought, code, scored))
         found = [([], measure(scored, benches)), *(([name], each) for name, each in (parents or {}).items())]
         lines = [
-            f"{', '.join([bench.name, *of])}: accuracy {each.top1[place]:.4f}, KL divergence from full precision "
-            f"{each.kl[place]:.4f} nats, rank correlation with the layer errors {each.rho[place]:.3f}"
+            f"{', '.join([bench.name, *of])}: {each.told(place)}"
             for place, bench in enumerate(benches)
             for of, each in found
         ]
