@@ -68,7 +68,7 @@ def make_tools(
 
     @tool("measure")
     def measure_code(code: str, thought: str = "") -> str:
-        """Runs a proxy, quantizes the networks with its bits, measures their accuracy; counts towards the allowance.
+        """Runs a proxy and measures what it achieves by what fitness counts; counts towards the allowance.
 
         What is measured takes part in the search even if another is submitted; `thought` is kept with it.
         """
