@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from prompts import render
 from tap_eval.proxies.proxy import Proxy
@@ -24,11 +25,14 @@ class Parent:
     rho: Sequence[float]
     bits: Sequence[Sequence[float]]
     """average weight bits a layer"""
+    foretelling: Sequence[float] = ()
+    """in place of `top1`, `kl` and `counts`, see `tools.evaluation.Measured`"""
 
     @property
     def measured(self) -> Measured:
         """What it achieves."""
-        return Measured(tuple(self.rho), tuple(self.top1), tuple(self.kl), sum(self.counts), 0.0)
+        lists = tuple(self.rho), tuple(self.top1), tuple(self.kl)
+        return Measured(*lists, sum(self.counts), 0.0, tuple(self.foretelling))
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,18 @@ class Outcome:
     template: str
     thought: str
     fitness: float | None = None
-    top1: float = 0.0
-    kl: float = 0.0
+    top1: float | None = None
+    kl: float | None = None
     """nats"""
     kls: Sequence[float] = ()
     """the same on each network, where there are several"""
     rho: float = 0.0
     failure: str | None = None
     parents: Mapping[str, float] = field(default_factory=dict)
-    """the KL of each, by its name"""
+    """the KL of each, by its name, or what else `by` is"""
+    foretelling: float | None = None
+    """in place of accuracy and KL"""
+    by: Literal["KL", "foretelling"] = "KL"
 
 
 @dataclass(frozen=True)
@@ -86,15 +93,11 @@ class Assignment:
                 networks=[
                     {
                         "name": network,
-                        "top1": top1,
-                        "kl": kl,
-                        "count": count,
-                        "rho": rho,
+                        "told": parent.measured.told(place),
+                        "count": parent.counts[place] if parent.counts else 0,
                         "bits": [round(b, 1) for b in bits],
                     }
-                    for network, top1, kl, count, rho, bits in zip(
-                        networks, parent.top1, parent.kl, parent.counts, parent.rho, parent.bits, strict=True
-                    )
+                    for place, (network, bits) in enumerate(zip(networks, parent.bits, strict=True))
                 ],
             )
             for parent, outcomes in zip(self.parents, tried, strict=True)

@@ -220,9 +220,8 @@ def consent(question: str) -> int:
 def measured_text(found: Measured, surroundings: Surroundings) -> str:
     """Accuracy, divergence and rank correlation, a line a network."""
     return "\n".join(
-        f"{bench.name}: accuracy {100 * top1:.1f} % on {bench.compared:,} search images, "
-        f"KL divergence from full precision {kl:.4f} nats, rank correlation with the layer errors {rho:.3f}"
-        for bench, top1, kl, rho in zip(surroundings.benches, found.top1, found.kl, found.rho, strict=True)
+        f"{bench.name}: {found.told(place)}{f', on {bench.compared:,} search images' if found.count else ''}"
+        for place, bench in enumerate(surroundings.benches)
     )
 
 

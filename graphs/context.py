@@ -117,6 +117,7 @@ def tried(parent: str, candidates: Mapping[str, Candidate]) -> list[Outcome]:
 
 def outcome(candidate: Candidate, candidates: Mapping[str, Candidate]) -> Outcome:
     """What became of a judged candidate; `candidates` has its parents."""
+    parents = [candidates[name] for name in candidate.parents]
     return Outcome(
         name=candidate.name,
         template=candidate.template,
@@ -126,8 +127,10 @@ def outcome(candidate: Candidate, candidates: Mapping[str, Candidate]) -> Outcom
         kl=_mean(candidate.kl),
         kls=candidate.kl if len(candidate.kl) > 1 else [],
         rho=_mean(candidate.rho),
+        foretelling=_mean(candidate.foretelling),
         failure=candidate.failure and _line(f"{candidate.failure}: {candidate.message}").rstrip("."),
-        parents={name: _mean(candidates[name].kl) for name in candidate.parents},
+        parents={each.name: _mean(each.foretelling or each.kl) or 0.0 for each in parents},
+        by="foretelling" if any(each.foretelling for each in parents) else "KL",
     )
 
 
@@ -148,6 +151,7 @@ def _parent(candidate: Candidate) -> Parent:
         fitness=candidate.value,
         top1=candidate.top1,
         kl=candidate.kl,
+        foretelling=candidate.foretelling,
         counts=candidate.images,
         rho=candidate.rho,
         bits=candidate.bits or [bits.means() for bits in candidate.allocations],
@@ -159,5 +163,5 @@ def _line(text: str) -> str:
     return text if len(text) <= _LONGEST_LINE else text[: _LONGEST_LINE - 1] + "…"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

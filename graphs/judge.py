@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from graphs.state import Candidate
 from tap_eval.allocation.choices import uniform
@@ -14,6 +15,7 @@ from tap_eval.measuring.race import Entrant, Seen, estimated, image_sets, race
 from tap_eval.measuring.stages import STAGES
 from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
 from tap_eval.proxies.proxy import Failure
+from tools.evaluation import foretellings
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,33 @@ class Judge:
         """The named candidates of `everyone` with their fitness.
 
         A duplicate within the generation dies, the first lives; drafts come after what was submitted. The others race
-        for the first place; the members of the library that have run all stages are rivals.
+        for the first place, and the members of the library that have run all stages are rivals; or nothing is measured
+        of them, where it is by allocations measured before that they are judged.
         """
         proposed = sorted((everyone[name] for name in names), key=lambda each: (bool(each.draft_of), each.name))
         judged = self._without_twins(proposed)
         living = [candidate for candidate in judged.values() if candidate.failure is None]
         before = [candidate.scores for name, candidate in everyone.items() if name not in names and candidate.scores]
-        entrants: list[Entrant] = []
+        offsets: list[float] = []
         for candidate in living:
-            entrants.append(Entrant(self._offset(candidate, before)))
+            offsets.append(self._offset(candidate, before))
             before.append(candidate.scores)
-        rivals = [self._finished(everyone[name]) for name in library if not everyone[name].dropped]
+        found = (
+            [{"foretelling": foretellings(candidate.scores, self.benches)} for candidate in living]
+            if self.weights.worth == "benchmark"
+            else self._raced(living, offsets, [everyone[name] for name in library if not everyone[name].dropped])
+        )
+        for candidate, offset, figures in zip(living, offsets, found, strict=True):
+            its = candidate.model_copy(update={"rho": self._rho(candidate), **figures})
+            judged[candidate.name] = its.model_copy(update={"fitness": offset + self._worth(its)})
+        return judged
+
+    def _raced(
+        self, living: Sequence[Candidate], offsets: Sequence[float], finished: Sequence[Candidate]
+    ) -> list[dict[str, Any]]:
+        """What images say of each, against those that have `finished`; `offsets` are of their fitness."""
+        entrants = [Entrant(offset) for offset in offsets]
+        rivals = [self._finished(candidate) for candidate in finished]
         seconds = [0.0] * len(living)
 
         def measure(which: Sequence[int], stage: int) -> list[Seen]:
@@ -65,21 +83,16 @@ class Judge:
             weight=1 - self.weights.alpha,
             worth=self.weights.worth,
         )
-        finished = [*rivals, *(entrant for entrant in entrants if not entrant.dropped)]
-        for candidate, entrant, spent in zip(living, entrants, seconds, strict=True):
-            top1, kl = estimated(entrant, finished)
-            judged[candidate.name] = candidate.model_copy(
-                update={
-                    "rho": self._rho(candidate),
-                    "top1": top1,
-                    "kl": kl,
-                    "images": [len(each) for each in entrant.so_far()],
-                    "dropped": entrant.dropped,
-                    "fitness": entrant.offset + self._worth(top1, kl),
-                    "seconds": candidate.seconds + spent,
-                }
-            )
-        return judged
+        whole = [*rivals, *(entrant for entrant in entrants if not entrant.dropped)]
+        return [
+            {
+                **dict(zip(("top1", "kl"), estimated(entrant, whole), strict=True)),
+                "images": [len(each) for each in entrant.so_far()],
+                "dropped": entrant.dropped,
+                "seconds": candidate.seconds + spent,
+            }
+            for candidate, entrant, spent in zip(living, entrants, seconds, strict=True)
+        ]
 
     @staticmethod
     def _without_twins(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
@@ -99,11 +112,11 @@ class Judge:
         """A candidate that has run all stages; what they showed is recalled."""
         pairs = list(zip(self.benches, candidate.allocations, strict=True))
         seen = [[bench.seen(bits.allocation(), stage) for bench, bits in pairs] for stage in range(len(STAGES))]
-        return Entrant(candidate.value - self._worth(candidate.top1, candidate.kl), seen)
+        return Entrant(candidate.value - self._worth(candidate), seen)
 
-    def _worth(self, top1: Sequence[float], kl: Sequence[float]) -> float:
-        """What accuracies and divergences add to fitness, on any of the networks."""
-        worths = self.weights.worths(top1, kl)
+    def _worth(self, candidate: Candidate) -> float:
+        """What the candidate's figures add to fitness, in the mean over networks."""
+        worths = self.weights.worths(candidate.top1, candidate.kl, candidate.foretelling)
         return (1 - self.weights.alpha) * sum(worths) / len(worths)
 
     def _rho(self, candidate: Candidate) -> list[float]:

@@ -197,9 +197,10 @@ class Refinement:
         child = everyone[str(kept.name)]
         (before,) = (everyone[name] for name in child.parents)
         top1 = ", ".join(f"{100 * value:.1f} %" for value in child.top1)
+        measured = f", search accuracy {top1}" if top1 else ""
         return (
-            f"Kept as {child.name}, a child of {before.name}: fitness {child.value:.4f} ({before.value:.4f} before), "
-            f"search accuracy {top1}."
+            f"Kept as {child.name}, a child of {before.name}: fitness {child.value:.4f} ({before.value:.4f} before)"
+            f"{measured}."
         )
 
     def agent(self, state: RefinementState) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Known, Scored, tree_print
 from tools.toolbox import Draft
 
-_LATER = {"prints", "bits", "rho", "top1", "kl", "images", "dropped", "fitness"}
+_LATER = {"prints", "bits", "rho", "top1", "kl", "foretelling", "images", "dropped", "fitness"}
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 _LONG = {"allocations"}
 """what the state leaves to the event of the proposal"""
@@ -264,6 +264,7 @@ class Search:
                 "rho": candidate.rho,
                 "top1": candidate.top1,
                 "kl": candidate.kl,
+                "foretelling": candidate.foretelling,
                 "images": candidate.images,
                 "dropped": candidate.dropped,
                 "failure": candidate.failure,

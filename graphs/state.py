@@ -70,6 +70,8 @@ class Candidate(BaseModel):
     """accuracy on the search split, in [0, 1]"""
     kl: list[float] = []
     """mean KL divergence (nats) of the outputs from full precision, likewise; older results have none"""
+    foretelling: list[float] = []
+    """how well `scores` foretell what was measured before, in place of both; see `tools.evaluation.foretellings`"""
     images: list[int] = []
     """of the search split, on which both were measured"""
     dropped: bool = False

@@ -50,7 +50,8 @@ def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], weights: F
 
     Each is measured, as the network that is kept, on the images that candidates are not compared on, under every draw
     of calibration images but the first, which the search used, or under that where there is no other; that is the
-    worth in its fitness now. The fittest before wins unless another is ahead of it by more than a standard error.
+    worth in its fitness now, `exp(-KL)` where the search measured none. The fittest before wins unless another is
+    ahead of it by more than a standard error.
     """
     measured: list[list[list[Measurement]]] = [[] for _ in candidates]
     for place, bench in enumerate(benches):
@@ -66,7 +67,7 @@ def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], weights: F
     sets, share = image_sets([bench.splits.search for bench in benches]), 1 - weights.alpha
     worths = [_mean([float(each.mean()) for each in of]) for of in images]
     anew = [
-        candidate.value + share * (worth - _mean(weights.worths(candidate.top1, candidate.kl)))
+        candidate.value + share * (worth - _mean(weights.worths(candidate.top1, candidate.kl, candidate.foretelling)))
         for candidate, worth in zip(candidates, worths, strict=True)
     ]
     most = max(range(len(candidates)), key=lambda place: anew[place])

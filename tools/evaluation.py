@@ -44,7 +44,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a scored proxy achieves, one number a network: rho of Eq. 6, accuracy and divergence on search images."""
+    """What a scored proxy achieves, one number a network: rho of Eq. 6, accuracy and divergence on search images.
+
+    Or `foretelling` in place of both, where networks are judged by what was measured before.
+    """
 
     rho: tuple[float, ...]
     top1: tuple[float, ...]
@@ -52,6 +55,16 @@ class Measured:
     """mean over images, nats"""
     count: int
     seconds: float
+    foretelling: tuple[float, ...] = ()
+
+    def told(self, place: int) -> str:
+        """In words, of the network at `place`."""
+        found = (
+            f"foretelling {self.foretelling[place]:.4f}"
+            if self.foretelling
+            else f"accuracy {self.top1[place]:.4f}, KL divergence from full precision {self.kl[place]:.4f} nats"
+        )
+        return f"{found}, rank correlation with the layer errors {self.rho[place]:.3f}"
 
 
 def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rejection:
@@ -110,10 +123,12 @@ def sensitivities(
 def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
     """What a scored proxy achieves on the search split; whatever was measured before is recalled."""
     started = time.perf_counter()
-    found = [bench.searched(chosen) for bench, chosen in zip(benches, scored.allocations, strict=True)]
     rho = tuple(
         rank_correlation(scores, bench.layer_errors) for scores, bench in zip(scored.scores, benches, strict=True)
     )
+    if its := foretellings(scored.scores, benches):
+        return Measured(rho, (), (), 0, time.perf_counter() - started, tuple(its))
+    found = [bench.searched(chosen) for bench, chosen in zip(benches, scored.allocations, strict=True)]
     return Measured(
         rho,
         tuple(accuracy.top1 for accuracy in found),
@@ -121,6 +136,11 @@ def measure(scored: Scored, benches: Sequence[Bench]) -> Measured:
         sum(accuracy.count for accuracy in found),
         time.perf_counter() - started,
     )
+
+
+def foretellings(scores: Sequence[Sequence[float]], benches: Sequence[Bench]) -> list[float]:
+    """How well scores foretell what was measured before, one number a network; none where they are not judged by it."""
+    return [bench.foretelling(its) for its, bench in zip(scores, benches, strict=True) if bench.foretelling]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def make_tools(
 
     @tool("measure")
     def measure_code(code: str, thought: str = "") -> str:
-        """Runs a proxy, quantizes the networks with its bits, measures their accuracy; counts towards the allowance.
+        """Runs a proxy and measures what it achieves by what fitness counts; counts towards the allowance.
 
         What is measured takes part in the search even if another is submitted; `thought` is kept with it.
         """
@@ -86,8 +86,7 @@ def make_tools(
             drafts.append(Draft(thought, code, scored))
         found = [([], measure(scored, benches)), *(([name], each) for name, each in (parents or {}).items())]
         lines = [
-            f"{', '.join([bench.name, *of])}: accuracy {each.top1[place]:.4f}, KL divergence from full precision "
-            f"{each.kl[place]:.4f} nats, rank correlation with the layer errors {each.rho[place]:.3f}"
+            f"{', '.join([bench.name, *of])}: {each.told(place)}"
             for place, bench in enumerate(benches)
             for of, each in found
         ]

@@ -189,8 +189,8 @@ def add_full_precision(figure: go.Figure, full: Row) -> None:
 
 
 def add_candidates(figure: go.Figure, history: History, index: int, *, small: bool) -> None:
-    """Draws a dot for every candidate that lived, at its size and its accuracy on the search split."""
-    living = [each for each in (*history.candidates, *history.refinements) if each.fitness is not None]
+    """Draws a dot for every candidate that was measured, at its size and its accuracy on the search split."""
+    living = [each for each in (*history.candidates, *history.refinements) if each.top1]
     figure.add_scatter(
         x=[kib(each, index, history.networks[index]) for each in living],
         y=[100 * each.top1[index] for each in living],

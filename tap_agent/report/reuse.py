@@ -69,12 +69,14 @@ def _line(thought: str) -> str:
 
 def _figures(result: Result, each: Candidate) -> str:
     shown = result.shown
-    top1 = ", ".join(f"{100 * each.top1[place]:.1f}" for place in shown)
+    top1 = ", ".join(f"{100 * each.top1[place]:.1f}" for place in shown if each.top1)
     kl = ", ".join(f"{each.kl[place]:.3f} nats" for place in shown if each.kl)
+    foretelling = ", ".join(f"{each.foretelling[place]:.2f}" for place in shown if each.foretelling)
+    found = f"foretelling {foretelling}" if foretelling else f"top-1 on the search split {top1} %"
     rho = ", ".join(f"{each.rho[place]:.2f}" for place in shown)
     sizes = ", ".join(f"{kib(each, place, result.networks[place]):,.1f}" for place in shown)
     return (
-        f"fitness {each.value:.4f}; top-1 on the search split {top1} % {f'and KL {kl} ' if kl else ''}in {sizes} KiB; "
+        f"fitness {each.value:.4f}; {found} {f'and KL {kl} ' if kl else ''}in {sizes} KiB; "
         f"rank correlation with the layer errors {rho}"
     )
 

@@ -134,7 +134,7 @@ def summary(result: Result) -> str:
     drafts = sum(candidate.draft_of is not None for candidate in result.candidates)
     beside = f" and {drafts} draft{'s' if drafts > 1 else ''}" if drafts else ""
     whole = max((sum(candidate.images) for candidate in living), default=0) * len(living)
-    share = sum(sum(candidate.images) for candidate in living) / (whole or 1)
+    share = sum(sum(candidate.images) for candidate in living) / whole if whole else 1
     raced = f" measured on {share:.0%} of the images" if share < 1 else ""
     return (
         f"{len(result.candidates) - drafts} proposals{beside}, {len(living)} distinct and alive{raced}; "

@@ -147,7 +147,7 @@ class Tracker(AbstractContextManager["Tracker"]):
 def event_numbers(event: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
     """The step and the numbers of an event: of a generation by its index, of a living candidate by its number.
 
-    Drafts have none, and an earlier version's candidates no divergence.
+    Drafts have none; an earlier version's candidates have no divergence, and those of a given benchmark no accuracy.
     """
     if event["event"] == "generation":
         offspring = sum(event["offspring"].values())
@@ -159,11 +159,10 @@ def event_numbers(event: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
         }
         return event["index"], {name: value for name, value in numbers.items() if value is not None}
     if event["event"] == "judged" and event["fitness"] is not None and event["name"][1:].isdecimal():
-        kl = event.get("kl")
+        lists = {"accuracy": event["top1"], "kl": event.get("kl"), "foretelling": event.get("foretelling")}
         return int(event["name"][1:]), {
             "candidate/fitness": event["fitness"],
-            "candidate/accuracy": sum(event["top1"]) / len(event["top1"]),
-            **({"candidate/kl": sum(kl) / len(kl)} if kl else {}),
+            **{f"candidate/{name}": sum(its) / len(its) for name, its in lists.items() if its},
             "candidate/bytes": event["size_bytes"][0],
         }
     return 0, {}

@@ -14,7 +14,7 @@ from tap_agent.sessions.subject import ProxySubject, read_subject
 from tap_eval.baselines.baselines import RULES, losses
 from tap_eval.benchmark import benchmark
 from tap_eval.benchmark.benchmark import Benchmark
-from tap_eval.benchmark.correlation import Correlation, correlate, expected_loss
+from tap_eval.benchmark.correlation import Correlation, correlate, expected_losses
 from tap_eval.mistake import BenchmarkMistake, ProxyMistake
 from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import sensitivities
@@ -96,4 +96,5 @@ def _foretold(name: str, against: Benchmark, sandbox: Sandbox) -> list[float]:
     )
     if isinstance(scores, Rejection):
         raise ProxyMistake(f"{name} fails on {about.network} ({scores.failure}): {scores.message}")
-    return [expected_loss(scores, entry.allocation) for entry in against.entries]
+    found: list[float] = expected_losses(scores, against.noise).tolist()
+    return found

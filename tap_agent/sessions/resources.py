@@ -10,6 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -21,6 +22,7 @@ from graphs.search import SearchSettings
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.allocation.budget import Budget, spent
 from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.benchmark.benchmark import Benchmark, read
 from tap_eval.device import CPU, DeviceMistake, chosen, found
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
@@ -32,8 +34,9 @@ from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer
 from tap_eval.measuring.task import Task
 from tap_eval.measuring.weights import Advance, silent
+from tap_eval.mistake import BenchmarkMistake
 from tap_eval.networks.load import load_network
-from tap_eval.proxies.fitness import FitnessWeights
+from tap_eval.proxies.fitness import FitnessWeights, Worth
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
 from tools.toolbox import allowance_for
 
@@ -73,14 +76,31 @@ class Resources(AbstractContextManager["Resources"]):
 
     @cached_property
     def benchmark(self) -> list[Bench]:
-        """What candidates are measured on: `benches`, then these at further budgets, which no table counts."""
+        """What candidates are measured on: `benches`, then these at further budgets, which no table counts.
+
+        Where they are judged by what was measured before, the one network that this is of; raises `BenchmarkMistake`.
+        """
         further: list[Bench] = []
         for bench, network in zip(self.benches, self.settings.networks, strict=True):
             budgets = Budget.parse_all(network.budget or self.settings.budget)[1:]
-            if not budgets and self.settings.second_budget:
+            if not budgets and self.settings.second_budget and not self.given:
                 budgets = second(bench)
             further += [bench.at(budget, f"{bench.name} at {budget.text}") for budget in budgets]
+        if self.given:
+            if len(self.benches) + len(further) > 1:
+                names = ", ".join(each.name for each in (*self.benches, *further))
+                raise BenchmarkMistake(
+                    "--worth benchmark:FILE judges scores by allocations of one network, whatever the budget, and this "
+                    f"run has {names}: give one, with one --budget."
+                )
+            self.given.check_of(self.benches[0])
+            self.benches[0].foretelling = self.given.foretelling
         return [*self.benches, *further]
+
+    @cached_property
+    def given(self) -> Benchmark | None:
+        """The measured allocations by which candidates are judged; raises `BenchmarkMistake`."""
+        return read(self.settings.given) if self.settings.given else None
 
     def bench(self, network: NetworkSettings, name: str) -> Bench:
         """A network with its images, under the settings of the run; raises a `Mistake` that names what does not fit."""
@@ -202,11 +222,12 @@ class Resources(AbstractContextManager["Resources"]):
     def search_settings(self) -> SearchSettings:
         """What steers the search."""
         settings = self.settings
+        worth = cast("Worth", settings.worth.partition(":")[0])
         return SearchSettings(
             population=settings.population,
             generations=settings.generations,
             controller=settings.controller,
-            fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma, settings.worth),
+            fitness=FitnessWeights(settings.alpha, settings.beta, settings.gamma, worth),
             racing=settings.racing,
             seed=settings.seed,
         )

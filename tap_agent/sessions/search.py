@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal, cast
 
@@ -22,6 +22,8 @@ from tap_agent.runs.result import Result
 from tap_agent.sessions.outcome import conclude_run, network_record
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import Settings
+from tap_eval.benchmark.benchmark import read
+from tap_eval.mistake import BenchmarkMistake
 
 Listener = Callable[[dict[str, Any]], None]
 _MOST_STEPS = 10_000  # far beyond any search; the graph's own default is 25
@@ -58,7 +60,7 @@ def search(folder: RunFolder, resources: Resources, listen: Listener) -> Result:
                 f"{folder.path} was begun by an earlier version, whose steps this one cannot go on with: begin anew by "
                 f"`tap-agent run --config {folder.path / 'config.yaml'}`."
             )
-        session.emit(first_event("resumed" if known else "started", thread, settings))
+        session.emit(first_event("resumed" if known else "started", thread, settings, folder.events()))
         try:
             compiled.invoke(None if known else {}, config, durability="sync")
         except LimitMistake as limit:
@@ -69,9 +71,22 @@ def search(folder: RunFolder, resources: Resources, listen: Listener) -> Result:
     return session.result
 
 
-def first_event(kind: Literal["started", "resumed"], thread: str, settings: Settings) -> dict[str, Any]:
-    """The event with which each session of a run begins."""
-    return {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed}
+def first_event(
+    kind: Literal["started", "resumed"], thread: str, settings: Settings, before: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The event with which each session of a run begins, `before` which were those of earlier ones.
+
+    Raises `BenchmarkMistake` where these judged by other measured allocations than are in the file now.
+    """
+    event = {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed}
+    if settings.given is None:
+        return event
+    given = read(settings.given).about.rows
+    if any(each.get("given", given) != given for each in before):
+        raise BenchmarkMistake(
+            f"{settings.given} holds other allocations than when the run began: put that file back, or begin anew."
+        )
+    return {**event, "given": given}
 
 
 class SearchSession(AbstractContextManager["SearchSession"]):

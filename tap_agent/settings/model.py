@@ -10,7 +10,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, NonNegativeFloat, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    NonNegativeFloat,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from tap_agent.settings.flag import BITS, MODEL, NETWORK, SEARCH, Flag
@@ -128,8 +136,9 @@ own --draws asks for more."""
     controller: Annotated[Literal["ratio", "paper", "dpo", "uniform"], Flag(SEARCH, "run", usage=True)] = "ratio"
     """How template weights are learned: ratio and dpo by what offspring gain over their parents, paper by fitness as \
 Eq. 7 has it."""
-    worth: Annotated[Literal["kl", "accuracy"], Flag(SEARCH, "run", label="Worth", usage=True)] = "kl"
-    """What measured bits count in fitness: kl, exp(-KL) of the outputs from full precision, or the paper's accuracy."""
+    worth: Annotated[str, Flag(SEARCH, "run", label="Worth")] = "kl"
+    """What counts in fitness: kl, exp(-KL) of outputs from full precision, the paper's accuracy, or benchmark:FILE. \
+The last judges scores by the measured allocations in a file of `tap-agent benchmark build`, and measures none."""
     alpha: Annotated[float, Flag(SEARCH, "run")] = Field(0.05, ge=0, le=1)
     """Share of the rank correlation in fitness."""
     beta: Annotated[float, Flag(SEARCH, "run")] = Field(0.0, ge=0)
@@ -237,6 +246,34 @@ CPU; cuda takes all of them, cuda:N one."""
                 "device", "'{given}' is no device: give auto, cpu, cuda, cuda:N or mps", {"given": device}
             )
         return device
+
+    @field_validator("worth")
+    @classmethod
+    def _known_worth(cls, worth: str) -> str:
+        """The file's path becomes absolute: a run can be resumed from any folder."""
+        kind, _, file = worth.partition(":")
+        if kind == "benchmark" and file:
+            return f"benchmark:{_resolved(Path(file))}"
+        if worth in ("kl", "accuracy"):
+            return worth
+        raise PydanticCustomError(
+            "worth", "'{given}' is no worth: give kl, accuracy or benchmark:FILE", {"given": worth}
+        )
+
+    @field_validator("racing")
+    @classmethod
+    def _measured(cls, racing: float, info: ValidationInfo) -> float:
+        if racing and str(info.data.get("worth")).startswith("benchmark:"):
+            raise PydanticCustomError(
+                "racing", "with --worth benchmark:FILE no candidate is measured, so none can race: leave --racing out"
+            )
+        return racing
+
+    @property
+    def given(self) -> Path | None:
+        """The file of measured allocations by which candidates are judged."""
+        kind, _, file = self.worth.partition(":")
+        return Path(file) if kind == "benchmark" else None
 
     @field_validator("base_url", "llm")
     @classmethod

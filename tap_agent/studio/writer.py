@@ -112,7 +112,7 @@ def go_on(
             raise ThreadMistake(f"thread {thread} has no checkpoint {checkpoint}: take one of its history.")
         folder = next((each for each in holding if ends[each] == checkpoint), holding[0])
     settings = _with(given, folder)
-    first = first_event("resumed", thread, settings) if session else None
+    first = first_event("resumed", thread, settings, folder.events()) if session else None
     if ends[folder] == checkpoint and not folder.has_ended():
         writer = RunWriter(thread, settings, lambda: folder, first, begun=True)
         writer.folder()

@@ -28,13 +28,13 @@ _WIDE = 100
 _CANDIDATE = ("name", "generation", "template", "seconds", "tokens")
 _SHOWN: dict[str, tuple[str, ...]] = {
     "proposed": (*_CANDIDATE, "failure", "message", "notes"),
-    "judged": (*_CANDIDATE, "fitness", "accuracy", "kl", "dropped", "failure", "message"),
+    "judged": (*_CANDIDATE, "fitness", "accuracy", "kl", "foretelling", "dropped", "failure", "message"),
     "chosen": ("best",),
     "reflected": ("generation", "seconds", "tokens"),
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
 """what the line of an event says, in this order; of other events, everything but `_UNTOLD`"""
-_UNTOLD = {"event", "thread", "measured", "record"}
+_UNTOLD = {"event", "thread", "measured", "record", "given"}
 
 
 class Display(Protocol):
@@ -76,7 +76,8 @@ class Lines(AbstractContextManager["Lines"]):
 
 def event_line(event: Event) -> str:
     """An event as a line without control characters, values with spaces in double quotes; the unknown is left out."""
-    facts = {**event, "accuracy": _mean(event, "top1"), "kl": _mean(event, "kl"), **event.get("probabilities", {})}
+    means = {"accuracy": _mean(event, "top1"), **{name: _mean(event, name) for name in ("kl", "foretelling")}}
+    facts = {**event, **means, **event.get("probabilities", {})}
     facts["died"] = _causes(event.get("failures", {}))
     names = _SHOWN.get(event["event"]) or [name for name in event if name not in _UNTOLD]
     found = {name: _value(facts.get(name)) for name in names}

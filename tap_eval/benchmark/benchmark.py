@@ -6,21 +6,25 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tap_eval.allocation.size import weight_size
+from tap_eval.benchmark.correlation import expected_losses, foretelling, noise
 from tap_eval.benchmark.drawing import drawn
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key
 from tap_eval.mistake import BenchmarkMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.proxies.features import Features, Inputs
+from tap_eval.proxies.fitness import LayerScores
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
@@ -108,6 +112,41 @@ class Benchmark:
         return [
             [entry for entry in self.entries if entry.stratum == place] for place in range(len(self.about.edges) - 1)
         ]
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """See `tap_eval.benchmark.correlation.noise`."""
+        return noise([entry.allocation for entry in self.entries])
+
+    def foretelling(self, scores: LayerScores) -> float:
+        """How well scores of layers foretell the divergences of allocations of about one size: Eq. 3, in [-1, 1].
+
+        Spearman's rho between the expected losses and the mean KL divergences, in the mean over strata.
+        """
+        lost = expected_losses(scores, self.noise).tolist()
+        return foretelling(lost, [each.kl for each in self.entries], [each.stratum for each in self.entries])
+
+    def check_of(self, bench: Bench) -> None:
+        """Raises `BenchmarkMistake` unless the network is that of `bench`, quantized and described to proxies alike.
+
+        Its calibration images may be others, as those of another seed are.
+        """
+        about, task = self.about, bench.task
+        sums = task.sums if bench.rounds_sums else "float"
+        for same, what in (
+            (about.weights == bench.weights_digest, "weights"),
+            (about.layers == bench.layers, "layers"),
+            (about.quantizer == quantizer.VERSION, f"quantizer {about.quantizer} in place of {quantizer.VERSION}"),
+            (about.rounding == task.rounding, f"rounding {about.rounding} in place of {task.rounding}"),
+            (about.sums == sums, f"sums {about.sums} in place of {sums}"),
+            (about.inputs == task.inputs, f"inputs {about.inputs} in place of {task.inputs}"),
+            ({*about.features[0]} == {*bench.features[0]}, "features"),
+        ):
+            if not same:
+                raise BenchmarkMistake(
+                    f"the measured allocations of {about.network} are not of the {bench.name} of this run, for they "
+                    f"have other {what}: build a file with its settings, by tap-agent benchmark build."
+                )
 
 
 def build(

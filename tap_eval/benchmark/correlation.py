@@ -41,20 +41,22 @@ class Correlation:
     """Spearman's, over all sizes together"""
 
 
-def expected_loss(scores: Sequence[Score], allocation: Allocation) -> float:
-    """What the allocator minimizes: the sum over layers of `weight(score) * (4**-weight bits + 4**-activation bits)`.
-
-    `allocation` has bits of whole layers; of a layer whose channels have scores, their mean counts.
-    """
-    weights = importance([layer_score(score) for score in scores])
-    bits = zip(allocation.weights, allocation.activations, strict=True)
-    return float(
-        sum(
-            weight * (4.0**-mine + 4.0**-input_bits)
-            for weight, (mine, input_bits) in zip(weights, bits, strict=True)
-            if isinstance(mine, int)
-        )
+def noise(allocations: Sequence[Allocation]) -> np.ndarray:
+    """(A, L), of each of A allocations, which have bits of whole layers: `4**-weight bits + 4**-activation bits`."""
+    weights, activations = (
+        np.array([getattr(each, of) for each in allocations], float) for of in ("weights", "activations")
     )
+    found: np.ndarray = 4.0**-weights + 4.0**-activations
+    return found
+
+
+def expected_losses(scores: Sequence[Score], noise: np.ndarray) -> np.ndarray:
+    """What the allocator minimizes, (A,): the sum over layers of `weight(score)` times the layer's `noise`, (A, L).
+
+    Of a layer whose channels have scores, their mean counts.
+    """
+    found: np.ndarray = noise @ importance([layer_score(score) for score in scores])
+    return found
 
 
 def correlate(foretold: Sequence[float], measured: Sequence[float], strata: Sequence[int], seed: int) -> Correlation:
@@ -62,17 +64,22 @@ def correlate(foretold: Sequence[float], measured: Sequence[float], strata: Sequ
 
     A stratum in which either is constant counts as 0.
     """
-    x, y, groups = np.asarray(foretold, float), np.asarray(measured, float), np.asarray(strata)
-    places = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    x, y, places = np.asarray(foretold, float), np.asarray(measured, float), _places(strata)
     rng = np.random.default_rng(seed)
     samples = [np.vstack([np.arange(len(its)), rng.integers(0, len(its), (_SAMPLES, len(its)))]) for its in places]
     whole = np.hstack([its[sample] for its, sample in zip(places, samples, strict=True)])
     pairs = [*zip(places, samples, strict=True)]
     return Correlation(
-        _interval(np.mean([spearman(x[its][sample], y[its][sample]) for its, sample in pairs], axis=0)),
+        _interval(_within(x, y, [its[sample] for its, sample in pairs])),
         _interval(np.mean([kendall(x[its], y[its], sample) for its, sample in pairs], axis=0)),
         _interval(spearman(x[whole], y[whole])),
     )
+
+
+def foretelling(foretold: Sequence[float], measured: Sequence[float], strata: Sequence[int]) -> float:
+    """`correlate(...).spearman.value` alone, without the bootstrap."""
+    places = [its[None] for its in _places(strata)]
+    return float(_within(np.asarray(foretold, float), np.asarray(measured, float), places)[0])
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -92,6 +99,18 @@ def kendall(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
         return found
 
     return _ratio(pairs(mine * theirs), pairs(mine**2) * pairs(theirs**2))
+
+
+def _places(strata: Sequence[int]) -> list[np.ndarray]:
+    """Of each stratum."""
+    groups = np.asarray(strata)
+    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
+
+
+def _within(x: np.ndarray, y: np.ndarray, samples: Sequence[np.ndarray]) -> np.ndarray:
+    """(S,), Spearman's in the mean over strata, of each of which there are `samples` of places (S, N)."""
+    found: np.ndarray = np.mean([spearman(x[its], y[its]) for its in samples], axis=0)
+    return found
 
 
 def _ratio(product: np.ndarray, squares: np.ndarray) -> np.ndarray:

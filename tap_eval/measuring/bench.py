@@ -40,6 +40,7 @@ from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, describe, describe_task
+from tap_eval.proxies.fitness import Foretelling
 from tap_eval.quantization import finishing, quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
@@ -88,6 +89,8 @@ class Bench:
             classes=len(splits.classes),
             output=output,
         )
+        self.foretelling: Foretelling | None = None
+        """by which scores are judged where no allocation is to be measured for them"""
         self.sums = NONE
         """values that are rounded between layers"""
         self.task = self._fitted(task, task.budget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,8 +11,11 @@ from scipy.stats import spearmanr
 
 LayerScores = Sequence[float]
 """one score a layer of a network"""
-Worth = Literal["kl", "accuracy"]
-"""what a measured allocation counts in fitness: exp(-KL) of outputs from full precision, or the paper's top-1"""
+Worth = Literal["kl", "accuracy", "benchmark"]
+"""what counts in fitness: of the allocation that is measured exp(-KL) of outputs from full precision, or the paper's
+top-1; or of many that were measured before how well scores foretell them"""
+Foretelling = Callable[[LayerScores], float]
+"""how well scores of layers foretell what allocations were measured to be, in [-1, 1]"""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,16 @@ class FitnessWeights:
     gamma: float = 0.0
     worth: Worth = "accuracy"
 
-    def worths(self, top1: Sequence[float], kl: Sequence[float]) -> list[float]:
-        """What networks with these accuracies, and these mean divergences (nats) from full precision, count."""
-        return list(top1) if self.worth == "accuracy" else [math.exp(-nats) for nats in kl]
+    def worths(self, top1: Sequence[float], kl: Sequence[float], foretelling: Sequence[float] = ()) -> list[float]:
+        """What networks with these accuracies, these mean divergences (nats) from full precision, or these correlations
+        with what was measured before, count."""
+        match self.worth:
+            case "accuracy":
+                return list(top1)
+            case "kl":
+                return [math.exp(-nats) for nats in kl]
+            case "benchmark":
+                return list(foretelling)
 
 
 def rank_correlation(scores: Sequence[float], errors: Sequence[float]) -> float:

@@ -26,7 +26,7 @@ from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import MontySandbox
-from tools.toolbox import TEN_SECONDS, allowance_for
+from tools.toolbox import TEN_SECONDS, allowance_for, make_tools
 
 GOOD = "def sensitivity(layers, task):\n    return [1 / layer['params'] for layer in layers]\n"
 OTHER = "def sensitivity(layers, task):\n    return [layer['depth'] for layer in layers]\n"
@@ -88,7 +88,7 @@ def test_the_prompt_holds_the_contract_the_features_and_the_context(bench: Bench
     for part in (
         "`sensitivity(layers, task)`", "`weight_kurtosis`: weights: fourth", "- Imports: `math`", "`bits`: list of",
         "digits on digits\n10 layers, 7,624 weights", "p003: fitness 0.5000", "Small layers matter.",
-        "layer['depth']", "error: line 2: no.", "accuracy 0.9000 and KL divergence 0.1200 nats",
+        "layer['depth']", "error: line 2: no.", "accuracy 0.9000, KL divergence from full precision 0.1200 nats",
     ):  # fmt: skip
         assert part in text
 
@@ -125,6 +125,27 @@ def test_the_page_is_the_same_for_every_call_and_has_the_figures_of_the_run(
     assert "## digits at 4bit on" in both
     assert "Its layers are those of digits." in both
     assert both.count(f"| 0 | {channel_bench.layers[0].name} |") == 1
+
+
+def test_of_proxies_that_are_judged_by_what_was_measured_before_agents_see_no_accuracy(
+    bench: Bench, sandbox: MontySandbox
+) -> None:
+    given = bench.at(bench.task.budget)
+    given.foretelling = lambda scores: rank_correlation(scores, bench.layer_errors)
+    page = briefing([given], FitnessWeights(0.25, worth="benchmark"), 1, 3)
+    assert "`fitness = 0.25 * rho + 0.75 * worth`, with `worth = foretelling`" in page
+    assert "- `foretelling`: how well scores foretell the KL of many allocations" in page
+    parent = Parent("p003", Proxy("Small.", OTHER), 0.5, [], [], [], [0.3], [[4.0] * 10], [0.25])
+    before = Outcome("p001", "mutation", "Old.", 0.4, foretelling=0.5, parents={"p000": 0.125}, by="foretelling")
+    asked = Assignment("mutation", (parent,), (before,), (), seed=1).question(["digits"])
+    assert "- digits: foretelling 0.2500, rank correlation with the layer errors 0.300; bits [4.0" in asked
+    assert "- p001 (mutation of p000, foretelling 0.1250): foretelling 0.5000, fitness 0.4000. Old." in asked
+    _, measure, _ = make_tools([given], sandbox, 1, {"p003": parent.measured})
+    scores = [1 / layer.params for layer in bench.layers]
+    rho = rank_correlation(scores, bench.layer_errors)
+    lines = measure.invoke({"code": GOOD}).splitlines()
+    assert lines[0] == f"digits: foretelling {rho:.4f}, rank correlation with the layer errors {rho:.3f}"
+    assert lines[1] == "digits, p003: foretelling 0.2500, rank correlation with the layer errors 0.300"
 
 
 def test_features_of_chosen_layers_are_shown_and_what_there_is_instead_of_others(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from tap_eval.quantization import integer
-from tests.tap_agent.program import REPLAY
+from tests.tap_agent.program import REPLAY, tap
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--count", "40", "--rounds", "1"]
@@ -88,3 +89,20 @@ def test_a_run_that_measured_everything_is_raced_again(tmp_path: Path, run: Call
     )
     subprocess.run([sys.executable, "-m", "tap_agent", "run", "--config", "tiny.yaml", "--out", "ended"], check=True)
     assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "ended"])
+
+
+def test_controllers_are_compared_by_measured_allocations(tmp_path: Path, run: Callable[[list[str]], str]) -> None:
+    config, given = tmp_path / "tiny.yaml", tmp_path / "given.parquet"
+    config.write_text("networks: [{network: digits, search: 60, test: 60}]\npopulation: 3\ngenerations: 2\n")
+    assert (
+        tap("benchmark", "build", "--config", str(config), "--count", "16", "--strata", "2", "--out", str(given)) == 0
+    )
+    command = ["controllers.py", "tiny.yaml", "--given", str(given), "--seeds", "2", "--controllers", "ratio,uniform"]
+    said = run(command)
+    assert "2 seeds; uniform comes to " in said
+    searches = [json.loads(line) for line in Path("controllers.jsonl").read_text().splitlines()]
+    assert [len(each["proposals"]) for each in searches] == [9] * 4
+    first, other = ([p["fitness"] for p in each["proposals"][:3]] for each in searches[:2])
+    assert first == other
+    assert run([*command[:-3], "1", *command[-2:]]).splitlines()[-1].startswith("| uniform | ")
+    assert len(Path("controllers.jsonl").read_text().splitlines()) == 4

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from scipy.stats import spearmanr
 
 from tap_eval.allocation.budget import spent
+from tap_eval.allocation.score import importance
 from tap_eval.allocation.size import weight_size
 from tap_eval.baselines.baselines import RULES, losses
 from tap_eval.baselines.rule import Effort
 from tap_eval.benchmark.benchmark import SHIPPED, Benchmark, build, read, write
+from tap_eval.images.images import Splits
+from tap_eval.images.sources import digits, split
 from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Ledger
 from tap_eval.mistake import BenchmarkMistake
+from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
 
 EDGES = (2.0, 4.0, 8.0)
@@ -51,6 +58,47 @@ def test_it_comes_back_from_its_file_as_it_was(built: Benchmark, tmp_path: Path)
     table = parquet.read_table(path)
     assert table["kl"].to_pylist() == [entry.kl for entry in built.entries]
     assert [*path.parent.iterdir()] == [path]
+
+
+def test_scores_foretell_the_order_of_allocations_of_about_one_size(bench: Bench, built: Benchmark) -> None:
+    scores = [1 + layer.index % 3 for layer in bench.layers]
+    found = []
+    for those in built.strata:
+        lost = [
+            sum(
+                weight * (4.0**-bits + 4.0**-inputs)
+                for weight, bits, inputs in zip(importance(scores), *_bits(each.allocation), strict=True)
+            )
+            for each in those
+        ]
+        found.append(spearmanr(lost, [each.kl for each in those])[0])
+    assert built.foretelling(scores) == pytest.approx(np.mean(found))
+    assert built.foretelling([10 * score for score in scores]) == pytest.approx(np.mean(found))
+    assert built.foretelling([1.0] * len(scores)) != built.foretelling(scores)
+
+
+def _bits(allocation: Allocation) -> tuple[list[int], list[int]]:
+    return [bits for bits in allocation.weights if isinstance(bits, int)], list(allocation.activations)
+
+
+def test_it_is_of_its_network_on_any_images_and_of_no_other(
+    bench: Bench, channel_bench: Bench, built: Benchmark, splits: Splits, cache: Path
+) -> None:
+    ledger = Ledger(cache / "ledger.sqlite")
+    built.check_of(channel_bench)  # bits to choose from may be others
+    images = split(digits(), calibration=None, seed=1, draws=1, search=100, test=100)
+    built.check_of(Bench("digits", load_digits_cnn(cache), images, bench.task, ledger))
+    untrained = Bench("digits", DigitsCNN(), splits, bench.task, ledger)
+    with pytest.raises(BenchmarkMistake, match="not of the digits of this run, for they have other weights"):
+        built.check_of(untrained)
+    for about, words in [
+        ({"quantizer": 0}, f"quantizer 0 in place of {VERSION}"),
+        ({"layers": built.about.layers[:-1]}, "other layers"),
+        ({"features": [{"depth": 1.0}]}, "other features"),
+    ]:
+        other = replace(built, about=built.about.model_copy(update=about))
+        with pytest.raises(BenchmarkMistake, match=words):
+            other.check_of(bench)
 
 
 def test_a_file_that_is_none_or_was_changed_is_refused(built: Benchmark, tmp_path: Path) -> None:

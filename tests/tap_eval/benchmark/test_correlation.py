@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, spearmanr
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, spent
 from tap_eval.allocation.choices import Choices
-from tap_eval.benchmark.correlation import correlate, expected_loss, kendall, spearman
+from tap_eval.benchmark.correlation import correlate, expected_losses, foretelling, kendall, noise, spearman
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import Allocation
 
@@ -26,6 +26,7 @@ def test_coefficients_are_those_of_the_formulas_in_the_mean_over_strata() -> Non
     assert found.spearman.value == pytest.approx(np.mean([spearmanr(foretold[its], measured[its])[0] for its in rows]))
     assert found.kendall.value == pytest.approx(np.mean([kendalltau(foretold[its], measured[its])[0] for its in rows]))
     assert found.overall.value == pytest.approx(spearmanr(foretold, measured)[0])
+    assert foretelling(foretold.tolist(), measured.tolist(), strata.tolist()) == found.spearman.value
     for each in (found.spearman, found.kendall, found.overall):
         assert each.low < each.value < each.high
     assert found.overall.value > found.spearman.value + 0.1
@@ -60,4 +61,4 @@ def test_what_is_expected_is_what_the_allocator_makes_least(bench: Bench) -> Non
         Allocation(bits, (8,) * len(scores)) for bits in itertools.product(choices.weights, repeat=len(scores))
     ]
     within = [each for each in all_of_them if spent(each, bench.layers, budget) <= budget.limit(bench.layers)]
-    assert min(expected_loss(scores, each) for each in within) == pytest.approx(expected_loss(scores, best))
+    assert expected_losses(scores, noise(within)).min() == pytest.approx(expected_losses(scores, noise([best]))[0])
