@@ -126,7 +126,7 @@ def outcome(candidate: Candidate, candidates: Mapping[str, Candidate]) -> Outcom
         top1=_mean(candidate.top1),
         kl=_mean(candidate.kl),
         kls=candidate.kl if len(candidate.kl) > 1 else [],
-        rho=_mean(candidate.rho),
+        rho=_mean(candidate.rho) or 0.0,
         foretelling=_mean(candidate.foretelling),
         failure=candidate.failure and _line(f"{candidate.failure}: {candidate.message}").rstrip("."),
         parents={each.name: _mean(each.foretelling or each.kl) or 0.0 for each in parents},

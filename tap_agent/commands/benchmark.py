@@ -42,7 +42,7 @@ def build(
     from tap_agent.sessions.resources import Resources
     from tap_agent.settings.read import read_settings
     from tap_agent.terminal.bar import Bar
-    from tap_agent.terminal.console import out
+    from tap_agent.terminal.console import err, out
     from tap_eval.mistake import BenchmarkMistake
 
     if least >= most:
@@ -54,7 +54,9 @@ def build(
         bar.begin("opening network and images")
         for note in (note for bench in resources.benches for note in bench.notes):
             out.print(note, markup=False)
-        session.build(resources, path.resolve(), least, most, strata, count, bar)
+        left_out = session.build(resources, path.resolve(), least, most, strata, count, bar)
+    for sentence in left_out:
+        err.print(f"left out: {sentence}", markup=False)
     out.print(f"benchmark: {path} ({count} allocations, {path.stat().st_size / 1024:,.1f} KiB)", markup=False)
 
 

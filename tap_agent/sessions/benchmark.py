@@ -17,6 +17,7 @@ from tap_eval.benchmark.benchmark import Benchmark
 from tap_eval.benchmark.correlation import Correlation, correlate, expected_losses
 from tap_eval.mistake import BenchmarkMistake, ProxyMistake
 from tap_eval.proxies.proxy import Rejection
+from tap_eval.quantization.quantizer import LayerBits
 from tools.evaluation import sensitivities
 from tools.sandbox import Sandbox
 
@@ -24,8 +25,13 @@ _SEED = 0
 """of the bootstrap, which is the same for all"""
 
 
-def build(resources: Resources, path: Path, least: float, most: float, strata: int, count: int, watch: Watch) -> None:
-    """Measures the network of `resources`, into a file at `path`; raises `BenchmarkMistake` where there are several."""
+def build(
+    resources: Resources, path: Path, least: float, most: float, strata: int, count: int, watch: Watch
+) -> list[str]:
+    """Measures the network of `resources`, into a file at `path`; a sentence for each baseline that it cannot have.
+
+    Raises `BenchmarkMistake` where there are several.
+    """
     benches = resources.benches
     if len(benches) > 1:
         raise BenchmarkMistake(
@@ -33,16 +39,21 @@ def build(resources: Resources, path: Path, least: float, most: float, strata: i
             "--network, or a config with one."
         )
     (bench,) = benches
-    watch.begin(f"what baselines foretell of {bench.name}", len(RULES))
-    foretold = losses(bench, resources.settings.seed, watch.advance)
-    watch.begin(f"measuring allocations of {bench.name}", count)
+    left_out: list[str] = []
+
+    def foretell() -> dict[str, list[list[float]]]:
+        watch.begin(f"what baselines foretell of {bench.name}", len(RULES))
+        found = losses(bench, resources.settings.seed, left_out.append, watch.advance)
+        watch.begin(f"measuring allocations of {bench.name}", count)
+        return found
 
     def advance(done: int) -> None:
         for _ in range(done):
             watch.advance()
 
     edges = np.linspace(least, most, strata + 1).tolist()
-    benchmark.write(path, benchmark.build(bench, edges, count, resources.settings.seed, foretold, advance))
+    benchmark.write(path, benchmark.build(bench, edges, count, resources.settings.seed, foretell, advance))
+    return left_out
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,10 @@ def _foretold(name: str, against: Benchmark, sandbox: Sandbox) -> list[float]:
     """What each allocation loses by a rule."""
     about = against.about
     if name in about.foretold:
-        tables = [dict(zip(about.choices, row, strict=True)) for row in about.foretold[name]]
+        rows = about.foretold[name]
+        tables: list[dict[LayerBits, float]] = [dict(zip(about.choices, row, strict=True)) for row in rows]
         return [
-            sum(table[bits] for table, bits in zip(tables, entry.allocation.weights, strict=True) if bits in table)
+            sum(table[bits] for table, bits in zip(tables, entry.allocation.weights, strict=True))
             for entry in against.entries
         ]
     if name in RULES:

@@ -27,8 +27,8 @@ from tap_agent.runs.progress import overview
 from tap_agent.runs.result import Result, Row
 
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120  # a pipe has none of its own
-out = Console(soft_wrap=True, width=_WIDTH)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(emoji=False, soft_wrap=True, width=_WIDTH)
+err = Console(emoji=False, stderr=True, soft_wrap=True)
 
 
 def plain(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from tap_eval.baselines import (
@@ -72,25 +71,30 @@ def named(names: Sequence[str]) -> list[str]:
         elif name in RULES:
             found.add(name)
         else:
-            (near,) = difflib.get_close_matches(name, [ALL, FAST, *RULES], 1, cutoff=0.0)
+            near = difflib.get_close_matches(name, [ALL, FAST, *RULES], 1)
             raise BaselineMistake(
-                f"'{name}' is no baseline: perhaps {near}; give all, fast, or some of {', '.join(RULES)}."
+                f"'{name}' is no baseline{': perhaps ' + near[0] if near else ''}; give all, fast, or some of "
+                f"{', '.join(RULES)}."
             )
     return [name for name in RULES if name in found]
 
 
-def losses(bench: Bench, seed: int, advance: Callable[[], None] = lambda: None) -> dict[str, list[list[float]]]:
+def losses(
+    bench: Bench, seed: int, left_out: Callable[[str], None], advance: Callable[[], None] = lambda: None
+) -> dict[str, list[list[float]]]:
     """What layers lose at each of the weight bits, in rising order, with activations at their most, by rule.
 
-    Of rules that foretell more than their own allocation, and that the network has what they need of. `advance` is
-    called after each of all rules.
+    Of rules that foretell more than their own allocation. `left_out` is given a sentence where the network has not what
+    one needs; `advance` is called after each.
     """
     choices, found = bench.task.choices, {}
     for name, rule in RULES.items():
         loss = None
         if not rule.searches:
-            with suppress(Mistake):
+            try:
                 loss = rule.find(bench, Effort(seed, 0)).loss
+            except Mistake as mistake:
+                left_out(f"{rule.label}: {mistake}")
         if loss:
             bits = [(weight, max(choices.activations)) for weight in sorted(choices.weights)]
             found[name] = [[float(loss(layer.index, *each)) for each in bits] for layer in bench.layers]

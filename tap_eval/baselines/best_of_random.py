@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, least
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import key
 from tap_eval.measuring.stages import STAGES
 from tap_eval.quantization.quantizer import VERSION, Allocation
 
@@ -43,7 +44,8 @@ def best(bench: Bench, allocations: Sequence[Allocation]) -> Allocation:
 
 def _find(bench: Bench, effort: Effort) -> Found:
     allocations = drawn(bench, COUNT, effort.seed)
-    what = ["best of random", COUNT, effort.seed, VERSION, str(bench.task), bench.splits.search.digest]
+    tried = key([[each.weights, each.activations] for each in allocations])
+    what = ["best of random", tried, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by]
     place, seconds = bench.once(what, lambda: allocations.index(best(bench, allocations)))
     cost = Cost(bench.compared, len(allocations), seconds)
     return Found((allocations[place],), cost, f"of {len(allocations):,} different ones")

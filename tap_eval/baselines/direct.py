@@ -12,6 +12,7 @@ from tap_eval.baselines.rule import Cost, Effort, Found, Rule
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
 
+_VERSION = 1
 _PARENTS = 4
 _START = 1.0
 """standard deviation of the first scores: of nats, of which `ln 4` are a bit"""
@@ -53,7 +54,7 @@ def _find(bench: Bench, effort: Effort) -> Found:
         found = direct(bench, count, seed)
         return found.weights, found.activations
 
-    what = ["direct", count, seed, VERSION, str(bench.task), bench.splits.search.digest]
+    what = ["direct", _VERSION, count, seed, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by]
     (weights, activations), seconds = bench.once(what, compute)
     cost = Cost(bench.compared, count, seconds)
     return Found((Allocation(tuple(weights), tuple(activations)),), cost)

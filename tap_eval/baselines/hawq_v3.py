@@ -53,10 +53,10 @@ def programme(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]],
 
 def _find(bench: Bench, effort: Effort) -> Found:
     losses, cost = perturbations(bench, effort)
-    layers, budget = bench.layers, bench.task.budget
+    loss, layers, budget = by_losses(losses), bench.layers, bench.task.budget
     options = [budget.options(layer, bench.task.choices) for layer in layers]
     taken = programme(
-        [[losses[place][weight] * (1 + 4.0**-its) for weight, its in each] for place, each in enumerate(options)],
+        [[loss(place, *bits) for bits in each] for place, each in enumerate(options)],
         [
             [budget.cost(layer, *bits) + budget.range_cost(layer, bits[1]) for bits in each]
             for layer, each in zip(layers, options, strict=True)
@@ -64,7 +64,7 @@ def _find(bench: Bench, effort: Effort) -> Found:
         budget.limit(layers),
     )
     allocation = Allocation(*zip(*(each[place] for each, place in zip(options, taken, strict=True)), strict=True))
-    return Found((allocation,), cost, loss=by_losses(losses))
+    return Found((allocation,), cost)
 
 
 RULE = Rule(

@@ -51,7 +51,7 @@ class Found:
     label: str = ""
     """in place of the rule's own"""
     loss: Loss | None = None
-    """of which they are the least, by which any other can be told better or worse"""
+    """by which any other allocation can be told better or worse; theirs is the least, but for what a rule rounds"""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,14 @@ def by_ratios(scores: Sequence[float]) -> Loss:
 
 
 def by_losses(losses: Sequence[Mapping[int, float]]) -> Loss:
-    """What layers lose, given by weight bits.
+    """What layers lose, given by weight bits; an input loses at its bits what the weights lose at as many, by a law of
+    `4**-bits` from the fewest on."""
 
-    Fewer activation bits add to a layer's loss as much of it as they add to the error of rounding its input.
-    """
-    return lambda layer, weight, activation: losses[layer][weight] * (1 + 4.0**-activation)
+    def lost(layer: int, weight: int, activation: int) -> float:
+        least = min(losses[layer])
+        return losses[layer][weight] + losses[layer][least] * 4.0 ** (least - activation)
+
+    return lost
 
 
 def by_gains(gains: Sequence[float]) -> Loss:

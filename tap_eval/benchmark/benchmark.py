@@ -31,6 +31,8 @@ from tap_eval.quantization.quantizer import Allocation
 SHIPPED = Path(__file__).with_name("resnet20-cifar10.parquet")
 """ResNet-20 on CIFAR-10, which comes with the program"""
 _KEY = b"tap benchmark"
+_LEAST = 8
+"""allocations of a range of size, below which ranks say next to nothing"""
 _SIDE_BY_SIDE = 8
 """allocations that are measured before the next step is told"""
 _SCHEMA = pa.schema(
@@ -84,7 +86,7 @@ class About(BaseModel):
     foretold: dict[str, list[list[float]]]
     """by baseline, what each layer loses at each of the choices, of those that are a sum over layers"""
     rows: str = ""
-    """digest of what was measured"""
+    """digest of what was measured, and of all this"""
 
 
 @dataclass(frozen=True)
@@ -154,15 +156,22 @@ def build(
     edges: Sequence[float],
     count: int,
     seed: int,
-    foretold: Mapping[str, list[list[float]]],
+    foretell: Callable[[], Mapping[str, list[list[float]]]],
     advance: Callable[[int], None] = lambda _: None,
 ) -> Benchmark:
     """Measures `count` allocations on the search split under the first draw, whatever was measured before recalled.
 
-    `advance` is told how many more are done. Raises `BenchmarkMistake` where there are not so many.
+    `foretell` is called once they are drawn, and `advance` told how many more are done. Raises `BenchmarkMistake` where
+    there are not so many, or too few in a stratum for coefficients.
     """
     choices, whole = bench.task.choices, sum(layer.params for layer in bench.layers)
-    strata = drawn(bench.layers, choices.weights, max(choices.activations), edges, count, seed)
+    if count < _LEAST * (len(edges) - 1):
+        raise BenchmarkMistake(
+            f"{count} allocations in {len(edges) - 1} ranges of size are fewer than {_LEAST} in each: give a greater "
+            "--count, or fewer --strata."
+        )
+    strata = drawn(bench.layers, choices, edges, count, seed)
+    foretold = foretell()
     pairs = [(place, allocation) for place, those in enumerate(strata) for allocation in those]
     entries: list[Entry] = []
     for start in range(0, len(pairs), _SIDE_BY_SIDE):
@@ -203,7 +212,7 @@ def build(
 def write(path: Path, benchmark: Benchmark) -> None:
     """Into a Parquet file, whole or not at all. Raises `BenchmarkMistake` where none can be written."""
     columns = _columns(benchmark.entries)
-    about = benchmark.about.model_copy(update={"rows": key(columns)})
+    about = benchmark.about.model_copy(update={"rows": _digest(benchmark.about, columns)})
     table = pa.table(columns, _SCHEMA.with_metadata({_KEY: about.model_dump_json().encode()}))
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
@@ -217,7 +226,7 @@ def write(path: Path, benchmark: Benchmark) -> None:
 def read(path: Path) -> Benchmark:
     """From a file of `write`. Raises `BenchmarkMistake` for any other, and for one that was changed since."""
     try:
-        table = parquet.read_table(path)
+        table = parquet.ParquetFile(path).read()
     except FileNotFoundError as error:
         raise BenchmarkMistake(f"{path} is not there: tap-agent benchmark build --out {path} makes one.") from error
     except (OSError, pa.ArrowException) as error:
@@ -234,7 +243,7 @@ def read(path: Path) -> Benchmark:
     except ValidationError as error:
         raise BenchmarkMistake(f"{path} is of another version of this program: build it again.") from error
     columns = table.to_pydict()
-    if key(columns) != about.rows or len(table) == 0:
+    if _digest(about, columns) != about.rows or len(table) == 0:
         raise BenchmarkMistake(f"{path} was changed after it was measured: build it again.")
     rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
     return Benchmark(
@@ -244,6 +253,10 @@ def read(path: Path) -> Benchmark:
             for stratum, weights, activations, *rest in rows
         ),
     )
+
+
+def _digest(about: About, columns: Mapping[str, Sequence[object]]) -> str:
+    return key(about.model_copy(update={"rows": ""}).model_dump_json(), columns)
 
 
 def _columns(entries: Sequence[Entry]) -> dict[str, list[object]]:

@@ -358,14 +358,14 @@ class Bench:
             return together()
         bits = [allocation.weights, allocation.activations]
         finished = job.finished and finishing.VERSION
-        how = [self._path(allocation), *self._where, *self._rounding, finished, *(["int8"] if job.sums else [])]
+        how = [self._path(allocation), *self._where, *self.rounded_by, finished, *(["int8"] if job.sums else [])]
         calibration = self.splits.calibrations[job.draw].digest
         name = key("measured", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
         found = self._ledger.recall(name, lambda: together().packed())
         return Measurement.unpacked(found, len(job.rows))
 
     @property
-    def _rounding(self) -> list[Any]:
+    def rounded_by(self) -> list[Any]:
         """What rounded weights depend on beside network and images."""
         return [self.task.rounding, self.task.choices.weights, self._bounds.moments]
 
@@ -390,7 +390,7 @@ class Bench:
         """`layer_errors` with other bits."""
         search, calibration = self.splits.search, self.splits.calibrations[0]
         images = [search.digest, count := enough(search), calibration.digest]
-        name = key("timed layer errors", quantizer.VERSION, self._rounding, self.digest, images, bits, *self._where)
+        name = key("timed layer errors", quantizer.VERSION, self.rounded_by, self.digest, images, bits, *self._where)
         return self._ledger.timed(name, lambda: self._measures.layer_errors(bits, count))
 
     def once(self, what: Sequence[object], compute: Callable[[], A]) -> Timed[A]:

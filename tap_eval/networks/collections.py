@@ -18,6 +18,8 @@ TIMM, TRANSFORMERS = "timm:", "hf:"
 LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 """pixels a side"""
 _SMOOTH = ("bilinear", "bicubic")
+_PRESSED = 384
+"""pixels a side from which processors with `crop_pct` press images into a square"""
 
 
 class Built(NamedTuple):
@@ -52,8 +54,13 @@ def _of_timm(name: str, pretrained: bool) -> Built:
         )
     network = _with_weights(f"{TIMM}{name}", lambda: timm.create_model(name, pretrained=pretrained), pretrained)
     config = data.resolve_model_data_config(network)
-    side = config["input_size"][-1]
-    return Built(network, *_transform(math.floor(side / config["crop_pct"]), side, config["interpolation"], config))
+    _, height, side = config["input_size"]
+    if height != side:
+        return Built(network, None, (f"{name} takes images of {height} x {side}, no squares: give --transform",))
+    transform, notes = _transform(math.floor(side / config["crop_pct"]), side, config["interpolation"], config)
+    if config["crop_mode"] != "center":
+        notes += (f"{name} was given whole images ({config['crop_mode']}): here the short side fits, the rest is cut",)
+    return Built(network, transform, notes)
 
 
 def _of_transformers(name: str, pretrained: bool) -> Built:
@@ -72,23 +79,23 @@ def _of_transformers(name: str, pretrained: bool) -> Built:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil").to_dict()
     except (OSError, ValueError):
-        return Built(network, None, (f"{name} has no processor of images: ImageNet's transform is taken",))
+        return Built(network, None, (f"{name} has no processor of images: give --transform",))
     size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    side = crop.get("height") or size.get("height") or size.get("shortest_edge") or 0
-    resize = size.get("shortest_edge") or size.get("height") or side
-    if "shortest_edge" in size and not crop and processor.get("crop_pct"):  # as ConvNeXT's below 384 pixels
-        side, resize = size["shortest_edge"], math.floor(size["shortest_edge"] / processor["crop_pct"])
-    config = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
-    if not side or not all(config.values()):
-        return Built(
-            network, None, (f"the processor of {name} gives no size or no mean: ImageNet's transform is taken",)
-        )
-    smooth = _SMOOTH[processor.get("resample") == 3]
-    transform, notes = _transform(resize or side, side, smooth, config)
-    if "height" in size and not crop:
-        notes += (
-            f"{name} was given whole images pressed into a square: here the short side fits, and the rest is cut",
-        )
+    cut = bool(crop and processor.get("do_center_crop"))
+    short = size.get("shortest_edge") or size.get("height") or 0
+    side = crop.get("height", 0) if cut else short
+    if "crop_pct" in processor and short < _PRESSED:  # ConvNeXT's
+        cut, short = True, math.floor(short / processor["crop_pct"])
+    if not 0 < side <= short or not (cut or "height" in size or "crop_pct" in processor):
+        return Built(network, None, (f"the processor of {name} gives no square of images: give --transform",))
+    smooth = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", 2), "its own filter")
+    plain = not processor.get("do_normalize", True)
+    mean, std = ((0.0,), (1.0,)) if plain else (processor["image_mean"], processor["image_std"])
+    transform, notes = _transform(short, side, smooth, {"mean": mean, "std": std})
+    if "height" in size or not cut:
+        notes += (f"{name} was given whole images pressed into a square: here the short side fits, the rest is cut",)
+    if processor.get("do_flip_channel_order"):
+        notes += (f"{name} was given images as blue, green and red: here they are red, green and blue",)
     return Built(network, transform, notes)
 
 

@@ -26,7 +26,7 @@ from tap_eval.proxies.consumers import OPERATIONS, consumers, weight_on
 from tap_eval.proxies.spectrum import spectra
 from tap_eval.proxies.statistics import Spread, Statistics, statistics
 
-VERSION = 4
+VERSION = 5
 """Part of the key of kept features: raise it when a change here changes them."""
 _BYTES = 40
 """for each value of a layer's input and output: itself, and what is computed of it"""

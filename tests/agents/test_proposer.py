@@ -139,7 +139,7 @@ def test_of_proxies_that_are_judged_by_what_was_measured_before_agents_see_no_ac
     before = Outcome("p001", "mutation", "Old.", 0.4, foretelling=0.5, parents={"p000": 0.125}, by="foretelling")
     asked = Assignment("mutation", (parent,), (before,), (), seed=1).question(["digits"])
     assert "- digits: foretelling 0.2500, rank correlation with the layer errors 0.300; bits [4.0" in asked
-    assert "- p001 (mutation of p000, foretelling 0.1250): foretelling 0.5000, fitness 0.4000. Old." in asked
+    assert "- p001 (mutation of p000, foretelling 0.1250): foretelling 0.5000, rho 0.000, fitness 0.4000. Old." in asked
     _, measure, _ = make_tools([given], sandbox, 1, {"p003": parent.measured})
     scores = [1 / layer.params for layer in bench.layers]
     rho = rank_correlation(scores, bench.layer_errors)

@@ -11,8 +11,9 @@ from torchvision.models import VisionTransformer
 
 from tap_eval.allocation.budget import Budget, check_within, spent
 from tap_eval.allocation.choices import Choices
-from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, named
+from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, losses, named
 from tap_eval.baselines.best_of_random import best, drawn
+from tap_eval.baselines.rule import by_gains
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
@@ -137,3 +138,19 @@ def test_names() -> None:
     for wrong, near in (("hawqv2", "hawq_v2"), ("Synflow", "synflow"), ("fats", "fast")):
         with pytest.raises(BaselineMistake, match=rf"^'{wrong}' is no baseline: perhaps {near}; give all, fast, or"):
             named([wrong])
+
+
+def test_more_bits_never_lose_more_and_a_greater_gain_gets_them_first(bench: Bench) -> None:
+    for name, rows in losses(bench, 0, left_out=pytest.fail).items():
+        assert all(row == sorted(row, reverse=True) for row in rows), name
+    gains = by_gains([1.0, 3.0])
+    assert gains(1, 2, 8) - gains(1, 4, 8) == 3 * (gains(0, 2, 8) - gains(0, 4, 8)) > 0
+
+
+def test_inputs_count_as_weights_do_where_their_bits_are_to_be_chosen_too(
+    network: DigitsCNN, splits: Splits, cache: Path
+) -> None:
+    task = Task(Choices((2, 4, 8), (2, 4, 8)), Budget.parse("0.0016GBOPs"))
+    bench = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
+    for each in baselines(bench, 0, ["every_error", "hawq_v2", "hawq_v3"]):
+        assert bench.searched(each.allocations[0]).kl < 0.5
