@@ -143,7 +143,10 @@ def apart(one: Sequence[np.ndarray], other: Sequence[np.ndarray], sets: Sequence
 
 
 def contributions(seen: Measurement, worth: Worth) -> np.ndarray:
-    """(N,), whose mean is the worth, and whose deviations are those that an image brings to it, to first order."""
+    """(N,), whose mean is the worth, and whose deviations are those that an image brings to it, to first order.
+
+    Worth is `exp(-KL)` unless it is accuracy.
+    """
     if worth == "accuracy":
         return seen.correct.astype(float)
     reached = math.exp(-seen.mean_kl)
