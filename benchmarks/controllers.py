@@ -252,8 +252,12 @@ def _cell(its: Sequence[float], uniform: Sequence[float] | None) -> str:
     if uniform is None:
         return f"{mean:.4g}{spread}"
     differences = [one - other for one, other in zip(its, uniform, strict=True)]
-    test = f", p = {wilcoxon(differences).pvalue:.2f}" if any(differences) and several else ""
+    test = f", p {_p(wilcoxon(differences).pvalue)}" if any(differences) and several else ""
     return f"{mean:.4g}{spread} ({statistics.mean(differences) / abs(statistics.mean(uniform)):+.1%}{test})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 if __name__ == "__main__":
