@@ -32,7 +32,9 @@ SMALL = {
 OF_ONE_NETWORK = ["--search", "60", "--test", "60"]
 OTHERS = {"make", "pip", "mlflow", "tensorboard", "mkdocs", ".venv/bin/python", ".venv/bin/mkdocs"}
 """programs whose commands are not ours to check"""
-FOREIGN_FLAGS = {"--head"}
+GROUPS = ("benchmark",)
+"""commands that have commands of their own"""
+FOREIGN_FLAGS = {"--head", "--no-deps"}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,8 @@ def check(command: Command) -> None:
 def parse(arguments: tuple[str, ...], in_passing: bool = False) -> None:
     """Raises when the command or a flag does not exist, or a value is missing that is not spoken of `in_passing`."""
     group: Any = get_command(app)
+    if arguments and arguments[0] in GROUPS:
+        group, arguments = group.commands[arguments[0]], arguments[1:]
     if not arguments or arguments[0] == "--help":
         return
     assert arguments[0] in group.commands, arguments
@@ -109,12 +113,8 @@ def parse(arguments: tuple[str, ...], in_passing: bool = False) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_calls_by_name_exists(page: Path) -> None:
     group: Any = get_command(app)
-    known = {
-        flag
-        for command in group.commands.values()
-        for each in command.params
-        for flag in [*each.opts, *each.secondary_opts]
-    }
+    commands = [*group.commands.values(), *(its for name in GROUPS for its in group.commands[name].commands.values())]
+    known = {flag for command in commands for each in command.params for flag in [*each.opts, *each.secondary_opts]}
     for text in inline(page.read_text()):
         if text.startswith("tap-agent "):
             parse(tuple(text.replace("COMMAND", "run").split()[1:]), in_passing=True)
