@@ -79,10 +79,12 @@ def finish_all(
         for network, allocation in zip(networks, allocations, strict=True)
     ]
     for index, inputs, wanted in _walk(networks, program, pixels):
+        middle = wanted.transpose(0, 1).flatten(1).mean(1)
+        centred = wanted - middle.view(-1, *[1] * (wanted.dim() - 2))
         for network, allocation, each, x, weights in zip(networks, allocations, dampings, inputs, found, strict=True):
             layer = network.layers[index]
             task = _Task(layer, allocation.weights[index], each[index], x, weights[index])
-            weights[index] = _finished(task, wanted, memory)
+            weights[index] = _finished(task, centred, middle, memory)
             layer.take(weights[index], allocation.activations[index])
             advance()
     return found
@@ -106,19 +108,18 @@ class _Task:
         return self.layer.affine.rounded(self.x)
 
 
-def _finished(task: _Task, wanted: Tensor, memory: int) -> QuantizedWeight:
-    """A layer's weight for its first call in a network, given the outputs that it is to have.
+def _finished(task: _Task, centred: Tensor, middle: Tensor, memory: int) -> QuantizedWeight:
+    """A layer's weight for its first call in a network, from the outputs that it is to have, about their mean `middle`.
 
     By itself, whatever else is finished: in a batch floats would be added up in another order, and from the first half
     that falls otherwise on it would be another network.
     """
     layer, x = task.layer.layer, task.rounded_input()
-    weight, middle = layer.weight, wanted.transpose(0, 1).flatten(1).mean(1)
-    mean = mean_patch(layer, x)
+    weight, mean = layer.weight, mean_patch(layer, x)
     found: Rounded = task.before
     if not math.isinf(task.damping):
-        sums = Sums(layer, block_of(layer, memory // 4), wanted.numel() // len(weight), compared=True)
-        sums.take(x, wanted - middle.view(-1, *[1] * (wanted.dim() - 2)))
+        sums = Sums(layer, block_of(layer, memory // 4), centred.numel() // len(weight), compared=True)
+        sums.take(x, centred)
         found = _rounded(weight, task, sums.moments(), sums.lost())
     return QuantizedWeight(found.integers, found.scale, middle - output_mean(found.real(), mean), task.before.bits)
 
