@@ -36,7 +36,9 @@ def main() -> None:
     for folder in folders:
         with Resources(folder.settings(), cache_folder()) as resources:
             for error in ERRORS:
-                found[error].append(_replay(folder, resources.benchmark, resources.search_settings().fitness, error))
+                found[error].append(
+                    replayed(_candidates(folder), resources.benchmark, resources.search_settings().fitness, error)
+                )
     print("| error rate | same best proxy | share of the image passes | from, to |\n|---|---|---|---|")
     for error, results in found.items():
         shares = [share for _, share in results]
@@ -47,15 +49,22 @@ def main() -> None:
         )
 
 
-def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, error: float) -> tuple[bool, float]:
-    """Whether the best of the run wins, and the share of the image passes."""
+def _candidates(folder: RunFolder) -> list[Candidate]:
     result = folder.result()
     if result is None:
         raise SystemExit(f"{folder.path} has not ended.")
+    return result.candidates
+
+
+def replayed(
+    candidates: Sequence[Candidate], benches: Sequence[Bench], weights: FitnessWeights, error: float
+) -> tuple[bool, float]:
+    """Whether the best of those that were measured in full wins a race at that error rate, for which share of the
+    image passes."""
     finished: dict[str, tuple[float, Entrant]] = {}
     seen = everything = 0
-    for generation in sorted({candidate.generation for candidate in result.candidates}):
-        living = [each for each in result.candidates if each.generation == generation and each.failure is None]
+    for generation in sorted({candidate.generation for candidate in candidates}):
+        living = [each for each in candidates if each.generation == generation and each.failure is None]
         entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights)) for each in living]
 
         def measure(which: Sequence[int], stage: int, living: Sequence[Candidate] = tuple(living)) -> list[Seen]:
@@ -72,7 +81,7 @@ def _replay(folder: RunFolder, benches: list[Bench], weights: FitnessWeights, er
             if not entrant.dropped:
                 finished[candidate.name] = (candidate.value, entrant)
     best = max(finished, key=lambda name: (finished[name][0], name))
-    return best == population.best(result.candidates), seen / everything
+    return best == population.best(candidates), seen / everything
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ Each seed has a draw of calibration images of its own, on which two searches of 
 evolution: as it is, and with all proposals in the initial generation. Beside them stand an evolution of allocations
 with as many measurements, the measured layer errors, uniform bits and random scores. Of each: the fitness of the
 fittest, of searches; then mean KL divergence (nats) and top-1 of the network that is kept, on test images. What is in
-the file is not done again; `--only evolution,one-shot` leaves the rest for later. The last lines compare fitness in
-pairs (Wilcoxon, two-sided), and test KL.
+the file is not done again; `--only evolution,one-shot` leaves the rest for later. "evolution, racing" drops candidates
+at an error rate of 0.02, and is done where `--only` names it. The last lines compare fitness in pairs (Wilcoxon,
+two-sided), and test KL; then the races: what searches that measured in full would have saved, and what those that raced
+have.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +25,7 @@ from typing import Any
 
 from scipy.stats import wilcoxon
 
+from benchmarks.race import ERRORS, replayed
 from graphs.search import Search
 from graphs.state import Candidate, SearchState
 from tap_agent.paths import cache_folder
@@ -35,6 +39,9 @@ from tap_eval.quantization.quantizer import Allocation
 
 _STEPS = 10_000
 """of a graph, far beyond any search"""
+_RACING = "evolution, racing"
+_ERROR = 0.02
+"""the error rate of that column"""
 Row = dict[str, Any]
 
 
@@ -51,12 +58,12 @@ def main() -> None:
     parser.add_argument("--only", help="names of the table's columns, with commas between")
     chosen = parser.parse_args()
     flags = {name: getattr(chosen, name) for name in ("budget", "controller", "worth", "alpha")}
-    only = chosen.only and chosen.only.split(",")
+    only = re.split(r",(?! )", chosen.only) if chosen.only else None
     rows: list[Row] = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
         settings = read_settings(chosen.config, flags | {"seed": seed, "calibration_draws": 1})
         there = {row["from"] for row in rows if row["seed"] == seed}
-        for found in _missing(settings, lambda name, there=there: name not in there and name in (only or [name])):
+        for found in _missing(settings, lambda name, there=there: name not in there and (name in only if only else name != _RACING)):
             rows.append({"seed": seed, **found})
             with chosen.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
@@ -66,14 +73,18 @@ def main() -> None:
 def _missing(settings: Settings, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """What a seed comes to, one at a time."""
     count = settings.population * (settings.generations + 1)
-    searches = {"evolution": settings, "one-shot": settings.model_copy(update={"generations": 0, "population": count})}
+    searches = {
+        "evolution": settings,
+        _RACING: settings.model_copy(update={"racing": _ERROR}),
+        "one-shot": settings.model_copy(update={"generations": 0, "population": count}),
+    }
     for name, its in searches.items():
         if wanted(name):
             with Resources(its, cache_folder()) as resources:
                 state = _searched(resources)
                 best = Candidate(**state["candidates"][state["best"] or ""])
                 fitness = max(each["fitness"] for each in state["finalists"])
-                row = _measured(resources.benches[0], [best.allocations[0].allocation()])
+                row = _measured(resources.benches[0], [best.allocations[0].allocation()]) | _passes(state, resources)
             yield {"from": name, "fitness": fitness, "code": best.code, **row}
     with Resources(settings, cache_folder()) as resources:
         bench = resources.benches[0]
@@ -105,6 +116,20 @@ def _searched(resources: Resources) -> SearchState:
     return ended[-1]
 
 
+def _passes(state: SearchState, resources: Resources) -> Row:
+    """The share of the image passes that a search had, or would have had by races at each of `ERRORS`, and whether
+    these had found the same best."""
+    candidates = [Candidate(**each) for each in state["candidates"].values()]
+    benches, settings = resources.benchmark, resources.search_settings()
+    if settings.racing:
+        living = [each for each in candidates if each.failure is None]
+        whole = len(living) * sum(bench.compared for bench in benches)
+        return {"passes": sum(sum(each.images) for each in living) / whole}
+    if not settings.generations:
+        return {}
+    return {"races": {str(error): replayed(candidates, benches, settings.fitness, error) for error in ERRORS}}
+
+
 def _forgotten(name: str) -> Any:
     raise AssertionError(f"{name} is of this process")
 
@@ -127,7 +152,7 @@ def _tell(rows: Sequence[Row]) -> None:
     whole = [its for its in by_seed.values() if len(its) == len(names)]
     others = names[1:] if names[:1] == ["evolution"] else []
     for other, what in [
-        *((each, "fitness") for each in others if each == "one-shot"),
+        *((each, "fitness") for each in others if each in ("one-shot", _RACING)),
         *((each, "kl") for each in others),
     ]:
         sign = 1 if what == "fitness" else -1
@@ -135,6 +160,14 @@ def _tell(rows: Sequence[Row]) -> None:
         test = f", p = {wilcoxon(ahead).pvalue:.3f}" if len(ahead) > 1 and any(ahead) else ""
         better, worse = sum(each > 0 for each in ahead), sum(each < 0 for each in ahead)
         print(f"- evolution and {other}, by {what}: ahead in {better}, behind in {worse} of {len(ahead)}{test}")
+    for error in map(str, ERRORS):
+        if found := [row["races"][error] for row in rows if "races" in row]:
+            share = statistics.mean(passes for _, passes in found)
+            same = sum(kept for kept, _ in found)
+            told = f"{share:.1%} of the image passes, the same best in {same} of {len(found)}"
+            print(f"- raced at {error} after the fact: {told}")
+    if raced := [row["passes"] for row in rows if "passes" in row]:
+        print(f"- {_RACING}: {statistics.mean(raced):.1%} of the image passes")
 
 
 def _cell(rows: Sequence[Row]) -> str:

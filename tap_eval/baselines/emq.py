@@ -25,8 +25,7 @@ def score(weight: Tensor, gradient: Tensor) -> float:
 def scores(bench: Bench) -> list[float]:
     """Of each layer."""
     network = Network(bench)
-    gradients = network.computed(lambda: network.sum_of_logits().gradients())
-    return [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
+    return network.scores(network.sum_of_logits, score)
 
 
 def _find(bench: Bench, _: Effort) -> Found:

@@ -119,6 +119,11 @@ class Network:
         kind = self.weights[0].dtype
         return Loss(self.weights, [lambda: self(pixels.to(self._prepared.device, kind)).sum()])
 
+    def scores(self, loss: Callable[[], Loss], score: Callable[[Tensor, Tensor], float]) -> list[float]:
+        """`score` of each layer's weight and the gradient of the loss by it."""
+        gradients = self.computed(lambda: loss().gradients())
+        return [score(weight.detach(), gradient) for weight, gradient in zip(self.weights, gradients, strict=True)]
+
     def check(self) -> None:
         """Raises `NetworkMistake` where outputs do not depend on a layer that images reach, as in `torch.no_grad`."""
         reached: set[int] = set()

@@ -19,8 +19,7 @@ def score(weight: Tensor, gradient: Tensor) -> float:
 def scores(bench: Bench) -> list[float]:
     """Of each layer, by the mean cross entropy of the calibration images."""
     network = Network(bench)
-    gradients = network.computed(lambda: network.cross_entropy().gradients())
-    return [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
+    return network.scores(network.cross_entropy, score)
 
 
 def _find(bench: Bench, _: Effort) -> Found:

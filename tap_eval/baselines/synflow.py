@@ -46,8 +46,7 @@ def _positive(module: Quantizable, kind: torch.dtype) -> Quantizable:
 def scores(bench: Bench) -> list[float]:
     """Of each layer; raises `NetworkMistake` where they are beyond the range of floats, or nothing flows."""
     network = Network(bench, positive(bench.prepared, widest(bench.device)))
-    gradients = network.computed(lambda: network.sum_of_logits().gradients())
-    found = [score(weight.detach(), gradient) for weight, gradient in zip(network.weights, gradients, strict=True)]
+    found = network.scores(network.sum_of_logits, score)
     if not all(map(math.isfinite, found)):
         raise NetworkMistake(
             f"the flow through {bench.name} is beyond the range of floats: leave synflow out of --baselines."

@@ -108,13 +108,6 @@ class Benchmark:
     about: About
     entries: tuple[Entry, ...]
 
-    @property
-    def strata(self) -> list[list[Entry]]:
-        """The entries of each stratum."""
-        return [
-            [entry for entry in self.entries if entry.stratum == place] for place in range(len(self.about.edges) - 1)
-        ]
-
     @cached_property
     def noise(self) -> np.ndarray:
         """See `tap_eval.benchmark.correlation.noise`."""

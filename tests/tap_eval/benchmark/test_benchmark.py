@@ -37,7 +37,7 @@ def built(bench: Bench) -> Benchmark:
 
 def test_it_holds_what_is_measured(bench: Bench, built: Benchmark) -> None:
     about = built.about
-    assert [len(those) for those in built.strata] == [8, 8]
+    assert [entry.stratum for entry in built.entries] == [0] * 8 + [1] * 8
     for entry in built.entries:
         accuracy = bench.measure(entry.allocation)
         assert (entry.correct, about.count) == (accuracy.correct, accuracy.count)
@@ -63,7 +63,8 @@ def test_it_comes_back_from_its_file_as_it_was(built: Benchmark, tmp_path: Path)
 def test_scores_foretell_the_order_of_allocations_of_about_one_size(bench: Bench, built: Benchmark) -> None:
     scores = [1 + layer.index % 3 for layer in bench.layers]
     found = []
-    for those in built.strata:
+    for place in (0, 1):
+        those = [entry for entry in built.entries if entry.stratum == place]
         lost = [
             sum(
                 weight * (4.0**-bits + 4.0**-inputs)
