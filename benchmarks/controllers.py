@@ -50,7 +50,6 @@ from tap_agent.settings.read import read_settings
 from tap_agent.tables.course import Proposal, best, course, gain, gained, until, within
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\](?:\{\d+,\d+\})?|[a-z]+|[()|?]')
-_KEPT = Proposal._fields
 Row = dict[str, Any]
 
 
@@ -95,9 +94,7 @@ def searched(proposer: Proposer, settings: SearchSettings) -> list[Row]:
     steps = {"recursion_limit": 10_000, "max_concurrency": 1, "configurable": {"thread_id": "search"}}
     candidates = sorted(graph.invoke({}, steps)["candidates"].items())  # type: ignore[arg-type]
     found = [Candidate(**record) for _, record in candidates]
-    return [
-        {"template": each.template, **its._asdict()} for each, its in zip(found, course(found), strict=True)
-    ]
+    return [{"template": each.template, **its._asdict()} for each, its in zip(found, course(found), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,10 @@ def _letters(token: str, rng: random.Random) -> str:
 
 def tell(rows: Sequence[Row], names: Sequence[str]) -> None:
     """Prints the table."""
-    of = {(row["controller"], row["seed"]): [Proposal(*map(each.get, _KEPT)) for each in row["proposals"]] for row in rows}
+    of = {
+        (row["controller"], row["seed"]): [Proposal(*map(each.get, Proposal._fields)) for each in row["proposals"]]
+        for row in rows
+    }
     seeds = sorted({seed for _, seed in of})
     goal = statistics.mean(best(its) for (name, _), its in of.items() if name == "uniform")
     rates: dict[str, Callable[[Sequence[Proposal]], float | None]] = {

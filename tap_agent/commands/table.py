@@ -32,8 +32,8 @@ def table(
         list[str] | None,
         typer.Argument(
             metavar="[ABLATION]...",
-            help="Of ablation: alpha, population, draws, llm, executability, controller, worth or rounding; without any, "
-            "all of them.",
+            help="Of ablation: alpha, population, draws, llm, executability, controller, worth or rounding; without "
+            "any, all of them.",
         ),
     ] = None,
     config: ConfigOption = None,

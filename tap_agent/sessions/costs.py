@@ -19,7 +19,7 @@ from tap_agent.tables.line import Figure, Kind, Line
 from tap_agent.tables.plan import Planned, Variant
 from tap_eval.allocation.budget import Budget
 from tap_eval.measuring.bench import Bench
-from tap_eval.mistake import ProxyMistake
+from tap_eval.mistake import BudgetMistake, ProxyMistake
 from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import score
 
@@ -61,7 +61,10 @@ def _of_network(
         its = settings.model_copy(update={"seed": seed, "calibration_draws": 1})
         with place.opened(opening(its, 1)) as resources:
             for budget in Budget.parse_all(network.budget or settings.budget):
-                _add(found, subjects, network, resources.benches[0].at(budget), resources, place)
+                try:
+                    _add(found, subjects, network, resources.benches[0].at(budget), resources, place)
+                except BudgetMistake as mistake:
+                    found[budget.text, "ours"] = _Cost("proxy", (), f"not measured: {mistake}")
             name = resources.benches[0].name
         protocol = f"{seed - settings.seed + 1} draws of {settings.calibration_images} calibration images"
         yield [

@@ -62,6 +62,7 @@ def _of_network(
     with place.opened(opening(settings, draws)) as resources:
         (bench,) = resources.benches
         full, protocol = full_precision(bench, search=False), _protocol(settings, bench)
+        images = len(bench.splits.calibrations[0]) if settings.inputs == "statistics" else 0
         lines.append(_line(full, full, variant, protocol))
         yield lines
         for budget in Budget.parse_all(network.budget or settings.budget):
@@ -72,7 +73,7 @@ def _of_network(
             finish(bench, entries, draws)
             for entry in entries:
                 row = measured(entry, draws, search=False, advance=place.listener.advance)
-                lines.append(_line(row, full, variant, protocol))
+                lines.append(_line(row, full, variant, protocol, images))
                 yield lines
             lines += [line.model_copy(update=at) for line in absent]
             yield lines
@@ -115,15 +116,16 @@ def _protocol(settings: Settings, bench: Bench) -> str:
     """How the rows of a network are measured."""
     ends = "held at the most bits" if settings.pin_ends else "in the allocation"
     return (
-        f"quantized after training, {settings.calibration_images} calibration images, {settings.calibration_draws} draws, "
+        f"quantized after training, {settings.calibration_draws} draws of {settings.calibration_images} calibration images, "
         f"bits {{{', '.join(map(str, settings.bits))}}}, inputs {{{', '.join(map(str, settings.activation_bits))}}}, "
         f"rounding {settings.rounding}{', finished' if settings.finish else ''}, first and last layer {ends}, "
         f"{len(bench.splits.test):,} test images of {bench.splits.name}"
     )
 
 
-def _line(row: Row, full: Row, variant: Variant, protocol: str) -> Line:
-    cost = row.cost.model_dump() if row.cost else {}
+def _line(row: Row, full: Row, variant: Variant, protocol: str, images: int = 0) -> Line:
+    """`images` are those that proxies see something of."""
+    cost = row.cost.model_dump() if row.cost else {"images": images if row.kind == "proxy" else 0}
     figures = {
         "top1": [100 * top1 for top1 in row.draws],
         "kl": row.kl_draws,

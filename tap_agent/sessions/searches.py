@@ -142,8 +142,8 @@ def _line(group: _Searches, seeds: int) -> Line:
         variant=group.variant,
         figures=_figures(found),
         protocol=(
-            f"{seeds} searches of {settings.generations + 1} generations of {settings.population}, {settings.llm}, worth "
-            f"{settings.worth.partition(':')[0]}, alpha {settings.alpha:g}, {settings.calibration_images} calibration "
+            f"{seeds} searches of {settings.generations + 1} generations of {settings.population}, {settings.llm}, "
+            f"worth {settings.worth.partition(':')[0]}, alpha {settings.alpha:g}, {settings.calibration_images} calibration "
             "images of each seed's own"
         ),
         note="; ".join(notes),

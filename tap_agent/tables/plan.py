@@ -153,7 +153,8 @@ def _read(path: Path) -> Plan:
         problem = error.errors()[0]
         known = f"; known are {', '.join(Plan.model_fields)}" if problem["type"] == "extra_forbidden" else ""
         where = ".".join(map(str, problem["loc"]))
-        raise ConfigMistake(f"the plan {path}: {where}: {problem['msg'].removeprefix('Value error, ')}{known}.") from error
+        why = problem["msg"].removeprefix("Value error, ")
+        raise ConfigMistake(f"the plan {path}: {where}: {why}{known}.") from error
 
 
 def _networks(networks: Any, own: Mapping[str, Any], path: Path, budget: bool) -> Any:
@@ -180,4 +181,5 @@ def _networks(networks: Any, own: Mapping[str, Any], path: Path, budget: bool) -
 
 def _label(changes: Mapping[str, Any]) -> str:
     """As `alpha 0.1`; of several, with commas between."""
-    return ", ".join(f"{name} {yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for name, value in changes.items())
+    words = {name: yaml.safe_dump(value, default_flow_style=True).splitlines()[0] for name, value in changes.items()}
+    return ", ".join(f"{name} {value}" for name, value in words.items())
