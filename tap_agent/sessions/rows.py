@@ -12,6 +12,8 @@ from tap_agent.sessions.final_table import Entry, beside, finish, full_precision
 from tap_agent.sessions.place import Lines, Place, each_network
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import ProxySubject, read_subject
+from tap_agent.settings.fields import flagged
+from tap_agent.settings.flag import BITS
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_agent.tables.line import Figure, Line
 from tap_agent.tables.plan import Planned, Variant
@@ -19,6 +21,9 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BudgetMistake, ProxyMistake
 from tap_eval.proxies.published import FOUND_ON
+
+_TOLD = {"bits", "activation_bits", "rounding", "finish", "pin_ends"}
+"""settings of bits that a protocol names, whatever they are; others it names where they are not the usual"""
 
 
 def allocations(planned: Planned, place: Place) -> Lines:
@@ -115,10 +120,17 @@ def _entries(
 def _protocol(settings: Settings, bench: Bench) -> str:
     """How the rows of a network are measured."""
     ends = "held at the most bits" if settings.pin_ends else "in the allocation"
+    others = "".join(
+        f"{each.name.replace('_', ' ')} {value}, "
+        for each in flagged("apply")
+        if each.flag.panel == BITS and each.name not in _TOLD
+        if (value := getattr(settings, each.name)) != each.field.default
+    )
+    draws = f"{settings.calibration_draws} draws of {settings.calibration_images} calibration images"
     return (
-        f"quantized after training, {settings.calibration_draws} draws of {settings.calibration_images} calibration images, "
+        f"quantized after training, {draws}, "
         f"bits {{{', '.join(map(str, settings.bits))}}}, inputs {{{', '.join(map(str, settings.activation_bits))}}}, "
-        f"rounding {settings.rounding}{', finished' if settings.finish else ''}, first and last layer {ends}, "
+        f"rounding {settings.rounding}{', finished' if settings.finish else ''}, first and last layer {ends}, {others}"
         f"{len(bench.splits.test):,} test images of {bench.splits.name}"
     )
 
