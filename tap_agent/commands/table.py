@@ -66,7 +66,7 @@ def table(
         raise ConfigMistake(f"{what} takes no {names[0]}: give {ABLATION} before names of ablations.")
     if unknown := [name for name in names or () if name not in ABLATIONS]:
         raise ConfigMistake(f"'{unknown[0]}' is no ablation: give some of {', '.join(ABLATIONS)}.")
-    chosen = names or (ABLATIONS if what == ABLATION else [None])
+    chosen: Sequence[str | None] = names or (ABLATIONS if what == ABLATION else (None,))
     plans = [planned(what, name, config, flags, tuple(proxies or ()), seeds) for name in chosen]
     for plan in plans:
         folder = path if path and len(plans) == 1 else (path or TABLES) / plan.name

@@ -62,7 +62,9 @@ def grid(lines: Sequence[Line], shows: tuple[str, ...] = ()) -> Grid:
             label=f"{line.row} ({_CITED})" if line.kind == "cited" else line.row,
             words=tuple(cells[place] for cells in kept.values()),
             figures=tuple(figure_text(name, line.figures.get(name)) for name in names),
-            notes=tuple(filter(None, [line.reference, f"sees {line.sees}" if line.sees else "", line.note])),
+            notes=tuple(
+                filter(None, [line.reference, f"sees {line.sees}" if line.sees else "", *line.note.split("; ")])
+            ),
             footnote=footnotes.index(_footnote(line)) + 1 if _footnote(line) else 0,
         )
         for place, line in enumerate(lines)

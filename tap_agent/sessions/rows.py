@@ -153,7 +153,7 @@ def _line(row: Row, full: Row, variant: Variant, protocol: str, images: int = 0)
         kind=row.kind,
         budget=row.budget,
         variant=variant.label,
-        bits=_bits(row),
+        bits=_bits(row, variant.settings),
         sees=", ".join(row.sees),
         figures={name: Figure(values=tuple(values)) for name, values in figures.items()},
         protocol=protocol,
@@ -161,11 +161,11 @@ def _line(row: Row, full: Row, variant: Variant, protocol: str, images: int = 0)
     )
 
 
-def _bits(row: Row) -> str:
+def _bits(row: Row, settings: Settings) -> str:
     """Of weights and of inputs, as papers write it."""
     if row.kind == "full precision":
         return "32/32"
-    if row.allocation is None:
-        return "*/*"
+    if row.allocation is None:  # of several
+        return "*/*" if len(settings.activation_bits) > 1 else f"*/{settings.activation_bits[0]}"
     both = row.allocation.weights, row.allocation.activations
     return "/".join(str(bits[0]) if len({*bits}) == 1 and len(str(bits[0])) == 1 else "*" for bits in both)

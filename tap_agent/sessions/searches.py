@@ -143,8 +143,8 @@ def _line(group: _Searches, seeds: int) -> Line:
         figures=_figures(found),
         protocol=(
             f"{seeds} searches of {settings.generations + 1} generations of {settings.population}, {settings.llm}, "
-            f"worth {settings.worth.partition(':')[0]}, alpha {settings.alpha:g}, {settings.calibration_images} calibration "
-            "images of each seed's own"
+            f"worth {settings.worth.partition(':')[0]}, alpha {settings.alpha:g}, "
+            f"{settings.calibration_images} calibration images of each seed's own"
         ),
         note="; ".join(notes),
     )

@@ -28,4 +28,4 @@ def tabulate(planned: Planned, place: Place) -> Lines:
     for own in _MEASURING[planned.plan.measures](planned, place):
         lines = [*own, *others]
         order = {name: number for number, name in enumerate(dict.fromkeys(line.network for line in lines))}
-        yield sorted(lines, key=lambda line: order[line.network])  # noqa: B023 it is used at once
+        yield sorted(lines, key=lambda line: order[line.network])

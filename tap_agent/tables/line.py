@@ -74,7 +74,7 @@ COLUMNS = {
     "kl": Column("KL", "nats", ".3f"),
     "fitness": Column("best fitness", "", ".4f"),
     "bits": Column("bits a weight", "", ".2f"),
-    "size": Column("size", "MiB", ".4g"),
+    "size": Column("size", "MiB", ".3g"),
     "smaller": Column("smaller", "%", ".2f"),
     "bops": Column("operations", "GBOPs", ".4g"),
     "images": Column("images", "", ",.6g"),
