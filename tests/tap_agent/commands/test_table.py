@@ -21,6 +21,8 @@ from tap_agent.sessions import apply as session
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import read_subject
 from tap_agent.settings.read import read_settings
+from tap_agent.tables.cited import cited, tables
+from tap_agent.tables.line import ordered
 from tap_agent.tables.plan import ABLATIONS, NAMED, planned
 from tap_agent.terminal.bar import Bar
 from tests.tap_agent.program import GOOD, REPLAY, tap
@@ -174,6 +176,21 @@ def test_the_cost_of_finding_bits_is_over_seeds(work: Path, ended: Path) -> None
         assert min(table[row, "scoring"]["values"] + table[row, "allocating"]["values"]) > 0
     assert table["OMPQ", "steps"]["count"] == 2
     assert table["search of run", "proposals"]["mean"] == len(RunFolder(ended).finished().candidates)
+
+
+def test_every_figure_of_the_paper_has_its_source() -> None:
+    lines = cited(tables())
+    assert {line.kind for line in lines} == {"cited"}
+    assert all(line.source and line.protocol for line in lines)
+    ordered(lines)  # which knows all quantities
+    own = {"full precision", "TAP", "TAP-C"}
+    assert {line.row for line in lines if not line.reference} == own
+    of_table = {name: len(cited([name])) for name in tables()}
+    assert [of_table[name] for name in ("3", "4", "5", "6", "8", "11")] == [30, 10, 5, 39, 14, 8]
+    spread = next(line.figures["top1"] for line in cited(["9"]) if line.variant == "llm Deepseek-chat")
+    assert round(spread.mean, 2) == 71.44  # the average that the paper prints
+    (seconds,) = (line.figures["scoring"] for line in cited(["7"]))
+    assert round(seconds.mean, 4) == 0.0133
 
 
 def test_every_plan_that_comes_with_the_program_is_one() -> None:
