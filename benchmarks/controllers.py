@@ -47,6 +47,7 @@ from prompts.grammar import code_of
 from tap_agent.paths import cache_folder
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.read import read_settings
+from tap_agent.tables.course import Proposal, best, course, gain, gained, until, within
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\](?:\{\d+,\d+\})?|[a-z]+|[()|?]')
 Row = dict[str, Any]
@@ -91,16 +92,9 @@ def searched(proposer: Proposer, settings: SearchSettings) -> list[Row]:
     search = Search(lambda: proposer, settings, lambda _: None, lambda _: None, lambda _: [])
     graph = search.graph().compile(checkpointer=InMemorySaver(), interrupt_before=["choose"])
     steps = {"recursion_limit": 10_000, "max_concurrency": 1, "configurable": {"thread_id": "search"}}
-    candidates = {name: Candidate(**record) for name, record in graph.invoke({}, steps)["candidates"].items()}  # type: ignore[arg-type]
-    return [
-        {
-            "generation": each.generation,
-            "template": each.template,
-            "fitness": each.fitness,
-            "parent": max((candidates[name].value for name in each.parents), default=None),
-        }
-        for _, each in sorted(candidates.items())
-    ]
+    candidates = sorted(graph.invoke({}, steps)["candidates"].items())  # type: ignore[arg-type]
+    found = [Candidate(**record) for _, record in candidates]
+    return [{"template": each.template, **its._asdict()} for each, its in zip(found, course(found), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -190,15 +184,18 @@ def _letters(token: str, rng: random.Random) -> str:
 
 def tell(rows: Sequence[Row], names: Sequence[str]) -> None:
     """Prints the table."""
-    of = {(row["controller"], row["seed"]): row["proposals"] for row in rows}
+    of = {
+        (row["controller"], row["seed"]): [Proposal(*map(each.get, Proposal._fields)) for each in row["proposals"]]
+        for row in rows
+    }
     seeds = sorted({seed for _, seed in of})
-    goal = statistics.mean(_best(its) for (name, _), its in of.items() if name == "uniform")
-    rates: dict[str, Callable[[Sequence[Row]], float]] = {
-        "best fitness": _best,
-        "gain over the better parent": _gain,
-        "share that gained": _share,
-        "spread in a generation": _spread,
-        "proposals until it": lambda its: _until(its, goal),
+    goal = statistics.mean(best(its) for (name, _), its in of.items() if name == "uniform")
+    rates: dict[str, Callable[[Sequence[Proposal]], float | None]] = {
+        "best fitness": best,
+        "gain over the better parent": gain,
+        "share that gained": gained,
+        "spread in a generation": within,
+        "proposals until it": lambda its: until(its, goal),
     }
     print(f"{len(seeds)} seeds; uniform comes to {goal:.4f} in the mean\n")
     print(f"| controller | {' | '.join(rates)} | seeds that reach it |\n{'|---' * (len(rates) + 2)}|")
@@ -207,42 +204,8 @@ def tell(rows: Sequence[Row], names: Sequence[str]) -> None:
         for rate in rates.values():
             its, uniform = ([rate(of[each, seed]) for seed in seeds] for each in (name, "uniform"))
             cells.append(_cell(its, None if name == "uniform" else uniform))
-        reached = sum(_best(of[name, seed]) >= goal for seed in seeds)
+        reached = sum(best(of[name, seed]) >= goal for seed in seeds)
         print(f"| {name} | {' | '.join(cells)} | {reached} |")
-
-
-def _fitness(proposal: Row) -> float:
-    return float("-inf") if proposal["fitness"] is None else proposal["fitness"]
-
-
-def _gains(proposals: Sequence[Row]) -> list[float]:
-    return [each["fitness"] - each["parent"] for each in proposals if None not in (each["fitness"], each["parent"])]
-
-
-def _best(proposals: Sequence[Row]) -> float:
-    return max(map(_fitness, proposals))
-
-
-def _gain(proposals: Sequence[Row]) -> float:
-    return statistics.mean(_gains(proposals))
-
-
-def _share(proposals: Sequence[Row]) -> float:
-    return statistics.mean(gain > 0 for gain in _gains(proposals))
-
-
-def _until(proposals: Sequence[Row], goal: float) -> float:
-    return next((place for place, each in enumerate(proposals, 1) if _fitness(each) >= goal), len(proposals))
-
-
-def _spread(proposals: Sequence[Row]) -> float:
-    """Over the generations that a controller has drawn."""
-    living = [each for each in proposals if each["fitness"] is not None]
-    generations = [
-        [each["fitness"] for each in living if each["generation"] == index]
-        for index in {each["generation"] for each in living} - {0}
-    ]
-    return statistics.mean(statistics.stdev(its) for its in generations if len(its) > 1)
 
 
 def _cell(its: Sequence[float], uniform: Sequence[float] | None) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 RUNS = Path("runs")
 """where runs are kept, unless they are told otherwise"""
+TABLES = Path("tables")
+"""where tables are kept, likewise"""
 
 
 def cache_folder() -> Path:

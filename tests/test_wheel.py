@@ -50,6 +50,9 @@ def _run(command: list[object], folder: Path, **variables: str) -> str:
 
 def test_every_package_is_the_wheels(environment: Path, tmp_path: Path) -> None:
     script = f"import {', '.join(PACKAGES)}; print(*({', '.join(f'{each}.__file__' for each in PACKAGES)},), sep='\\n')"
+    files = "assert (files('tap_agent.tables') / 'plans' / 'ablation' / 'alpha.yaml').is_file()"
+    data = "from importlib.resources import files; from tap_agent.tables.cited import cited; cited('4')"
+    script = f"{data}; {files}; {script}"
     found = _run([environment / "bin" / "python", "-c", script], tmp_path).split()
     assert len(found) == len(PACKAGES)
     assert all(Path(each).is_relative_to(environment) for each in found)

@@ -18,6 +18,7 @@ from tap_agent.commands.list import list_runs
 from tap_agent.commands.report import make_report
 from tap_agent.commands.run import resume, run
 from tap_agent.commands.studio import studio
+from tap_agent.commands.table import table
 from tap_agent.commands.ui import ui
 from tap_agent.exit import Exit
 from tap_eval.mistake import Mistake
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(resume)
 app.command()(apply)
+app.command()(table)
 app.add_typer(benchmark, name="benchmark")
 app.command()(chat)
 app.command("report")(make_report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
@@ -23,13 +23,13 @@ def takes_settings(command: Command) -> Command:
     return takes_settings_of(command.__name__)(command)
 
 
-def takes_settings_of(name: str) -> Callable[[Command], Command]:
-    """The same with the settings that the command called `name` has flags for."""
+def takes_settings_of(name: str, but: Collection[str] = ()) -> Callable[[Command], Command]:
+    """The same with the settings that the command called `name` has flags for, `but` some."""
 
     def given(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
         own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-        parameters = [*own, *map(_parameter, flagged(name))]
+        parameters = [*own, *(_parameter(each) for each in flagged(name) if each.name not in but)]
         command.__dict__["__signature__"] = signature.replace(parameters=parameters)
         return command
 

@@ -237,11 +237,13 @@ class RunFolder:
             sessions[-1] = max(sessions[-1], event.get("measured", 0))
         return sum(sessions)
 
-    def save(self, result: Result, best: dict[str, Any], page: str, replay: str) -> None:
-        """Writes the best allocation, the report, the replay, and last the result, which marks the run as ended."""
+    def save(self, result: Result, best: dict[str, Any], page: str | None, replay: str) -> None:
+        """Writes the best allocation, the report if there is one, the replay, and last the result, which marks the run
+        as ended."""
         write(self.best, json.dumps(best, indent=1))
         write(self.path / "replay.jsonl", replay)
-        write(self.report, page)
+        if page is not None:
+            write(self.report, page)
         write(self.path / "result.json", result.model_dump_json(indent=1))
 
     def extend(self, result: Result, page: str) -> None:

@@ -67,6 +67,8 @@ class Row(_Record):
     """test top-1 under each calibration draw, with the same bits; the first is `test`"""
     spread: float
     """standard deviation over `draws`"""
+    kl_draws: list[float] = []
+    """mean KL divergence likewise, nats; none in results of before it was kept"""
 
 
 class LayerRecord(_Record):

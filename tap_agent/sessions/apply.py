@@ -149,6 +149,11 @@ def apply(
     )
 
 
+def own_entry(subject: Subject, bench: Bench, budget: Budget, resources: Resources) -> Entry:
+    """What `subject` makes of a network within a budget, as a row that is to be measured; raises as `apply` does."""
+    return _own(subject, _point(subject, bench, budget, resources))
+
+
 def _point(subject: Subject, bench: Bench, budget: Budget | None, resources: Resources) -> _Point:
     """What `subject` makes of a network within a budget; bits that are given have one of their own."""
     match subject:

@@ -105,7 +105,9 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
     drawn = bench.measure_all(entry.allocations, "test", range(draws), kept=True, advance=advance)
     finished = {bits: bench.keeps_finished(bits) for bits in entry.allocations}
     not_nearer = bench.task.finish and not any(finished.values())
-    tops = [statistics.mean(each.top1 for each in of_draw) for of_draw in drawn]
+    tops, divergences = (
+        [statistics.mean(getattr(each, of) for each in of_draw) for of_draw in drawn] for of in ("top1", "kl")
+    )
 
     def mean(on: SplitName, kept: bool) -> MeasuredTop1:
         return _mean([bench.measure(bits, on, finished=kept and finished[bits]) for bits in entry.allocations])
@@ -131,6 +133,7 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
         unfinished=mean("test", False) if bench.task.finish else None,
         draws=tops,
         spread=statistics.stdev(tops) if len(tops) > 1 else 0.0,
+        kl_draws=divergences,
     )
 
 
@@ -151,6 +154,7 @@ def full_precision(bench: Bench, *, search: bool = True) -> Row:
         test=test,
         draws=[test.top1],
         spread=0.0,
+        kl_draws=[0.0],
     )
 
 

@@ -35,8 +35,12 @@ def conclude_run(
     emit: Callable[[dict[str, Any]], None],
     account: Account,
     stopped: str | None,
+    brief: bool = False,
 ) -> Result:
-    """Measures the final table and a curve, and writes the result, the best allocation, the report and the replay."""
+    """Measures the final table and a curve, and writes the result, the best allocation, the report and the replay.
+
+    In `brief` neither curve nor report nor files of networks, for one of many runs that are compared.
+    """
     if state["best"] is None:
         raise NoProxyMistake(
             f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each: "
@@ -55,7 +59,7 @@ def conclude_run(
     )
     for sentence in result.left_out:
         emit({"event": "left out", "why": sentence})
-    entries = curve_entries(resources, result.candidate(result.best))
+    entries = [] if brief else curve_entries(resources, result.candidate(result.best))
     emit({"event": "measuring the curve", "points": len(entries)})
     curve = []
     for entry in entries:
@@ -63,7 +67,7 @@ def conclude_run(
         emit({"event": "curve point"})
     emit({"event": "stopped" if stopped else "finished", "best": result.best, "why": stopped})
     networks = chosen(result.table, benches)
-    files, unwritten = _written(folder, networks)
+    files, unwritten = ([], []) if brief else _written(folder, networks)
     for sentence in unwritten:
         emit({"event": "not written", "why": sentence})
     before = folder.result()
@@ -96,7 +100,7 @@ def conclude_run(
         for each in networks
     ]
     written = record(best.thought, best.code, records, resources.settings, provenance)
-    folder.save(result, written, html.render(result), replay.written(account.answers()))
+    folder.save(result, written, None if brief else html.render(result), replay.written(account.answers()))
     return result
 
 

@@ -29,8 +29,8 @@ Listener = Callable[[dict[str, Any]], None]
 _MOST_STEPS = 10_000  # far beyond any search; the graph's own default is 25
 
 
-def search(folder: RunFolder, resources: Resources, listen: Listener) -> Result:
-    """Runs or continues the search of `folder` to its end; `listen` is given every event.
+def search(folder: RunFolder, resources: Resources, listen: Listener, brief: bool = False) -> Result:
+    """Runs or continues the search of `folder` to its end; `listen` is given every event; see `conclude_run`.
 
     Whatever is raised leaves the checkpoints as they are, and the next call continues there.
 
@@ -42,7 +42,7 @@ def search(folder: RunFolder, resources: Resources, listen: Listener) -> Result:
     """
     settings = resources.settings
     with (
-        SearchSession(lambda: folder, resources, listen) as session,
+        SearchSession(lambda: folder, resources, listen, brief) as session,
         SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer,
     ):
         checkpointer.serde = SERDE
@@ -92,10 +92,13 @@ def first_event(
 class SearchSession(AbstractContextManager["SearchSession"]):
     """One session of the run in the folder that `folder` gives, which is asked for when there is something to write."""
 
-    def __init__(self, folder: Callable[[], RunFolder], resources: Resources, listen: Listener) -> None:
+    def __init__(
+        self, folder: Callable[[], RunFolder], resources: Resources, listen: Listener, brief: bool = False
+    ) -> None:
         self._folder = folder
         self._resources = resources
         self._listen = listen
+        self._brief = brief
         resources.watch = lambda what, done, of: listen({"event": "working", "what": what, "done": done, "of": of})
         self._held = ExitStack()
         self._opening = threading.Lock()
@@ -135,7 +138,9 @@ class SearchSession(AbstractContextManager["SearchSession"]):
         self._conclude(self.machine.whole(state), str(limit))
 
     def _conclude(self, state: SearchState, stopped: str | None = None) -> None:
-        self.result = conclude_run(self._folder(), self._resources, state, self.emit, self._account(), stopped)
+        self.result = conclude_run(
+            self._folder(), self._resources, state, self.emit, self._account(), stopped, self._brief
+        )
 
     def _account(self) -> Account:
         with self._opening:

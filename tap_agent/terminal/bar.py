@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Self
 
 from rich.markup import escape
 from rich.progress import (
@@ -47,7 +48,7 @@ class Bar(AbstractContextManager["Bar"]):
         )
         self._task = self._progress.add_task("", total=None)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

@@ -28,6 +28,7 @@ from tests.tap_agent.program import tap
 SMALL = {
     "run": ["--population", "2", "--generations", "0", "--draws", "1"],
     "apply": ["--test", "60", "--draws", "1"],
+    "table": ["--search", "60", "--test", "60", "--draws", "1"],
 }
 OF_ONE_NETWORK = ["--search", "60", "--test", "60"]
 OTHERS = {"make", "pip", "mlflow", "tensorboard", "mkdocs", ".venv/bin/python", ".venv/bin/mkdocs"}

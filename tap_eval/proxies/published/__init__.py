@@ -11,6 +11,9 @@ from tap_eval.proxies.proxy import Proxy
 NAMES = ("paper", "channel_noise")
 """what `tap-agent apply` and `quantize` take"""
 
+FOUND_ON = {"paper": "", "channel_noise": "cifar_resnet20"}
+"""the network that each was found on; "" where that is not known"""
+
 
 def published(name: str) -> Proxy:
     """The one called `name`: its docstring as thought, and its code."""

@@ -1,0 +1,178 @@
+"""Rows of a table that are whole searches, each a run in a folder of its own that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from agents.account import LimitMistake
+from agents.chat import ModelMistake
+from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.result import Result
+from tap_agent.sessions.outcome import NoProxyMistake
+from tap_agent.sessions.place import Lines, Place, each_network
+from tap_agent.sessions.search import search
+from tap_agent.settings.model import NetworkSettings, Settings
+from tap_agent.tables import course
+from tap_agent.tables.line import Figure, Line, failed
+from tap_agent.tables.plan import Planned, Variant
+from tap_eval.measuring.ledger import key
+from tap_eval.proxies import features
+from tap_eval.quantization import finishing, quantizer
+
+_OF_A_SESSION = {"max_cost", "max_calls", "max_minutes", "executor", "address"}
+"""settings that a run may go on with others of"""
+
+
+@dataclass
+class _Searches:
+    """Those of one variant on one network, a seed after the other."""
+
+    variant: str
+    network: str
+    settings: Settings
+    results: list[Result] = field(default_factory=list)
+    came_to_nothing: list[str] = field(default_factory=list)
+    """a sentence about each that has no result"""
+
+
+def searches(planned: Planned, place: Place) -> Lines:
+    """What the searches of each variant came to, over seeds, each with calibration images of its own."""
+    groups: list[_Searches] = []
+    contents: dict[str, str] = {}
+    for lines in each_network(planned, partial(_of_network, planned.plan.seeds, place, contents, groups)):
+        of_groups = iter(groups)
+        yield [
+            _compared(line, next(of_groups), groups, planned.against) if line.kind == "search" else line
+            for line in lines
+        ]
+
+
+def _of_network(
+    seeds: int,
+    place: Place,
+    contents: dict[str, str],
+    groups: list[_Searches],
+    variant: Variant,
+    network: NetworkSettings,
+    settings: Settings,
+) -> Lines:
+    where = network.model_dump_json()
+    if where not in contents:
+        contents[where] = _content(settings, place)
+    group = _Searches(variant.label, network.network, settings)
+    groups.append(group)
+    for seed in range(settings.seed, settings.seed + seeds):
+        its = settings.model_copy(update={"seed": seed, "baselines": ()})
+        doing = ", ".join(filter(None, [variant.label, f"seed {seed}"]))
+        place.listener.begin(f"searching on {network.network}: {doing}", its.population * (its.generations + 1))
+        try:
+            group.results.append(_searched(its, variant.label, contents[where], place))
+        except (NoProxyMistake, LimitMistake, ModelMistake) as mistake:
+            group.came_to_nothing.append(str(mistake))
+            if isinstance(mistake, ModelMistake):  # which any other seed would meet too
+                break
+        yield [_line(group, seeds)]
+    yield [_line(group, seeds)]
+
+
+def _content(settings: Settings, place: Place) -> str:
+    """Names a network with its images, so that no run is taken for one of other weights or images."""
+    with place.opened(settings) as resources:
+        (bench,) = resources.benches
+        splits = bench.splits
+        return key(bench.digest, *(images.digest for images in (*splits.calibrations, splits.search, splits.test)))
+
+
+def _searched(settings: Settings, label: str, content: str, place: Place) -> Result:
+    """The result of a run, which is begun, or goes on, unless it has ended."""
+    figured = settings.model_dump(mode="json", exclude=_OF_A_SESSION)
+    versions = quantizer.VERSION, finishing.VERSION, features.VERSION
+    words = [label, settings.networks[0].network, f"seed-{settings.seed}", key(content, figured, versions)[:8]]
+    path = place.folder / re.sub(r"[^\w.-]+", "-", "-".join(filter(None, words)))
+    if path.exists() and not (path / "config.yaml").exists():  # it was interrupted while it was made
+        shutil.rmtree(path)
+    result = RunFolder(path).result() if path.exists() else None
+    if result and result.stopped is None:
+        return result
+    with place.opened(settings) as resources:
+        resources.check()
+        folder = RunFolder(path) if path.exists() else RunFolder.create(path, settings)
+        with folder.held():
+            return search(folder, resources, partial(_listen, place), brief=True)
+
+
+def _listen(place: Place, event: dict[str, Any]) -> None:
+    if event["event"] == "proposed" and not event.get("draft_of"):
+        place.listener.advance()
+
+
+def _line(group: _Searches, seeds: int) -> Line:
+    """What the searches so far came to."""
+    settings, results = group.settings, group.results
+    courses = [course.course(result.candidates) for result in results]
+    rows = [next(row for row in result.table if row.kind == "proxy") for result in results]
+    found: dict[str, list[float | None]] = {
+        "top1": [100 * statistics.mean(row.draws) for row in rows],
+        "kl": [statistics.mean(row.kl_draws) for row in rows],
+        "fitness": [course.best(each) for each in courses],
+        "bits": [row.bits for row in rows],
+        "size": [row.size_bytes / 2**20 for row in rows],
+        "proposals": [len(result.candidates) for result in results],
+        "gain": [course.gain(each) for each in courses],
+        "gained": [None if (share := course.gained(each)) is None else 100 * share for each in courses],
+        "within": [course.within(each) for each in courses],
+    }
+    shares = [course.not_executable(result.candidates) for result in results]
+    for generation in sorted({each for its in shares for each in its}):
+        found[failed(f"generation {generation}")] = [100 * its[generation] for its in shares if generation in its]
+    notes = [f"{len(results)} of {seeds} seeds"] if len(results) < seeds else []
+    notes += dict.fromkeys(group.came_to_nothing)
+    notes += dict.fromkeys(result.stopped for result in results if result.stopped)
+    return Line(
+        network=group.network,
+        row="TAP, searched",
+        kind="search",
+        budget=settings.networks[0].budget or settings.budget,
+        variant=group.variant,
+        figures=_figures(found),
+        protocol=(
+            f"{seeds} searches of {settings.generations + 1} generations of {settings.population}, {settings.llm}, "
+            f"worth {settings.worth.partition(':')[0]}, alpha {settings.alpha:g}, "
+            f"{settings.calibration_images} calibration images of each seed's own"
+        ),
+        note="; ".join(notes),
+    )
+
+
+def _compared(line: Line, group: _Searches, groups: Sequence[_Searches], against: str | None) -> Line:
+    """With the proposals until the mean best fitness of the variant `against`, and with changes beside it."""
+    reference = next((each for each in groups if (each.variant, each.network) == (against, group.network)), None)
+    if reference is None or not reference.results or not group.results:
+        return line
+    its, others = ([course.course(each.candidates) for each in both.results] for both in (group, reference))
+    goal = statistics.mean(course.best(each) for each in others)
+    found: dict[str, list[float | None]] = {"until": [course.until(each, goal) for each in its]}
+    until = statistics.mean(course.until(each, goal) for each in others)
+    spreads = [spread for each in others if (spread := course.within(each)) is not None]
+    if group is not reference:
+        found["until_change"] = [_change(course.until(each, goal), until) for each in its]
+        mean = statistics.mean(spreads) if spreads else 0.0
+        found["within_change"] = [_change(course.within(each), mean) for each in its]
+    return line.model_copy(update={"figures": line.figures | _figures(found)})
+
+
+def _change(value: float | None, beside: float) -> float | None:
+    """In per cent."""
+    return None if value is None or not beside else 100 * (value / beside - 1)
+
+
+def _figures(found: dict[str, list[float | None]]) -> dict[str, Figure]:
+    """Of seeds of which there is something to tell."""
+    known = {name: tuple(value for value in values if value is not None) for name, values in found.items()}
+    return {name: Figure(values=values) for name, values in known.items() if values}
