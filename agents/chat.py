@@ -24,7 +24,7 @@ from agents.account import CallFailed, Conversation
 from agents.answer import REASONING, Answer
 from agents.connection import loop
 from agents.parameters import Parameter, Refused, accepted, named, without
-from agents.reading import NOTES, REFUSAL, Garbled, read, regular, spoken
+from agents.reading import NOTES, REFUSAL, Garbled, read, redacted, regular, spoken
 from tap_eval.mistake import Mistake
 
 TRIES = 3
@@ -171,14 +171,18 @@ class MeteredChat(ChatOpenAI):
                 refusal=_refusal(error),
             ) from error
 
+    @property
+    def _secret(self) -> str:
+        return getattr(self.openai_api_key, "get_secret_value", str)()
+
     def _words(self, error: Exception) -> str:
         """The error in a sentence without the key, which servers like to repeat."""
-        key = getattr(self.openai_api_key, "get_secret_value", str)()
-        text = f"{self.conversation.llm}: {reason(error)}"
-        return (text.replace(key, "***") if len(key) > 4 else text)[:250]
+        return str(redacted(f"{self.conversation.llm}: {reason(error)}", self._secret))[:250]
 
     def _answer(self, message: AIMessage, tools: Collection[str]) -> Answer:
-        return read(message, tools)
+        """The record of what was said, without the key: from here on it is kept, in logs, caches and replays."""
+        fields = {name: redacted(value, self._secret) for name, value in message}
+        return read(message.model_copy(update=fields), tools)
 
     def _get_request_payload(
         self,

@@ -8,15 +8,13 @@ or environment exists, in a worker process that serves one candidate and ends.
 Covered: time (sleep counts) and memory, by Monty's own limits, and behind them by a deadline that kills the
 worker and by the kernel's limits on its addresses and CPU time; crashes, which cost one candidate; secrets (a
 worker's environment is empty); traces (no file written, no core dump, no name left to the next run); floods
-(what is printed is dropped, a result is measured before it crosses); and what comes back (plain data of
-bounded size, depth and integers, never a pickle).
+(what is printed is dropped, a result is measured and the text of an exception cut before they cross); and what
+comes back (plain data of bounded size, depth and integers, never a pickle).
 
 Not covered: a memory-corruption bug in Monty would run as our user, under these limits but with no filter of
-system calls. The text of an exception is bounded by the memory limit alone until the host cuts it, and a result
-of many small lists takes some forty times its bytes on the host. A deadline
-is wall-clock time, so a machine under load fails slow code. Monty is not CPython to the last digit in `cbrt`,
-`erf`, `gamma` and `round(x, digits)`. macOS limits no address space, and Windows has no shell that sets
-limits: it takes the e2b sandbox. `MontySandbox.guards` says what holds on this machine.
+system calls. A deadline is wall-clock time, so a machine under load fails slow code. Monty is not CPython to
+the last digit in `cbrt`, `erf`, `gamma` and `round(x, digits)`. macOS limits no address space, and Windows has
+no shell that sets limits: it takes the e2b sandbox. `MontySandbox.guards` says what holds on this machine.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ import shutil
 import signal
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 import warnings
@@ -45,7 +42,9 @@ from typing import Protocol, TypeAlias, cast
 import pydantic_monty as monty
 
 from tap_eval.mistake import Mistake
-from tap_eval.proxies.proxy import Failure, Rejection
+from tap_eval.proxies.proxy import LONGEST_MESSAGE, Failure, Rejection
+from tap_eval.scratch import scratch
+from tools.guard import guarded
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 
@@ -194,15 +193,21 @@ class Limits:
     seconds: float = 5.0  # of wall-clock time, sleep included
     memory_bytes: int = 256 * 2**20
     result_bytes: int = 2**23  # of the result as JSON
+    result_lists: int = 2**16  # lists and dicts in it, each of which costs the host what fifty numbers do
 
     def hit(self, failure: Failure) -> Rejection:
         """The sentence for the limit behind `failure`: TIMEOUT, MEMORY or, for the size, WRONG_SHAPE."""
         sentences = {
             Failure.TIMEOUT: f"it ran longer than {self.seconds:g} s, sleep included.",
             Failure.MEMORY: f"it exceeded {self.memory_bytes // 2**20} MiB of memory.",
-            Failure.WRONG_SHAPE: f"the result exceeds {self.result_bytes:,} bytes.",
+            Failure.WRONG_SHAPE: f"the result exceeds {self.result_bytes:,} bytes, or {self.result_lists:,} lists.",
         }
         return Rejection(failure, sentences[failure])
+
+
+def too_many(result: str, limits: Limits) -> bool:
+    """Whether a result, as JSON, holds more lists and dicts than it may."""
+    return result.count("[") + result.count("{") > limits.result_lists
 
 
 class Sandbox(Protocol):
@@ -231,23 +236,28 @@ _POLICY: monty.OSPolicy = {
     "random_start": {"seed": 0},
     "sleep_system_max": math.inf,  # no sleep is cut short; it is charged, and refused beyond the limit
 }
-# The result is measured where it is: the text beyond the cap comes back in its place, if there is any.
-_FETCH = "import json as _json\n_json.dumps(_result)[{cap}:{cap} + 1] or (_result,)"
+# The result is measured where it is, as `too_many` does: something else comes back in its place if it is too large.
+_FETCH = """
+import json as _json
+_text = _json.dumps(_result)
+_text[{bytes}:{bytes} + 1] or _text.count('[') + _text.count('{{') > {lists} or (_result,)
+"""
+_STARTS = 3  # workers that may die before they have answered, each in the place of the one before
 
 
 class MontySandbox(AbstractContextManager["MontySandbox"]):
-    """The default: a pool of guarded Monty workers, a fresh one for each run (about 4 ms)."""
+    """The default: a pool of guarded Monty workers, a fresh one for each run (about 4 ms), two for one that raises."""
 
     def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
         """Runs at most `workers` candidates at once, by default one a CPU. Raises `SandboxError`."""
         self.limits = limits or Limits()
+        self._fetch = _FETCH.format(bytes=self.limits.result_bytes, lists=self.limits.result_lists)
         binary = shutil.which("monty", path=sysconfig.get_path("scripts")) or shutil.which("monty")
         if binary is None:
             raise SandboxError("there is no `monty` program: pip install pydantic-monty, or use e2b.")
         with ExitStack() as held:
-            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="tap-sandbox-"))
             pool = monty.Monty(
-                binary_path=self._launcher(Path(folder), binary),
+                binary_path=self._launcher(held.enter_context(scratch()), binary),
                 min_processes=0,
                 max_processes=workers,
                 max_checkouts_per_worker=1,
@@ -290,26 +300,55 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
 
     def run(self, code: str, call: str, inputs: Mapping[str, JSON]) -> JSON | Rejection:
         """See `Sandbox.run`. All of it, conversions included, ends within a second of `limits.seconds`."""
+        try:
+            feeds = [guarded(each, LONGEST_MESSAGE) for each in (code, f"_result = {call}")]
+        except SyntaxError as error:
+            return Rejection(Failure.UNPARSABLE, f"{error.msg}.")
+        found, left = self._fed(feeds, inputs, self.limits.seconds)
+        if not isinstance(found, monty.MontyError):
+            return found
+        said, lines = str(found), [""]
+        if len(said) <= LONGEST_MESSAGE:  # without the guard it comes again, and has its line
+            again, _ = self._fed([f"{code}\n_end = 0", f"_result = {call}"], inputs, left)
+            if isinstance(again, monty.MontyRuntimeError | monty.MontySyntaxError) and str(again) == said:
+                lines += [f"line {frame.line}: " for frame in again.traceback() if frame.filename == _CODE]
+        failure = Failure.UNPARSABLE if isinstance(found, monty.MontySyntaxError) else Failure.ERROR
+        return Rejection(failure, lines[-1] + said)
+
+    def _fed(
+        self, feeds: Sequence[str], inputs: Mapping[str, JSON], seconds: float
+    ) -> tuple[JSON | Rejection | monty.MontyError, float]:
+        """What a fresh worker makes of it within `seconds`, an exception like any other too; and how many are left."""
         with self._worker() as worker:
-            started, failure = time.monotonic(), Failure.ERROR
-            watchdog = threading.Timer(self.limits.seconds + _GRACE, _kill, [worker.worker_pid])
+            ends = time.monotonic() + seconds
+            watchdog = threading.Timer(seconds + _GRACE, _kill, [worker.worker_pid])
             watchdog.start()
             try:
-                worker.feed_run(code + "\n_end = 0", print_callback=_drop)  # no value is left over to cross
-                worker.feed_run(f"_result = {call}", inputs=dict(inputs), print_callback=_drop)
-                failure = Failure.WRONG_SHAPE  # what fails from here on is the conversion of the result
-                fetched: object = worker.feed_run(_FETCH.format(cap=self.limits.result_bytes))
-            except monty.MontyError as error:
-                return self._rejection(error, failure, time.monotonic() - started)
+                found = self._result(worker, feeds, inputs, ends)
             finally:
                 watchdog.cancel()
+        left = ends - time.monotonic()
+        late = left < 0 and not isinstance(found, Rejection)
+        return self.limits.hit(Failure.TIMEOUT) if late else found, max(left, 0.0)
+
+    def _result(
+        self, worker: monty.MontySession, feeds: Sequence[str], inputs: Mapping[str, JSON], ends: float
+    ) -> JSON | Rejection | monty.MontyError:
+        try:
+            worker.feed_run(feeds[0], print_callback=_drop)
+            worker.feed_run(feeds[1], inputs=dict(inputs), print_callback=_drop)
+        except monty.MontyError as error:
+            return self._death(error, ends) or error
+        try:
+            fetched: object = worker.feed_run(self._fetch)
+        except monty.MontyError as error:
+            return self._death(error, ends) or Rejection(Failure.WRONG_SHAPE, str(error))
         if not isinstance(fetched, tuple):
             return self.limits.hit(Failure.WRONG_SHAPE)
         try:
-            result = plain(cast("tuple[object]", fetched)[0])
+            return plain(cast("tuple[object]", fetched)[0])
         except ValueError as error:
             return Rejection(Failure.WRONG_SHAPE, str(error))
-        return self.limits.hit(Failure.TIMEOUT) if time.monotonic() - started > self.limits.seconds else result
 
     @contextmanager
     def _worker(self) -> Generator[monty.MontySession]:
@@ -320,35 +359,34 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
             "max_memory": self.limits.memory_bytes,
             "max_suspensions": 10,  # sleeps and whatever asks the host, which only ever answers no
         }
-        with ExitStack() as stack:
-            try:
-                worker = stack.enter_context(self._pool.checkout(limits=limits, os_policy=_POLICY))
-                worker.feed_run("pass")
-            except (monty.MontyError, OSError, RuntimeError) as error:
-                raise SandboxError(
-                    f"no Monty worker starts ({error}): free some memory, set TMPDIR to a folder from which "
-                    "programs may run, or take the e2b sandbox."
-                ) from error
-            yield worker
+        for left in reversed(range(_STARTS)):
+            with ExitStack() as stack:
+                try:
+                    worker = stack.enter_context(self._pool.checkout(limits=limits, os_policy=_POLICY))
+                    worker.feed_run("pass")
+                except (monty.MontyError, OSError, RuntimeError) as error:
+                    if left:
+                        continue
+                    raise SandboxError(
+                        f"no Monty worker starts ({error}): free some memory, set TMPDIR to a folder from which "
+                        "programs may run, or take the e2b sandbox."
+                    ) from error
+                yield worker
+                return
 
-    def _rejection(self, error: monty.MontyError, otherwise: Failure, seconds: float) -> Rejection:
-        """Which death `error` tells of: `otherwise`, if it is an exception like any other."""
+    def _death(self, error: monty.MontyError, ends: float) -> Rejection | None:
+        """Which death `error` tells of, or None if it is an exception like any other."""
         if isinstance(error, monty.MontyConversionError):
             raise SandboxError(f"{error}: pass plain data as inputs.") from error
         cause, crashed = error.exception(), isinstance(error, monty.MontyCrashedError)
-        if isinstance(cause, TimeoutError) or (crashed and seconds > self.limits.seconds):
+        if isinstance(cause, TimeoutError) or (crashed and time.monotonic() > ends):
             return self.limits.hit(Failure.TIMEOUT)
         if isinstance(cause, MemoryError):
             return self.limits.hit(Failure.MEMORY)
         if crashed:
-            return Rejection(
-                Failure.MEMORY, "the interpreter broke off: too much memory, too deep a recursion, or NaN in a sort."
-            )
-        lines = [""]
-        if isinstance(error, monty.MontyRuntimeError | monty.MontySyntaxError):
-            lines += [f"line {frame.line}: " for frame in error.traceback() if frame.filename == _CODE]
-        failure = Failure.UNPARSABLE if isinstance(error, monty.MontySyntaxError) else otherwise
-        return Rejection(failure, lines[-1] + str(error))
+            said = "the interpreter broke off: too much memory, too deep a recursion, or NaN in a sort."
+            return Rejection(Failure.MEMORY, said)
+        return None
 
 
 def _kill(process: int) -> None:

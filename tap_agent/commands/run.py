@@ -75,6 +75,7 @@ def _check(resources: Resources) -> None:
 def _search(folder: RunFolder, resources: Resources) -> None:
     from agents.account import LimitMistake
     from tap_agent.runs.tracking import Tracker
+    from tap_agent.sessions.outcome import NoProxyMistake
     from tap_agent.sessions.search import search
     from tap_agent.terminal.console import show_result
     from tap_agent.terminal.display import make_display
@@ -91,6 +92,8 @@ def _search(folder: RunFolder, resources: Resources) -> None:
 
                 result = search(folder, resources, listen)
                 tracker.conclude(result)
+        except NoProxyMistake:  # a search that has ended: to go on with it would end it again
+            raise
         except BaseException:
             typer.echo(f"stopped; continue with: tap-agent resume {folder.path}", err=True)
             raise

@@ -30,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -103,7 +103,7 @@ def application(searches: Searches, conversations: Conversations, password: str 
             Middleware(SameOrigin, host=None if password else "127.0.0.1"),
             Middleware(Guard, password=password),
         ],
-        exception_handlers={404: page.missing, Mistake: page.refuse},
+        exception_handlers={404: page.missing, Mistake: page.refuse, ClientDisconnect: page.forget},
     )
 
 
@@ -232,6 +232,10 @@ class Page:
     def refuse(self, request: Request, mistake: Exception) -> Response:
         """A mistake is its sentence."""
         return PlainTextResponse(str(mistake), 409)
+
+    def forget(self, request: Request, gone: Exception) -> Response:
+        """A form whose sender went away in the middle, which starts nothing."""
+        return Response(status_code=400)
 
     def _run(self, request: Request) -> RunFolder:
         if (run := self._searches.run(request.path_params["name"])) is None:

@@ -54,12 +54,14 @@ class SameOrigin:
         return f"'{host}' is not served: ask for the machine's address with the port.\n"
 
     def _foreign(self, method: str, headers: Headers) -> str | None:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
+        origin, destination = headers.get("origin"), headers.get("sec-fetch-dest")
+        # a program says neither; a browser that says what it asks for says from where
+        site = headers.get("sec-fetch-site", "none" if destination is None else "unknown")
         if method == "OPTIONS" or "*" in self._others or (origin and origin in self._others):
             return None
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return f"What {origin} sends is not taken here.\n"
-        followed = method == "GET" and headers.get("sec-fetch-dest") == "document"  # a link from elsewhere to here
+        followed = method == "GET" and destination == "document"  # a link from elsewhere to here
         if origin is None and site not in ("none", "same-origin") and not followed:
             return "Nothing here is part of another site's page.\n"
         return None

@@ -43,8 +43,9 @@ def conclude_run(
     """
     if state["best"] is None:
         raise NoProxyMistake(
-            f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each: "
-            "give another --llm, more --generations or another --seed."
+            f"none of {len(state['candidates'])} proposals lived; {folder.path / 'events.jsonl'} says why of each. "
+            "The search has ended: begin another by `tap-agent run` with another --llm, more --generations or another "
+            "--seed."
         )
     benches, benchmark = resources.benches, resources.benchmark
     emit({"event": "measuring the table", "networks": len(benches)})

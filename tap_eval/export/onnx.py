@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import onnx_ir as ir
@@ -30,6 +29,7 @@ from tap_eval.export.reading import KEYS, MADE, described
 from tap_eval.export.remaining import Remaining, remaining
 from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, distinct
+from tap_eval.scratch import scratch
 
 __all__ = ["described", "onnx_model", "write"]
 _OPSET, _OPSET_OF_TWO_BITS = 21, 25
@@ -70,8 +70,8 @@ def multiplied_in_float(model: onnx.ModelProto) -> list[str]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # before layouts change
-    with TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "run.onnx")
+    with scratch() as folder:
+        options.optimized_model_filepath = str(folder / "run.onnx")
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         run = onnx.load(options.optimized_model_filepath)
     own = {node.name for node in model.graph.node if node.name}

@@ -64,16 +64,15 @@ def load_network(name: str, weights: Path | None, cache: Path, weights_entry: st
 def _of_torchvision(name: str, weights: Path | None, asked: str | None) -> Loaded:
     """Built as torchvision builds it for the weights that are meant."""
     entry = published.named(name, asked) if asked else None
-    if weights is None:
+    if weights is None:  # read as any file is: torchvision would run what its pickle says
         entry = entry or published.named(name, "DEFAULT")
         try:
-            network = models.get_model(name, weights=entry)
+            weights = published.fetched(entry)
         except (OSError, RuntimeError) as error:
             raise WeightsMistake(
                 f"the published weights of {name} cannot be downloaded ({error}): give a state dict with "
                 "--weights FILE."
             ) from error
-        return Loaded(network, published.transform(entry), (f"{name} has torchvision's weights {entry.name}",))
     checkpoint = read(weights)
     found = published.recognised(weights, published.entries(name))
     if entry and found and entry is not found:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchvision import models
 
 from tap_eval.images.images import Transform
@@ -30,15 +31,33 @@ def named(network: str, entry: str) -> Any:
         raise WeightsMistake(f"torchvision publishes no weights '{entry}' of {network}: there are {names}.") from error
 
 
+def fetched(entry: Any) -> Path:
+    """The file of an entry in torch's own folder of such files, where it is downloaded to if it is not there.
+
+    Raises `OSError`, and `RuntimeError` where what came has not the hash in its name.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_hash(entry))
+    return path
+
+
 def recognised(path: Path, known: Iterable[Any]) -> Any:
     """The entry whose file it is, by the hash that torchvision gives it in its name, or else by its content."""
-    hashes = {found[1]: each for each in known if (found := re.search(r"-([0-9a-f]{8,})\.\w+$", each.url))}
+    hashes = {start: each for each in known if (start := _hash(each))}
     for start, each in hashes.items():
         if start in path.name:
             return each
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     return next((each for start, each in hashes.items() if content.startswith(start)), None)
+
+
+def _hash(entry: Any) -> str | None:
+    """The start of its file's SHA-256."""
+    found = re.search(r"-([0-9a-f]{8,})\.\w+$", entry.url)
+    return found and found[1]
 
 
 def arguments(network: str, entry: Any, auxiliary: bool) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from enum import StrEnum
 
 from tap_eval.allocation.score import Scores, layer_score
 
-_LONGEST_MESSAGE = 1000  # characters
+LONGEST_MESSAGE = 1000
+"""characters of what a rejection says"""
 
 
 class Failure(StrEnum):
@@ -48,7 +49,7 @@ class Rejection:
     """on one line, cut to what a prompt and a terminal can take"""
 
     def __post_init__(self) -> None:
-        words = " ".join(self.message[:_LONGEST_MESSAGE].split())
+        words = " ".join(self.message[:LONGEST_MESSAGE].split())
         object.__setattr__(self, "message", "".join(letter for letter in words if letter.isprintable()))
 
 

@@ -1,11 +1,12 @@
 """A server that speaks E2B's protocol over plain HTTP and really runs the code, for tests only.
 
 It is no sandbox: the code runs on this computer as this user, in a process group that is ended after a time
-limit. `machines` and `started` let a test see what the client did.
+limit. `machines` and `started` let a test see what the client did, and `misbehaves` names what is wrong with it.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -14,9 +15,34 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, cast
+
+RUNNING: dict[str, Callable[[_Handler], None]] = {
+    "fails": lambda of: of.send(500, b'{"code": 500, "message": "sk-secret"}'),
+    "is busy": lambda of: of.send(503, b"busy"),
+    "has lost the machine": lambda of: of.send(502, b"no such sandbox"),
+    "knows no machine": lambda of: of.send(404, b"not found"),
+    "refuses the key": lambda of: of.send(401, b'{"code": 401, "message": "e2b_0000_of_a_test"}'),
+    "sends a page": lambda of: of.send(200, b"<html>Sign in</html>"),
+    "sends bytes": lambda of: of.send(200, b"\xff\xfe\0" * 99),
+    "sends no events": lambda of: of.send(200, b'5\n[]\n"x"\n{}\n'),
+    "sends no objects": lambda of: of.send(200, b"null\n"),
+    "sends other events": lambda of: of.send(200, b'{"type": "stdout", "text": 5, "timestamp": null}\n'),
+    "sends half an event": lambda of: of.send(200, b'{"type": "stdo'),
+    "nests without end": lambda of: of.send(200, b"[" * 100_000),
+    "says nothing": lambda of: of.send(200, b""),
+    "breaks off": lambda of: of.send(200, b'{"type": "stdout", "text": "', missing=99),
+    "packs": lambda of: of.send(200, gzip.compress(b"x" * 2**20), **{"Content-Encoding": "gzip"}),
+    "floods": lambda of: of.flood(b'{"type": "stdout", "text": "' + b"x" * 2**16 + b'", "timestamp": 1}\n'),
+    "sends a line without end": lambda of: of.flood(b"x" * 2**16),
+    "hangs": lambda of: of.hang(),
+}
+"""what is wrong with a server that runs code"""
+STARTING = {name: RUNNING[name] for name in ("fails", "refuses the key", "sends a page", "sends bytes", "breaks off")}
+"""what may be wrong with it already where it starts machines"""
 
 
 class E2BServer(ThreadingHTTPServer):
@@ -29,6 +55,11 @@ class E2BServer(ThreadingHTTPServer):
         self.seconds = seconds
         self.machines: set[str] = set()
         self.started = 0
+        self.misbehaves: Callable[[_Handler], None] | None = None
+        """in place of running code"""
+        self.starts: Callable[[_Handler], None] | None = None
+        """in place of starting a machine"""
+        self.going = threading.Event()
         self._running: list[subprocess.Popen[str]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -37,6 +68,7 @@ class E2BServer(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.going.set()
         self.shutdown()
         self.server_close()
         for process in self._running:
@@ -69,9 +101,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
-        body = json.loads(self.rfile.read(length) or b"{}")
+        self.asked = json.loads(self.rfile.read(length) or b"{}")
         server = cast(E2BServer, self.server)
-        if self.path.endswith("/v2/sandboxes"):
+        if self.path.endswith("/v2/sandboxes") and server.starts:
+            server.starts(self)
+        elif self.path == "/execute" and server.misbehaves:
+            server.misbehaves(self)
+        elif self.path.endswith("/v2/sandboxes"):
             name = uuid.uuid4().hex
             server.machines.add(name)
             server.started += 1
@@ -80,9 +116,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.endswith("/timeout"):
             self._found(self.path.split("/")[-2] in server.machines)
         elif self.path == "/execute" and self.headers["E2b-Sandbox-Id"] in server.machines:
-            self._answer(200, *server.execute(body["code"]))
+            self.execute()
         else:
             self._found(False)
+
+    def execute(self) -> None:
+        """Runs the code that was sent, as a server should."""
+        self._answer(200, *cast(E2BServer, self.server).execute(self.asked["code"]))
 
     def do_DELETE(self) -> None:
         server = cast(E2BServer, self.server)
@@ -98,12 +138,32 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"code": 404, "message": "not found"})
 
     def _answer(self, status: int, *objects: dict[str, Any]) -> None:
-        body = "".join(json.dumps(entry) + "\n" for entry in objects).encode()
+        self.send(status, "".join(json.dumps(entry) + "\n" for entry in objects).encode())
+
+    def send(self, status: int, body: bytes, missing: int = 0, **headers: str) -> None:
+        """Sends `body`, of which so many bytes are `missing` at its end, where the connection breaks off."""
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) + missing))
         self.end_headers()
         self.wfile.write(body)
+        self.close_connection = self.close_connection or bool(missing)
+
+    def flood(self, part: bytes) -> None:
+        """Sends `part` again and again, until nobody listens."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):
+            while not cast(E2BServer, self.server).going.is_set():
+                self.wfile.write(part)
+
+    def hang(self) -> None:
+        """Says nothing for as long as the server is there."""
+        cast(E2BServer, self.server).going.wait()
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""

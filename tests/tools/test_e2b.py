@@ -48,19 +48,12 @@ def test_plain_data_comes_back(sandbox: E2BSandbox) -> None:
 
 
 DEATHS = {
-    Failure.ERROR: [
-        *("return 1 / 0", "return f()", "raise SystemExit", "return left"),
-        "import os\n os.kill(os.getppid(), 9)",
-    ],
-    Failure.TIMEOUT: ["while True: pass", "import time\n time.sleep(60)"],
-    Failure.MEMORY: ["return 'x' * 10**10", "import os\n os._exit(1)", "import os\n os.abort()"],
-    Failure.WRONG_SHAPE: [
-        *("return {1}", "return b'x'", "return f", "return {1: 2}", "return {'a': [{2: 3}]}", "return 1j"),
-        *("return 2**64", "return 10**5000", "return 'x' * 10**6", "import os\n os.write(1, b'?')"),
-        *(f"x = 0\n for _ in range({depth}): x = [x]\n return x" for depth in (100, 10**5)),
-    ],
-    Failure.UNPARSABLE: ["return ("],
+    Failure.ERROR: ["raise SystemExit", "return left", "import os\n os.kill(os.getppid(), 9)"],
+    Failure.TIMEOUT: ["import time\n time.sleep(60)"],
+    Failure.MEMORY: ["import os\n os._exit(1)", "import os\n os.abort()"],
+    Failure.WRONG_SHAPE: ["import os\n os.write(1, b'?')"],
 }
+"""what only CPython can do; `tests/hostile` has the rest"""
 
 
 @pytest.mark.parametrize(("body", "death"), [(body, death) for death in DEATHS for body in DEATHS[death]])

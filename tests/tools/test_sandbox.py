@@ -1,4 +1,4 @@
-"""The list on the host, and then the boundary: hostile code goes to Monty without passing the list."""
+"""The list on the host, and then the boundary, which code reaches here without passing the list."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import tools.sandbox as sandbox_module
 from tap_eval.proxies.proxy import Failure, Rejection
 from tools.sandbox import ALLOWED, JSON, Limits, MontySandbox, SandboxError, forbidden, plain, published
 
@@ -124,53 +125,6 @@ def test_plain_data_comes_back_as_numbers_strings_lists_and_dicts(sandbox: Monty
     assert str(sandbox.run("", "[float('nan')]", {})) == "[nan]"
 
 
-HOSTILE = {
-    Failure.ERROR: [
-        *("return open('/etc/passwd').read()", "return open('/tmp/tap-sandbox-was-here', 'w')"),
-        "from pathlib import Path\n return Path('/etc/passwd').read_text()",
-        *("import os\n return os.listdir('/')", "import os\n return os.environ['PATH']"),
-        *("import os\n return os.getenv('PATH')", "import os\n return os.system('id')"),
-        *("import socket\n return socket.socket()", "import subprocess\n return subprocess.run('id')"),
-        *("import ctypes\n return ctypes.CDLL(None)", "import urllib.request", "return __builtins__"),
-        *("return ().__class__", "return type(()).__base__.__subclasses__()", "return f.__globals__"),
-        *("return '{0.__class__}'.format(1)", "raise SystemExit", "raise KeyboardInterrupt"),
-        "return f()  # without end",
-        "while True:\n  try: open('/x' * 10**6)  # asks the host\n  except Exception: pass",
-    ],
-    Failure.TIMEOUT: [
-        *("while True: pass", "while True:\n  try:\n   while True: pass\n  except BaseException: pass"),
-        "import math\n return math.isqrt(10**4_000_000)  # one operation",
-        *("import time\n time.sleep(60)", "import time\n for _ in range(9): time.sleep(0.2)"),
-    ],
-    Failure.MEMORY: [
-        *("return 'x' * 10**10", "return 1 << 10**12", "x = []\n while True: x.append('y' * 10**5)"),
-        "x = 0\n for _ in range(40): x = [x] * 10\n return x  # small here, huge to tell",
-    ],
-    Failure.WRONG_SHAPE: [
-        *("return [0] * 10**5", "return 'x' * 10**6", "return [2**64]", "return 10**5000"),
-        *("return {1}", "return b'x'", "return f", "return range(3)", "return [1j]", "return math"),
-        *("return {1: 2}", "return {'a': {None: 2}}", "return {(1,): 2}", "x = []\n x.append(x)\n return x"),
-        *(f"x = 0\n for _ in range({depth}): x = [x]\n return x" for depth in (100, 10**5)),
-        "global _json, json, _result\n _json = json = _result = 1\n return {2}",
-    ],
-}
-
-
-def _computes(sandbox: MontySandbox) -> bool:
-    """What needs milliseconds is given its second up to three times: a machine may hold everything up for one."""
-    return any(sandbox.run("", "1 + 1", {}) == 2 for _ in range(3))
-
-
-@pytest.mark.parametrize(("body", "death"), [(body, death) for death in HOSTILE for body in HOSTILE[death]])
-def test_hostile_code_dies_alone_and_in_time(sandbox: MontySandbox, body: str, death: Failure) -> None:
-    started = time.monotonic()
-    answer = sandbox.run(f"import math\ndef f():\n {body}", "f()", {})
-    assert isinstance(answer, Rejection)
-    assert answer.failure is death
-    assert time.monotonic() - started < LIMITS.seconds + 2
-    assert _computes(sandbox)
-
-
 def test_one_deadline_holds_for_all_of_a_run(sandbox: MontySandbox) -> None:
     started = time.monotonic()
     answer = sandbox.run("import math, time\ntime.sleep(0.9)", "math.isqrt(10**4_000_000)", {})
@@ -185,6 +139,29 @@ def test_a_message_names_the_line_and_is_harmless_to_a_terminal(sandbox: MontySa
     assert isinstance(answer, Rejection)
     assert len(answer.message) <= 1000
     assert answer.message.isprintable()
+
+
+MEANINGS = [
+    'x = """a\n b\n\tc"""\ndef f():\n\tif x:\n\t\treturn x',
+    "def f():\r\n  return [1,\r\n2, \\\r\n  3]  # 4",
+    'def f():\n    y = f"""a{\n1\n}\n  b"""\n    return y\n# the end',
+    '"A docstring."\ndef f():\n    """Of\nits own."""\n    return "é\\\n  ☃"',
+    "try:\n    [].x\nexcept Exception as e:\n    text = str(e)\nelse: pass\ndef f(): return text",
+]
+
+
+@pytest.mark.parametrize("code", MEANINGS, ids=["tabs", "returns", "braces", "docstrings", "handlers"])
+def test_code_means_under_the_guard_what_it_means_in_python(sandbox: MontySandbox, code: str) -> None:
+    names: dict[str, Callable[[], object]] = {}
+    exec(code, names)
+    assert sandbox.run(code, "f()", {}) == names["f"]()
+
+
+def test_the_names_of_the_guard_cannot_be_given_another_meaning(sandbox: MontySandbox) -> None:
+    code = "BaseException = Exception = type = str = KeyError\ndef f(): raise ValueError('x' * 10**6)"
+    found = sandbox.run(code, "f()", {})
+    assert isinstance(found, Rejection)
+    assert found.message.startswith("Exception: ValueError: xxx")
 
 
 def test_what_is_printed_is_dropped(sandbox: MontySandbox, capfd: pytest.CaptureFixture[str]) -> None:
@@ -270,6 +247,25 @@ def test_a_killed_worker_costs_one_run(sandbox: MontySandbox) -> None:
     assert answer.failure is Failure.MEMORY
     assert "broke off" in answer.message
     assert sandbox.run("", "1 + 1", {}) == 2
+
+
+@LINUX
+def test_a_worker_that_is_killed_before_it_has_answered_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, more = tmp_path / "killed", tmp_path / "more"
+    head, rest = sandbox_module._LAUNCHER.split("\n", 1)
+    first = f"mkdir '{killed}' 2>/dev/null && kill -9 $$\ntest -e '{more}' && kill -9 $$\n"
+    monkeypatch.setattr(sandbox_module, "_LAUNCHER", f"{head}\n{first}{rest}")
+    with MontySandbox(LIMITS) as opened:
+        killed.rmdir()
+        assert opened.run("", "1 + 1", {}) == 2
+        assert killed.exists()
+        more.mkdir()
+        with pytest.raises(SandboxError, match="no Monty worker starts"):
+            opened.run("", "1 + 1", {})
+        more.rmdir()
+        assert opened.run("", "1 + 1", {}) == 2
 
 
 def test_a_failure_of_our_own_is_an_error() -> None:

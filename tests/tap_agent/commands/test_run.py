@@ -22,7 +22,7 @@ from tap_agent.report.figures import kib
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.result import Result
 from tap_eval.device import chosen, found
-from tests.agents.scripted import Answer, ChatServer, tool_call
+from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tests.graphs.test_search import script
 from tests.tap_agent.program import GOOD, REPLAY, SMALL, tap
 
@@ -254,6 +254,19 @@ def test_a_model_that_fails_in_the_middle_is_a_sentence(work: Path, capsys: pyte
     said = capsys.readouterr().err
     assert "continue with: tap-agent resume x" in said
     assert "the language model failed" in said
+
+
+def test_a_search_in_which_nothing_lives_is_not_to_be_resumed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = proposal("No.", "def sensitivity(layers, task):\n    return [1 / 0 for x in layers]\n")
+    small = ["--population", "2", "--generations", "0", "--search", "100", "--test", "100", "--draws", "1"]
+    with ChatServer(lambda _: dict(bad)) as server:
+        assert tap("run", *small, "--llm", "x", "--base-url", server.url, "--out", "dead") == Exit.PROXY
+        said = capsys.readouterr().err
+        assert "none of 2 proposals lived; dead/events.jsonl says why of each" in said
+        assert "begin another by `tap-agent run` with another --llm" in said
+        assert "resume" not in said
+        assert tap("resume", "dead") == Exit.PROXY
+        assert "resume" not in capsys.readouterr().err
 
 
 def test_several_networks_come_from_a_config(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

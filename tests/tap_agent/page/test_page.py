@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from playwright.sync_api import Page, expect
 from plotly.graph_objects import Figure
 from starlette.testclient import TestClient
@@ -25,6 +28,7 @@ from tap_agent.page.conversations import Conversations
 from tap_agent.page.searches import Searches
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import of_events
+from tap_agent.serving.address import listen
 from tap_agent.settings.model import Settings
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.tap_agent.page.conftest import Site
@@ -264,6 +268,26 @@ def test_one_folder_that_cannot_be_read_leaves_the_others(
 @pytest.mark.parametrize(("body", "status"), [(b"network=%FF", 400), (b"seed=1%00", 400), (b"a" * 2**21, 413)])
 def test_a_form_that_no_person_fills_in_starts_nothing(client: TestClient, body: bytes, status: int) -> None:
     assert client.post("/runs", content=body).status_code == status
+
+
+def test_a_form_that_is_cut_off_starts_nothing_and_is_no_error(
+    tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    head = b"POST /runs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nnetwork=digits"
+    with Conversations(cache) as conversations, listen("127.0.0.1", 0) as listening:
+        page = application(Searches(tmp_path / "runs"), conversations, None)
+        server = uvicorn.Server(uvicorn.Config(page, log_level="warning"))
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        serving.start()
+        port = listening.getsockname()[1]
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", port)) as cut:
+                cut.sendall(head)
+        assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
+        server.should_exit = True
+        serving.join()
+    assert capfd.readouterr().err == ""
+    assert not (tmp_path / "runs").exists()
 
 
 def test_wrong_passwords_are_tried_one_after_another(

@@ -109,11 +109,18 @@ def test_a_kill_in_the_middle_of_calls_loses_none_and_the_key_is_nowhere(
 ) -> None:
     key = "sk-never-to-be-written"
     monkeypatch.setenv("OPENAI_API_KEY", key)
+
+    def telling(request: dict[str, Any]) -> dict[str, Any]:
+        answer = script(request)
+        for call in answer.get("tool_calls", ()):
+            call["function"]["arguments"] = call["function"]["arguments"].replace("Seed", f"{key} Seed")
+        return {**answer, "content": f"{answer['content'] or ''} I know {key}.", "reasoning_content": key}
+
     with ChatServer(lambda _: refusal(400, f"I know {key}")) as server:
-        arguments = ["run", *SEARCH, "--llm", f"scripted@{server.url}"]
+        arguments = ["run", *SEARCH, "--llm", f"scripted@{server.url}", "--cache-llm"]
         assert tap(*arguments, "--out", "killed") == Exit.MODEL
         refused = len(rows(work / "killed"))
-        server.script, server.delay = script, 0.4
+        server.script, server.delay = telling, 0.4
         running = subprocess.Popen([sys.executable, "-m", "tap_agent", "resume", "killed"], env=os.environ)
         while sum(answer is not None for _, _, answer in rows(work / "killed")) < 4:
             assert running.poll() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,37 @@ def test_a_published_file_is_recognised_under_another_name(tmp_path: Path) -> No
     known = [SimpleNamespace(url=f"https://example.org/network-{name}.pth") for name in names]
     assert published.recognised(path, known) is known[1]
     assert published.recognised(path, known[:1]) is None
+
+
+def test_published_weights_are_fetched_by_their_hash_and_never_unpickled_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    own, bomb = models.squeezenet1_1().eval(), {"classifier.1.bias": Bomb()}
+    real = models.SqueezeNet1_1_Weights.DEFAULT
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for state, wrong in ((own.state_dict(), False), (own.state_dict(), True), (bomb, False)):
+        torch.save(state, tmp_path / "made.pth")
+        start = hashlib.sha256((tmp_path / "made.pth").read_bytes()).hexdigest()[:8]
+        file = tmp_path / f"squeezenet1_1-{'00000000' if wrong else start}.pth"
+        shutil.copy(tmp_path / "made.pth", file)
+        entry = SimpleNamespace(name="DEFAULT", url=file.as_uri(), transforms=real.transforms, meta=real.meta)
+        monkeypatch.setattr(published, "named", lambda *_, entry=entry: entry)
+        monkeypatch.setattr(published, "entries", lambda *_, entry=entry: [entry])
+        if wrong or state is bomb:
+            with pytest.raises(WeightsMistake, match="invalid hash value" if wrong else "squeezenet1_1"):
+                load_network("squeezenet1_1", None, tmp_path)
+            assert not wrong or len(list((tmp_path / "hub" / "checkpoints").iterdir())) == 1
+        else:
+            loaded = load_network("squeezenet1_1", None, tmp_path)
+            assert same(loaded.network, own)
+            assert loaded.transform
+            file.unlink()
+            assert same(load_network("squeezenet1_1", None, tmp_path).network, own)  # what was fetched is there
+    assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Servers that are broken, or mean harm: what they send costs no more than it may, and steers nothing."""
+"""Servers of language models that are broken, or mean harm: what they send costs no more than it may."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gzip
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from agents.chat import ModelMistake
 from agents.models import LanguageModel, parse
 from agents.proposer import Proposer
 from tap_eval.measuring.bench import Bench
-from tests.agents.scripted import Answer, ChatServer, proposal, refusal
+from tap_eval.measuring.ledger import Ledger
+from tests.agents.scripted import Answer, ChatServer, proposal, refusal, tool_call
 from tests.agents.test_models import ASK, GOOD
 from tools.evaluation import Known, Scored
 from tools.sandbox import MontySandbox
@@ -105,6 +107,35 @@ def test_a_pause_that_is_none_is_not_kept(pause: str) -> None:
     script = iter([refusal(429, "busy", retry_after=pause), {"raw": json.dumps(whole("Yes.")).encode()}])
     with ChatServer(lambda _: next(script)) as server:
         assert ask(server, Account()) == "Yes."
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_key_that_a_server_says_back_is_kept_nowhere(
+    streams: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-never-to-be-written"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    message = tool_call("Proposal", **{"thought": f"I know {key}.", "code": f"# {key}", key: [{"a": key}]})
+    message |= {"content": f"It is {key}.", "reasoning_content": f"{key}? {key}!"}
+    with (
+        ChatServer(lambda _: dict(message)) as server,
+        Account(tmp_path / "calls.sqlite", cache=Ledger(tmp_path / "answers.sqlite")) as account,
+    ):
+        chat = LanguageModel("x", server.url).chat(Conversation(account, "p000", "x"), 0, None, streams=streams)
+        said = chat.invoke("Well?")
+        (answer,) = (answer for *_, answer in account.answers())
+    assert server.keys == [key]
+    assert key not in f"{said!r} {answer!r}"
+    assert answer.content == "It is ***."
+    assert answer.reasoning == "***? ***!"
+    assert answer.tool_calls[0].args == {"thought": "I know ***.", "code": "# ***", "***": [{"a": "***"}]}
+    assert not [path for path in tmp_path.iterdir() if key.encode() in path.read_bytes()]
+
+
+def test_a_key_that_is_a_common_word_spoils_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "local")
+    with ChatServer(lambda _: {"raw": json.dumps(whole("A local minimum.")).encode()}) as server:
+        assert ask(server, Account()) == "A local minimum."
 
 
 def test_a_key_that_no_header_can_hold_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

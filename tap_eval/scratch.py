@@ -1,0 +1,60 @@
+"""Temporary folders that do not outlive their process for long, however it ends.
+
+A process that is killed removes nothing. So each folder is held by a lock on it that the kernel lets go with the
+process, and whoever makes the next one removes those that nobody holds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":  # where there is no such lock, and a folder of a killed process stays
+    import fcntl
+
+_PREFIX = "tap-scratch-"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty temporary folder that is gone after the block; first those that dead processes have left go."""
+    _clean()
+    # under this name nobody takes it for one that is not held
+    folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+    with ExitStack() as held:
+        with suppress(OSError):  # where there are no locks, nobody can have this one, and nobody removes it
+            held.enter_context(_held(folder))
+        folder = folder.rename(folder.with_name(folder.name[1:]))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """With the lock of `folder`; raises `BlockingIOError` where another process has it, `OSError` where none can be."""
+    if sys.platform == "win32":
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _clean() -> None:
+    if sys.platform == "win32":
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another's, held, or gone since
+            if folder.lstat().st_uid == os.getuid():
+                with _held(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
