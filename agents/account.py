@@ -14,8 +14,8 @@ import itertools
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pydantic import BaseModel, ConfigDict
 from agents.answer import Answer
 from tap_eval.measuring.ledger import Ledger, key
 from tap_eval.mistake import Mistake
+from tap_eval.sealed import Damage, mark_database, sealed, unsealed
+from tap_eval.storage import RUN, writing
 
 Price = tuple[float, float]
 """USD for a million tokens in, and for a million out"""
@@ -133,6 +135,8 @@ class Account(AbstractContextManager["Account"]):
         cache: Ledger | None = None,
         stopping: threading.Event | None = None,
     ) -> None:
+        """Raises `StorageMistake` where the file cannot be written, as every call then does."""
+        self._path = path or Path(":memory:")
         self._limits = limits or Limits()
         self._prices = prices or {}
         self._seconds = seconds
@@ -141,15 +145,17 @@ class Account(AbstractContextManager["Account"]):
         """set once no call is to begin"""
         self._ended = threading.Condition()
         self._in_flight: dict[int, float] = {}
-        self._database = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
-        self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_SCHEMA};")
-        for llm, price in self._prices.items():  # which may have become known since
-            self._database.execute(
-                "UPDATE calls SET reserved_cost = (reserved_in * :in + reserved_out * :out) / 1e6, "
-                "cost = coalesce(cost, (tokens_in * :in + tokens_out * :out) / 1e6) "
-                "WHERE llm = :llm AND sent AND reserved_cost IS NULL",
-                {"llm": llm, "in": price[0], "out": price[1]},
-            )
+        with writing(self._path, RUN):
+            self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {_SCHEMA};")
+            mark_database(self._database)
+            for llm, price in self._prices.items():  # which may have become known since
+                self._database.execute(
+                    "UPDATE calls SET reserved_cost = (reserved_in * :in + reserved_out * :out) / 1e6, "
+                    "cost = coalesce(cost, (tokens_in * :in + tokens_out * :out) / 1e6) "
+                    "WHERE llm = :llm AND sent AND reserved_cost IS NULL",
+                    {"llm": llm, "in": price[0], "out": price[1]},
+                )
 
     def __exit__(self, *_: object) -> None:
         with self._ended:
@@ -173,7 +179,7 @@ class Account(AbstractContextManager["Account"]):
 
     def keep(self, call: Call, answer: Answer) -> None:
         """Writes down an answer that was had for nothing."""
-        with self._ended:
+        with self._held():
             self._insert(call, sent=False, cost=0.0, answer=answer)
 
     def check(self) -> None:
@@ -189,27 +195,28 @@ class Account(AbstractContextManager["Account"]):
 
     def spent(self) -> Spent:
         """Everything sent so far; what has no end counts at its reservation."""
-        with self._ended:
+        with self._held():
             return self._spent()
 
     def answers(self) -> list[tuple[str, int, str, Answer]]:
         """Candidate, ordinal, language model and latest answer of every answered call of the search, in order."""
-        with self._ended:
+        with self._held():
             rows = self._database.execute(
                 "SELECT name, ordinal, llm, answer, max(id) FROM calls WHERE answer IS NOT NULL AND name NOT LIKE ? "
                 "GROUP BY name, ordinal ORDER BY name, ordinal",
                 (f"{CHAT}%",),
             ).fetchall()
-        return [(name, ordinal, llm, Answer.model_validate_json(answer)) for name, ordinal, llm, answer, _ in rows]
+        found = [(name, ordinal, llm, _answer(answer)) for name, ordinal, llm, answer, _ in rows]
+        return [(name, ordinal, llm, answer) for name, ordinal, llm, answer in found if answer]
 
     def _recorded(self, call: Call) -> Answer | None:
-        with self._ended:
+        with self._held():
             row = self._database.execute(
                 "SELECT answer FROM calls WHERE name = ? AND ordinal = ? AND request = ? AND answer IS NOT NULL "
                 "ORDER BY id DESC",
                 (call.name, call.ordinal, call.request),
             ).fetchone()
-        return Answer.model_validate_json(row[0]) if row else None
+        return _answer(row[0]) if row else None
 
     def _sent(self, call: Call, send: Callable[[], Answer]) -> Answer:
         row = self._reserve(call)
@@ -217,7 +224,7 @@ class Account(AbstractContextManager["Account"]):
         end: dict[str, Any] = {}
         try:
             answer = send()
-            end = {"answer": answer.model_dump_json(exclude_defaults=True)}
+            end = {"answer": _kept(answer)}
             if answer.tokens:
                 end |= {"tokens_in": answer.tokens[0], "tokens_out": answer.tokens[1]}
                 end["cost"] = self._cost(call.llm, *answer.tokens)
@@ -226,7 +233,7 @@ class Account(AbstractContextManager["Account"]):
             end = {"error": str(failed)} | ({"tokens_in": 0, "tokens_out": 0, "cost": 0.0} if failed.free else {})
             raise
         finally:
-            with self._ended:
+            with self._held():
                 del self._in_flight[row]
                 self._ended.notify_all()
                 columns = {"seconds": round(time.perf_counter() - started, 3), **end}
@@ -242,7 +249,7 @@ class Account(AbstractContextManager["Account"]):
         less than was reserved for them, and a run should not stop for want of what it has.
         """
         cost = self._cost(call.llm, call.tokens_in, call.tokens_out)
-        with self._ended:
+        with self._held():
             self._check_stopping()
             while not self._may(call, cost):
                 self._ended.wait(_PATIENCE)
@@ -250,6 +257,12 @@ class Account(AbstractContextManager["Account"]):
             row = self._insert(call, sent=True, cost=cost)
             self._in_flight[row] = cost or 0.0
             return row
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The database for one thread at a time; raises `StorageMistake`."""
+        with self._ended, writing(self._path, RUN):
+            yield
 
     def _may(self, call: Call, cost: float | None) -> bool:
         """Whether the call fits now; raises `LimitMistake` when it will not fit later either."""
@@ -280,7 +293,7 @@ class Account(AbstractContextManager["Account"]):
             "reserved_in": call.tokens_in,
             "reserved_out": call.tokens_out,
             "reserved_cost": cost,
-            "answer": answer and answer.model_dump_json(exclude_defaults=True),
+            "answer": answer and _kept(answer),
         }
         marks = ", ".join(f":{name}" for name in columns)
         statement = f"INSERT INTO calls ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
@@ -299,6 +312,18 @@ class Account(AbstractContextManager["Account"]):
 
 _PATIENCE = 0.5  # seconds between two looks whether the run is being stopped
 _FURTHER = "resume the run with a higher one to go on"
+
+
+def _kept(answer: Answer) -> str:
+    return sealed(answer.model_dump_json(exclude_defaults=True))
+
+
+def _answer(text: str) -> Answer | None:
+    """What `_kept` was given; None where that is not what is there any more, and is to be asked for again."""
+    try:
+        return Answer.model_validate_json(unsealed(text))
+    except Damage:
+        return None
 
 
 class Conversation:

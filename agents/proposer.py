@@ -43,6 +43,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
+from tap_eval.storage import trouble
 from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox, forbidden
 from tools.toolbox import Draft, make_tools
@@ -70,12 +71,14 @@ class Failures(AgentMiddleware[Any, Any, Any]):
 
 @contextmanager
 def naming_failures(next_step: str) -> Iterator[None]:
-    """Raises `ModelMistake` of whatever a call of a language model raises that is no sentence yet."""
+    """Raises `ModelMistake` of whatever a call of a language model raises that is no sentence yet, nor of the disk."""
     try:
         yield
     except (Mistake, Stopping):
         raise
     except Exception as error:
+        if trouble(error):
+            raise
         raise ModelMistake(f"the language model failed ({reason(error)}): see to it, then {next_step}.") from error
 
 

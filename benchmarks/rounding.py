@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import built, noise, settle
+from tap_eval.kept import Kept
 from tap_eval.measuring.measurer import Bounds
-from tap_eval.measuring.weights import Kept, RoundedWeights, one_thread_each
+from tap_eval.measuring.weights import RoundedWeights, one_thread_each
 from tap_eval.networks.collections import collected
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare

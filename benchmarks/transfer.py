@@ -41,11 +41,11 @@ def main() -> None:
         for opened in resources.benches:
             for budget in Budget.parse_all(chosen.budget):
                 bench = opened.at(budget)
-                print(f"\n{bench.name} at {budget.text}\n\n| allocation from | KL | top-1 | failed |\n|---|---|---|---|")
+                print(
+                    f"\n{bench.name} at {budget.text}\n\n| allocation from | KL | top-1 | failed |\n|---|---|---|---|"
+                )
                 for name in searches:
-                    found = [
-                        score(row["code"], [bench], resources.sandbox) for row in rows if row["from"] == name
-                    ]
+                    found = [score(row["code"], [bench], resources.sandbox) for row in rows if row["from"] == name]
                     allocated = [each.allocations[0] for each in found if not isinstance(each, Rejection)]
                     print(f"| {name} | {_told(bench, allocated)} | {len(found) - len(allocated)} |", flush=True)
                 for rule in baselines(bench, settings.seed):

@@ -20,10 +20,10 @@ import torch
 from tap_agent.paths import cache_folder
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.sources import open_source, split
+from tap_eval.kept import Kept
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
-from tap_eval.measuring.weights import Kept
 from tap_eval.networks.load import load_network
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.quantizer import Allocation

@@ -6,6 +6,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.baselines.baselines import RULES
 from tap_eval.images.images import Transform
 from tap_eval.proxies.features import METADATA, STATISTICS, TASK
+from tests.faults.plans import PLANS
 
 
 def filled(markdown: str) -> str:
@@ -56,6 +58,20 @@ def settings(model: type[BaseModel]) -> str:
         for name, field in model.model_fields.items()
     ]
     return _table(("in a config", "flag", "takes", "default", "what it is"), rows)
+
+
+def plans(kind: str) -> str:
+    """A line a plan: what goes wrong, the command, what it says, its exit code, and what is kept."""
+    rows = [
+        (each.what, f"`tap-agent {each.command}`", _said(each.sees), f"{each.exit.value} {each.exit.name.lower()}",
+         each.kept)
+        for each in PLANS if each.kind == kind
+    ]  # fmt: skip
+    return _table(("what goes wrong", "command", "it says", "exit code", "what is kept"), rows)
+
+
+def _said(part: str) -> str:
+    return part and f"… {part.replace('`', '')} …"
 
 
 def _flag(name: str, field: FieldInfo) -> str:
@@ -113,6 +129,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "statistics": _names(STATISTICS),
     "task": _names(TASK),
     "keys": keys,
+    **{f"plans {kind}": partial(plans, kind) for kind in dict.fromkeys(each.kind for each in PLANS)},
     "baselines": baselines,
 }
 

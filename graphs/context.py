@@ -18,6 +18,8 @@ FAILURES_SHOWN = 3
 THOUGHTS_SHOWN = 6
 TRIED_SHOWN = 8
 """of what was made of a parent, the latest"""
+_JUDGED_SHOWN = 256
+"""expressions from whose fitness that of others is foreseen, the latest: the time for it grows with their cube"""
 _LONGEST_LINE = 240
 """characters of a thought in a line"""
 
@@ -56,9 +58,10 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
     library = [asdict(outcome(candidates[name], candidates)) for name in state["population"][:THOUGHTS_SHOWN]]
     judged = {
         expression: each.fitness
-        for _, each in sorted(candidates.items())
+        for each in sorted(candidates.values(), key=lambda each: (each.generation, each.name))
         if each.fitness is not None and (expression := expression_of(each.code))
     }
+    judged = dict(list(judged.items())[-_JUDGED_SHOWN:])
     made: list[Job] = []
     for entry in state["plan"]:
         alike = [each["name"] for each in state["plan"] if _alike(each) == _alike(entry)]

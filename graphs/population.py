@@ -32,12 +32,15 @@ def library(candidates: Iterable[Candidate]) -> list[str]:
     One whose scores rank layers as those of a better one do has no place, unless places are left.
     """
     order = ranked({candidate.name: candidate for candidate in candidates}.values())
+    places = max(LEAST, -(-len(order) // 10))
     differing: list[Candidate] = []
     for candidate in order:
+        if len(differing) == places:
+            break
         if all(_likeness(candidate, other) < ALIKE for other in differing):
             differing.append(candidate)
     alike = [candidate for candidate in order if candidate not in differing]
-    return [candidate.name for candidate in [*differing, *alike][: max(LEAST, -(-len(order) // 10))]]
+    return [candidate.name for candidate in [*differing, *alike][:places]]
 
 
 def _likeness(one: Candidate, other: Candidate) -> float:

@@ -28,7 +28,7 @@ from graphs.state import TEMPLATES, Bits, Candidate, Generation, SearchInput, Se
 from tap_eval.measuring.bench import Bench
 from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Rejection
-from tools.evaluation import Known, Scored, tree_print
+from tools.evaluation import Known, Scored, score, tree_print
 from tools.toolbox import Draft
 
 _LATER = {"prints", "bits", "rho", "top1", "kl", "foretelling", "images", "dropped", "fitness"}
@@ -54,8 +54,8 @@ class Search:
     """The nodes of the graph over the agents and a benchmark set, which `open_proposer` supplies.
 
     `emit` is given every event as a JSON dict; `finish` is called once with the final state, its
-    candidates whole. `recall` gives the allocations of a candidate that an earlier session has
-    proposed, from the event that told of it.
+    candidates whole. `recall` gives the allocations of a candidate from the event that told of its
+    proposal, where that is on record: only those that the next steps look at are held here.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Search:
         settings: SearchSettings,
         emit: Callable[[dict[str, Any]], None],
         finish: Callable[[SearchState], None],
-        recall: Callable[[str], list[Bits]],
+        recall: Callable[[str], list[Bits] | None],
     ) -> None:
         self._open_proposer = open_proposer
         self.settings = settings
@@ -202,6 +202,8 @@ class Search:
         update, events = self._judged(state)
         for event in events:
             self.emit(event)
+        held = {*update["library"], *update["population"]}
+        self._allocations = {name: its for name, its in self._allocations.items() if name in held}
         return update
 
     def so_far(self, state: SearchState, proposed: Mapping[str, dict[str, Any]]) -> SearchState:
@@ -359,9 +361,16 @@ class Search:
     def _whole(self, candidate: Candidate) -> Candidate:
         if not candidate.bits:
             return candidate
-        if candidate.name not in self._allocations:
-            self._allocations[candidate.name] = self._recall(candidate.name)
-        return candidate.model_copy(update={"allocations": self._allocations[candidate.name]})
+        allocations = self._allocations.get(candidate.name) or self._recall(candidate.name) or self._again(candidate)
+        return candidate.model_copy(update={"allocations": allocations})
+
+    def _again(self, candidate: Candidate) -> list[Bits]:
+        """What the code of a candidate gives, which is what it gave when it was proposed."""
+        scored = score(candidate.code, self.benches, self.proposer.sandbox)
+        bits = [] if isinstance(scored, Rejection) else [Bits.of(allocation) for allocation in scored.allocations]
+        if [each.means() for each in bits] != candidate.bits:
+            raise RuntimeError(f"the code of {candidate.name} gives other bits than when it was proposed: {scored}")
+        return bits
 
     @staticmethod
     def _entry(index: int, template: Template, parents: list[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from prompts.expression import BOOSTS, CHANNEL, exponents, sorted_out, split
 from tap_eval.proxies.features import Inputs
@@ -103,6 +104,7 @@ def code_of(sentence: str) -> tuple[str, str]:
     )
 
 
+@lru_cache(4096)
 def expression_of(code: str) -> str | None:
     """The expression in code that `code_of` made, or None for any other code."""
     of_layers = re.search(r"\ndef score\(layer\):\n(?:    .+\n)+?    return (.+)\n", code)

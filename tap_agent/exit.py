@@ -37,4 +37,8 @@ class Exit(IntEnum):
     """a file of a network that cannot be written, or that is none"""
     BENCHMARK = 20
     """a file of measured allocations that cannot be made or read, or that is of another network"""
+    DAMAGED = 21
+    """a file that is not what was written: cut, changed, empty, or of a newer version"""
+    STORAGE = 22
+    """a disk that is full, or a folder that takes no files"""
     INTERRUPTED = 130

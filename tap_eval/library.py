@@ -19,9 +19,10 @@ from tap_eval.allocation.size import FLOAT, Size, packed_size
 from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import onnx
 from tap_eval.export.remaining import Remaining
+from tap_eval.kept import Kept
 from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.recorder import Recorder
-from tap_eval.measuring.weights import Kept, RoundedWeights, silent
+from tap_eval.measuring.weights import RoundedWeights, silent
 from tap_eval.mistake import ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare

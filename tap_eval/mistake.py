@@ -60,3 +60,19 @@ class ProxyMistake(Mistake):
     """A proxy that cannot be read, or that does not run."""
 
     kind = "proxy"
+
+
+class DamagedMistake(Mistake):
+    """A file that is not what was written: cut, changed, empty, or of a `newer` version."""
+
+    kind = "damaged"
+
+    def __init__(self, sentence: str, *, newer: bool = False) -> None:
+        super().__init__(sentence)
+        self.newer = newer
+
+
+class StorageMistake(Mistake):
+    """A disk that is full, or a folder that takes no files."""
+
+    kind = "storage"

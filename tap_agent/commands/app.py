@@ -6,6 +6,7 @@ torch and LangChain take seconds to import, so each command imports what it need
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -21,7 +22,8 @@ from tap_agent.commands.studio import studio
 from tap_agent.commands.table import table
 from tap_agent.commands.ui import ui
 from tap_agent.exit import Exit
-from tap_eval.mistake import Mistake
+from tap_eval.mistake import Mistake, StorageMistake
+from tap_eval.storage import RUN, trouble
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,12 +51,21 @@ app.command("doctor")(examine)
 
 
 def run_app() -> None:
-    """The program; a mistake is one sentence on stderr and an exit code."""
+    """The program; a mistake is one sentence on stderr and an exit code, and so is a disk that takes no more."""
     try:
         app()
     except Mistake as mistake:
-        from tap_agent.terminal.console import plain
+        _tell(mistake)
+    except Exception as error:
+        if (reason := trouble(error)) is None:
+            raise
+        path = getattr(error, "filename", None) or "a file"
+        _tell(StorageMistake(f"{path} cannot be written ({reason}): {RUN}."))
 
-        typer.secho("error: ", fg="red", nl=False, err=True)
-        typer.echo(plain(str(mistake)), err=True)
-        sys.exit(Exit[mistake.kind.upper()])
+
+def _tell(mistake: Mistake) -> NoReturn:
+    from tap_agent.terminal.console import plain
+
+    typer.secho("error: ", fg="red", nl=False, err=True)
+    typer.echo(plain(str(mistake)), err=True)
+    sys.exit(Exit[mistake.kind.upper()])

@@ -43,14 +43,21 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     **flags: Any,
 ) -> None:
-    """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown."""
+    """Continue a run from its last checkpoint, with other limits where given; one that has finished is shown.
+
+    Files of it that are not what was written are made anew where that can be, and named where it cannot.
+    """
     from tap_agent.paths import cache_folder
     from tap_agent.runs.folder import find
+    from tap_agent.runs.mending import mend
     from tap_agent.runs.tracking import Tracker, check
     from tap_agent.sessions.resources import Resources
-    from tap_agent.terminal.console import show_result
+    from tap_agent.terminal.console import err, show_result
 
     folder = find(run)
+    with folder.held():
+        for sentence in mend(folder):
+            err.print(sentence, markup=False)
     if (result := folder.result()) is not None and result.stopped is None:
         check(folder.settings().track)
         with Tracker(folder, folder.settings()) as tracker:
@@ -74,6 +81,7 @@ def _check(resources: Resources) -> None:
 
 def _search(folder: RunFolder, resources: Resources) -> None:
     from agents.account import LimitMistake
+    from tap_agent.runs.mending import check_calls
     from tap_agent.runs.tracking import Tracker
     from tap_agent.sessions.outcome import NoProxyMistake
     from tap_agent.sessions.search import search
@@ -82,6 +90,7 @@ def _search(folder: RunFolder, resources: Resources) -> None:
     from tap_agent.terminal.interrupt import interruptible
 
     settings = resources.settings
+    check_calls(folder)
     with folder.held(), interruptible(resources.stopping):
         try:
             with make_display(settings, folder.events()) as display, Tracker(folder, settings) as tracker:

@@ -13,17 +13,105 @@ import datetime
 import json
 import sqlite3
 import uuid
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tap_agent.runs.folder import RunFolder, runs
+from tap_eval import sealed
+from tap_eval.storage import RUN, writing
 
-SERDE = JsonPlusSerializer(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
+Keep = Literal["last", "all"]
+
+
+class _Sealed(JsonPlusSerializer):
+    """Seals what it writes, in the name of its type, and refuses what is not what was written."""
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        kind, content = super().dumps_typed(obj)
+        return f"{kind} {sealed.VERSION} {sealed.digest(content)}", content
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Raises `Damage`."""
+        kind, _, seal = data[0].partition(" ")
+        if seal and seal != f"{sealed.VERSION} {sealed.digest(data[1])}":
+            raise sealed.Damage("holds a step that is not what was written")
+        return super().loads_typed((kind, data[1]))
+
+
+SERDE = _Sealed(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
 """of checkpoints; those of the agents hold what they submit"""
+
+
+class Checkpoints(SqliteSaver):
+    """The steps of one search: the last alone, from which it goes on, or all.
+
+    All of them hold all candidates so far, so that they grow with the square of their number.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, keep: Keep) -> None:
+        super().__init__(connection, serde=SERDE)
+        self.path = path
+        self._keep = keep
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Raises `StorageMistake`."""
+        with writing(self.path, RUN):
+            written = super().put(config, checkpoint, metadata, new_versions)
+            if self._keep == "last" and not config["configurable"]["checkpoint_ns"]:
+                with self.cursor() as cursor:  # not by their order, which a clock may have given
+                    for table in ("checkpoints", "writes"):
+                        cursor.execute(f"DELETE FROM {table} WHERE checkpoint_id != ?", (checkpoint["id"],))  # noqa: S608
+        return written
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Raises `StorageMistake`."""
+        with writing(self.path, RUN):
+            super().put_writes(config, writes, task_id, task_path)
+
+
+@contextmanager
+def opened(path: Path, keep: Keep = "all") -> Iterator[Checkpoints]:
+    """The checkpoints in the database at `path`; raises `StorageMistake` where it cannot be written."""
+    with ExitStack() as held:
+        with writing(path, RUN):
+            connection = held.enter_context(closing(sqlite3.connect(path, check_same_thread=False, timeout=60)))
+            saver = Checkpoints(path, connection, keep)
+            saver.setup()
+            sealed.mark_database(connection)
+        yield saver
+
+
+def check(path: Path, next_step: str) -> None:
+    """Raises `DamagedMistake`, with `next_step`, unless the last steps in a database can be gone on with."""
+    sealed.check_database(path, next_step)
+    threads = query(path, "SELECT DISTINCT thread_id FROM checkpoints WHERE checkpoint_ns = ''")
+    if not threads:
+        return
+    try:
+        with opened(path) as saver:
+            for (thread,) in threads:
+                saver.get_tuple({"configurable": {"thread_id": thread, "checkpoint_ns": ""}})
+    except (ValueError, NotImplementedError, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.Error) and not sealed.is_damage(error):
+            raise
+        raise sealed.damaged(path, error, next_step) from error
+
+
 _OTHERS = """
 WITH RECURSIVE branch(id) AS (
     VALUES (:checkpoint)
@@ -45,12 +133,9 @@ class Tip(NamedTuple):
 
 def fork(origin: RunFolder, checkpoint: str) -> RunFolder:
     """A new run beside `origin`, which has come as far as that checkpoint of it."""
-    folder = RunFolder.unused(origin.path.with_name(f"{origin.name}-fork"), origin.settings())
-    with (
-        closing(sqlite3.connect(origin.checkpoints)) as source,
-        SqliteSaver.from_conn_string(str(folder.checkpoints)) as saver,
-    ):
-        saver.serde = SERDE
+    place = origin.path.with_name(f"{origin.name}-fork")
+    folder = RunFolder.unused(place, origin.settings({"keep_checkpoints": "all"}))
+    with closing(sqlite3.connect(origin.checkpoints)) as source, opened(folder.checkpoints) as saver:
         source.backup(saver.conn)
         known = {"checkpoint": checkpoint}
         saver.conn.execute(_OTHERS, known)

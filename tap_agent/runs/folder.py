@@ -1,6 +1,7 @@
 """A run's folder: its config, checkpoints, events, proxies, result and report.
 
-Files are written whole or not at all, and a folder belongs to one process at a time.
+Files are written whole or not at all, and sealed where they are read back (see `tap_eval.sealed`); a folder belongs to
+one process at a time.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
-from graphs.state import Bits
+from graphs.state import Bits, Candidate
 from tap_agent.paths import RUNS
+from tap_agent.runs import events
 from tap_agent.runs.result import Result
 from tap_agent.settings.model import Settings
-from tap_agent.settings.read import Given, dump, read_settings, read_yaml
+from tap_agent.settings.read import Given, dump, mapping, read_settings
+from tap_eval import sealed
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
+from tap_eval.storage import RUN, settle, writing
 
 NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
 _BEFORE = {"rounding": "nearest", "sums": "float", "worth": "accuracy", "second_budget": False}
 """what runs did before there were such settings, which are all in the configs of later ones"""
+_OUT = "make room there, or give another --out"
 
 
 class RunMistake(Mistake):
@@ -54,7 +60,8 @@ class RunFolder:
         """A new folder at `path`; raises `RunMistake` when something is there already."""
         make_parent(path)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
-            (Path(fresh) / "config.yaml").write_text(dump(settings))
+            with writing(path, _OUT):
+                _put_sealed(Path(fresh) / "config.yaml", dump(settings))
             (Path(fresh) / "proxies").mkdir()
             try:
                 path.mkdir()
@@ -76,6 +83,26 @@ class RunFolder:
     def name(self) -> str:
         """The folder's own name."""
         return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The settings with which it was started."""
+        return self.path / "config.yaml"
+
+    @property
+    def outcome(self) -> Path:
+        """The result, which is there once the run has ended."""
+        return self.path / "result.json"
+
+    @property
+    def log_of_events(self) -> Path:
+        """The events, a line each."""
+        return self.path / "events.jsonl"
+
+    @property
+    def mends(self) -> str:
+        """The next step where a file of it is damaged."""
+        return f"`tap-agent resume {self.path}` writes it anew"
 
     @property
     def checkpoints(self) -> Path:
@@ -114,17 +141,19 @@ class RunFolder:
         return self.path / "log.txt"
 
     def settings(self, flags: Mapping[str, Any] = MappingProxyType({})) -> Settings:
-        """The resolved config with which the run was started, with `flags` over it; raises `ConfigMistake`."""
+        """The resolved config with which the run was started, with `flags` over it.
+
+        Raises `ConfigMistake`, and `DamagedMistake` of a config that is not what was written.
+        """
         return read_settings(self.given, flags)
 
     @property
     def given(self) -> Given:
-        """What its config says, and what its version did where there was no such setting."""
-        config = self.path / "config.yaml"
-        values = read_yaml(config)
+        """What its config says, and what its version did where there was no such setting; raises as `settings`."""
+        values = mapping(sealed.read(self.config, self.mends), self.config)
         if "worth" not in values and values.get("controller") == "ratio":
             values["controller"] = "paper"
-        return Given(config, _BEFORE | values)
+        return Given(self.config, _BEFORE | values)
 
     @contextmanager
     def held(self, patience: float = 0.2) -> Iterator[None]:
@@ -166,40 +195,38 @@ class RunFolder:
         return min(found, default=None)
 
     def record(self, event: dict[str, Any]) -> None:
-        """Appends one event, and keeps the proxy of a proposal that lives as a file of its own."""
-        stamped = {"at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"), **event}
-        with self._writing, (self.path / "events.jsonl").open("ab+") as file:
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
-                file.write(b"\n")  # after a line that a crash cut short
-            file.write(json.dumps(stamped).encode() + b"\n")
+        """Appends one event, and keeps the proxy of a proposal that lives as a file of its own.
+
+        Raises `StorageMistake` where that cannot be written.
+        """
+        with self._writing:
+            events.append(self.log_of_events, event)
         if event["event"] in ("proposed", "refined") and not event["failure"]:
             proxy = Proxy(event["thought"], event["code"])
             write(self.path / "proxies" / f"{event['name']}.py", as_file(proxy))
 
     def events(self) -> list[dict[str, Any]]:
-        """Every event so far; lines that a crash cut short are left out."""
-        path = self.path / "events.jsonl"
-        found: list[dict[str, Any]] = []
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-            with suppress(json.JSONDecodeError):
-                event = json.loads(line)
-                if isinstance(event, dict) and {"event", "at"} <= event.keys():
-                    found.append(event)
-        return found
+        """Every event so far; lines that are not what was written are left out."""
+        return events.read(self.log_of_events)
 
     def identity(self) -> str:
         """Tells this run from all others, its forks too, and stays when the folder is moved; raises `RunMistake`."""
-        events = self.events()
-        lines = [event["line"] for event in events if "line" in event]
-        threads = [event["thread"] for event in events if "thread" in event]
+        told = self.events()
+        lines = [event["line"] for event in told if "line" in event]
+        threads = [event["thread"] for event in told if "thread" in event]
         if not lines and not threads:
             raise RunMistake(f"{self.path} does not say which run it is: its events.jsonl tells of no start.")
         return str(lines[-1] if lines else threads[0])
 
-    def allocations(self, name: str) -> list[Bits]:
-        """Those of a candidate that the run has proposed, one a network."""
-        proposals = [event for event in self.events() if event["event"] == "proposed" and event["name"] == name]
-        return [Bits.model_validate(bits) for bits in proposals[-1]["allocations"]]
+    def allocations(self) -> dict[str, list[Bits]]:
+        """Those of each candidate whose proposal is on record, one a network."""
+        proposed = {event["name"]: event["allocations"] for event in self.events() if event["event"] == "proposed"}
+        return {name: [Bits.model_validate(bits) for bits in its] for name, its in proposed.items()}
+
+    def refinements(self) -> list[Candidate]:
+        """What conversations made of the candidates, as far as that is on record."""
+        found = {event["name"]: event for event in self.events() if event["event"] == "refined"}
+        return [Candidate.model_validate(event) for event in found.values()]
 
     def finished(self) -> Result:
         """What the run has come to; raises `RunMistake` when that is nothing yet."""
@@ -216,26 +243,11 @@ class RunFolder:
 
     def seconds(self) -> float:
         """Time spent on the run, without the pauses between its sessions."""
-        total, started, last = 0.0, None, None
-        for event in self.events():
-            if event["event"] in ("refined", "forked"):  # these come at any time after
-                continue
-            at = datetime.datetime.fromisoformat(event["at"])
-            if event["event"] in ("started", "resumed"):
-                started = at
-            if started and last and started != at:
-                total += (at - last).total_seconds()
-            last = at
-        return total
+        return events.seconds(self.events())
 
     def measured(self) -> int:
-        """Values that all sessions of the run had to measure, by the counter on their events."""
-        sessions = [0]
-        for event in self.events():
-            if event["event"] in ("started", "resumed"):
-                sessions.append(0)
-            sessions[-1] = max(sessions[-1], event.get("measured", 0))
-        return sum(sessions)
+        """Values that all sessions of the run had to measure."""
+        return events.measured(self.events())
 
     def save(self, result: Result, best: dict[str, Any], page: str | None, replay: str) -> None:
         """Writes the best allocation, the report if there is one, the replay, and last the result, which marks the run
@@ -244,17 +256,25 @@ class RunFolder:
         write(self.path / "replay.jsonl", replay)
         if page is not None:
             write(self.report, page)
-        write(self.path / "result.json", result.model_dump_json(indent=1))
+        write_sealed(self.outcome, result.model_dump_json(indent=1))
 
     def extend(self, result: Result, page: str) -> None:
         """Writes a result to which a conversation has added, and its report."""
         write(self.report, page)
-        write(self.path / "result.json", result.model_dump_json(indent=1))
+        write_sealed(self.outcome, result.model_dump_json(indent=1))
 
     def result(self) -> Result | None:
-        """The result of a run that has finished, or that a limit has stopped."""
-        path = self.path / "result.json"
-        return Result.model_validate_json(path.read_text()) if path.exists() else None
+        """The result of a run that has finished, or that a limit has stopped; raises `DamagedMistake`."""
+        return read_result(self.outcome, self.mends) if self.outcome.exists() else None
+
+
+def read_result(path: Path, next_step: str) -> Result:
+    """The result in a file; raises `DamagedMistake`, with `next_step`, where it is not what was written."""
+    text = sealed.read(path, next_step)
+    try:
+        return Result.model_validate_json(text)
+    except ValidationError as error:
+        raise sealed.damaged(path, sealed.Damage("holds no result"), next_step) from error
 
 
 @contextmanager
@@ -304,15 +324,27 @@ def check_file(path: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces the file at `path` at once."""
+    """Replaces the file at `path` at once; raises `StorageMistake`."""
     with replacing(path) as fresh:
         fresh.write_text(text)
+
+
+def write_sealed(path: Path, text: str) -> None:
+    """The same with text that is read back, which no loss of power takes away again."""
+    with replacing(path) as fresh:
+        _put_sealed(fresh, text)
+    settle(path.parent)
+
+
+def _put_sealed(path: Path, text: str) -> None:
+    path.write_text(sealed.sealed(text))
+    settle(path)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what takes the place of the file at `path`, at once and as soon as it is written."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
+    with writing(path, RUN), tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
         yield Path(fresh) / path.name
         os.replace(Path(fresh) / path.name, path)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from graphs import population
 from graphs.state import Candidate, Generation
-from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.folder import RunFolder, read_result
 from tap_agent.runs.result import History, NetworkRecord, Result
 
 State = Literal["starting", "running", "stopping", "interrupted", "stopped", "finished", "unreadable"]
@@ -40,8 +40,8 @@ def overview(folder: RunFolder, held: bool | None = None) -> Overview:
     """A run in a line; `held` is whether a process writes it, where that is known."""
     try:
         ended = None
-        if (result := folder.path / "result.json").exists():
-            ended = _ended(folder.path, result.stat().st_mtime_ns)
+        if folder.outcome.exists():
+            ended = _ended(folder.path, folder.outcome.stat().st_mtime_ns)
             if ended.state == "finished":
                 return ended
         if folder.is_held() if held is None else held:
@@ -53,7 +53,7 @@ def overview(folder: RunFolder, held: bool | None = None) -> Overview:
 
 @lru_cache(4096)
 def _ended(path: Path, changed: int) -> Overview:
-    result = _finished(path / "result.json", changed)
+    result = _finished(path, changed)
     return _overview(RunFolder(path), "stopped" if result.stopped else "finished", result)
 
 
@@ -73,15 +73,16 @@ def _overview(folder: RunFolder, state: State, history: History) -> Overview:
 
 def read(folder: RunFolder, live: bool = False) -> History:
     """The result of a run that has ended, else what its events tell; of a `live` one, those in any case."""
-    result, events = folder.path / "result.json", folder.path / "events.jsonl"
-    if result.exists() and not live:
-        return _finished(result, result.stat().st_mtime_ns)
+    events = folder.log_of_events
+    if folder.outcome.exists() and not live:
+        return _finished(folder.path, folder.outcome.stat().st_mtime_ns)
     return _so_far(folder.path, events.stat().st_size if events.exists() else 0)
 
 
 @lru_cache(8)
 def _finished(path: Path, changed: int) -> Result:
-    return Result.model_validate_json(path.read_text())
+    folder = RunFolder(path)
+    return read_result(folder.outcome, folder.mends)
 
 
 @lru_cache(8)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from agents import account as calls
@@ -21,8 +20,9 @@ from graphs.judge import Judge
 from graphs.refinement import Refinement, Run, start
 from graphs.state import Candidate
 from tap_agent.report import html
-from tap_agent.runs.checkpoints import SERDE
+from tap_agent.runs import checkpoints
 from tap_agent.runs.folder import RunFolder, RunMistake
+from tap_agent.runs.mending import check_calls
 from tap_agent.runs.result import Result
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import NetworkSettings, Settings
@@ -32,6 +32,7 @@ from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import Scored
 
 _PATIENCE = 10.0  # seconds that accepting waits for another conversation which accepts
+_LOST = "put it back from a copy, or move it away: what was said is then lost, and what was accepted is in the run"
 
 
 class NameMistake(Mistake):
@@ -60,18 +61,19 @@ class Conversation(AbstractContextManager["Conversation"]):
     """Sends what the person says, and gives back the answer while it comes; goes on where it was."""
 
     def __init__(self, folder: RunFolder, proxy: str, resources: Resources) -> None:
-        """`proxy` is the name of a living candidate; raises `NameMistake`.
+        """`proxy` is the name of a living candidate; raises `NameMistake`, and `DamagedMistake` of the run's files.
 
         The settings of `resources` are to be `unlimited`.
         """
+        checkpoints.check(folder.conversations, _LOST)
+        check_calls(folder)
         candidate = pick(folder.finished(), proxy)
         name = candidate.name
         self._folder = folder
         self._start = start(candidate)
         self._held = ExitStack()
         self._account = self._held.enter_context(resources.account(folder.calls))
-        self._saver = self._held.enter_context(SqliteSaver.from_conn_string(str(folder.conversations)))
-        self._saver.serde = SERDE
+        self._saver = self._held.enter_context(checkpoints.opened(folder.conversations))
         self._refinement = make_refinement(folder, name, resources, self._account)
         self._graph = self._refinement.graph().compile(checkpointer=self._saver)
         self._thread = str(uuid.uuid5(uuid.NAMESPACE_URL, f"tap-agent:{folder.identity()}/{name}"))

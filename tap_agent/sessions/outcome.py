@@ -82,7 +82,7 @@ def conclude_run(
             "spent": account.spent(),
             "stopped": stopped,
             "test_reads": sum(event["event"] == "measuring the table" for event in folder.events()),
-            "refinements": before.refinements if before else [],
+            "refinements": before.refinements if before else folder.refinements(),
         }
     )
     best = result.candidate(result.best)

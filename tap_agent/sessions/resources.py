@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
@@ -196,15 +195,14 @@ class Resources(AbstractContextManager["Resources"]):
             self.benchmark  # noqa: B018
             self.sandbox  # noqa: B018
 
-    def account(self, path: Path, seconds: float = 0.0) -> Account:
-        """The account in the file at `path`, of a run that has taken `seconds` before."""
+    def account(self, path: Path, seconds: Callable[[], float] = float) -> Account:
+        """The account in the file at `path`, of a run that has taken so many `seconds`."""
         settings = self.settings
-        started = time.monotonic()
         return Account(
             path,
             Limits(settings.max_cost, settings.max_calls, settings.max_minutes),
             priced(self.models, settings.prices),
-            lambda: seconds + time.monotonic() - started,
+            seconds,
             Ledger(self.cache / "answers.sqlite") if settings.cache_llm else None,
             self.stopping,
         )

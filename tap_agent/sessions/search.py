@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import StateSnapshot
 
 from agents.account import Account, LimitMistake
+from agents.proposer import Proposer
 from graphs.search import Search
-from graphs.state import SearchState
-from tap_agent.runs.checkpoints import SERDE
+from graphs.state import Bits, SearchState
+from tap_agent.runs.checkpoints import opened, tip_of
 from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.runs.result import Result
 from tap_agent.sessions.outcome import conclude_run, network_record
 from tap_agent.sessions.resources import Resources
+from tap_agent.settings.fields import flagged
 from tap_agent.settings.model import Settings
 from tap_eval.benchmark.benchmark import read
+from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BenchmarkMistake
 
 Listener = Callable[[dict[str, Any]], None]
@@ -43,12 +47,12 @@ def search(folder: RunFolder, resources: Resources, listen: Listener, brief: boo
     settings = resources.settings
     with (
         SearchSession(lambda: folder, resources, listen, brief) as session,
-        SqliteSaver.from_conn_string(str(folder.checkpoints)) as checkpointer,
+        opened(folder.checkpoints, settings.keep_checkpoints) as checkpointer,
     ):
-        checkpointer.serde = SERDE
         compiled = session.machine.graph().compile(checkpointer=checkpointer)
-        known = next(checkpointer.list(None, limit=1), None)
-        thread = known.config["configurable"]["thread_id"] if known else str(uuid.uuid4())
+        known, before_it = tip_of(folder), folder.events()
+        begun = (event["thread"] for event in before_it if "thread" in event)
+        thread = known.thread if known else next(begun, str(uuid.uuid4()))
         config: RunnableConfig = {
             "configurable": {"thread_id": thread},
             "recursion_limit": _MOST_STEPS,
@@ -60,7 +64,7 @@ def search(folder: RunFolder, resources: Resources, listen: Listener, brief: boo
                 f"{folder.path} was begun by an earlier version, whose steps this one cannot go on with: begin anew by "
                 f"`tap-agent run --config {folder.path / 'config.yaml'}`."
             )
-        session.emit(first_event("resumed" if known else "started", thread, settings, folder.events()))
+        session.emit(first_event("resumed" if known else "started", thread, settings, before_it))
         try:
             compiled.invoke(None if known else {}, config, durability="sync")
         except LimitMistake as limit:
@@ -76,9 +80,19 @@ def first_event(
 ) -> dict[str, Any]:
     """The event with which each session of a run begins, `before` which were those of earlier ones.
 
-    Raises `BenchmarkMistake` where these judged by other measured allocations than are in the file now.
+    Raises `RunMistake` where the run began with other settings, but for those that resuming takes, and
+    `BenchmarkMistake` where it judged by other measured allocations than are in the file now.
     """
-    event = {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed}
+    own = settings.model_dump(mode="json")
+    began: dict[str, Any] = next((each["settings"] for each in before if "settings" in each), {})
+    may_change = {setting.name for setting in flagged("resume")}
+    for name in began.keys() & own.keys() - may_change:
+        if began[name] != own[name]:
+            raise RunMistake(
+                f"the run began with {name} = {began[name]!r}, and its config.yaml has {own[name]!r}: put that back, "
+                "or begin anew with `tap-agent run`."
+            )
+    event = {"event": kind, "thread": thread, "llm": settings.llm, "seed": settings.seed, "settings": own}
     if settings.given is None:
         return event
     given = read(settings.given).about.rows
@@ -87,6 +101,29 @@ def first_event(
             f"{settings.given} holds other allocations than when the run began: put that file back, or begin anew."
         )
     return {**event, "given": given}
+
+
+def check_same(before: Sequence[Mapping[str, Any]], benches: Sequence[Bench]) -> None:
+    """Raises `RunMistake` where a network or its images are others than events of `before` tell."""
+    contents = {each["network"]: each["content"] for each in before if "content" in each}
+    for bench in benches:
+        own = content_of(bench)
+        for what, was in contents.get(bench.name, {}).items():
+            if own[what] != was:
+                raise RunMistake(
+                    f"{bench.name} has other {what} than when the run began ({own[what][:8]}, and not {was[:8]}): put "
+                    "those back, or begin anew with `tap-agent run`."
+                )
+
+
+def content_of(bench: Bench) -> dict[str, str]:
+    """Names what a network is measured with, the same on every machine."""
+    splits = bench.splits
+    return {
+        "weights": bench.weights_digest,
+        "calibration images": splits.calibrations[0].digest,
+        "search images": splits.search.digest,
+    }
 
 
 class SearchSession(AbstractContextManager["SearchSession"]):
@@ -103,14 +140,17 @@ class SearchSession(AbstractContextManager["SearchSession"]):
         self._held = ExitStack()
         self._opening = threading.Lock()
         self._opened: Account | None = None
+        self._began = time.monotonic()
+        self._recorded: tuple[int, dict[str, list[Bits]]] = 0, {}
+        """the size of the events when they were read, and the allocations that they told of"""
         self.result: Result | None = None
         """what the session has come to"""
         self.machine = Search(
-            lambda: resources.proposer(self._account()),
+            self._proposer,
             resources.search_settings(),
             self.emit,
             self._conclude,
-            lambda name: folder().allocations(name),
+            self._recall,
         )
 
     def __exit__(self, *_: object) -> None:
@@ -123,8 +163,9 @@ class SearchSession(AbstractContextManager["SearchSession"]):
             event = {
                 **event,
                 "record": network_record(bench, bench not in self._resources.benches).model_dump(mode="json"),
+                "content": content_of(bench),
             }
-        event = {**event, "measured": self._resources.ledger.measured}
+        event = {**event, "measured": self._resources.ledger.measured, "elapsed": round(self._seconds(), 3)}
         self._folder().record(event)
         self._listen(event)
 
@@ -142,9 +183,28 @@ class SearchSession(AbstractContextManager["SearchSession"]):
             self._folder(), self._resources, state, self.emit, self._account(), stopped, self._brief
         )
 
+    @cached_property
+    def _before(self) -> float:
+        """Seconds that the run took before this session."""
+        return self._folder().seconds()
+
+    def _seconds(self) -> float:
+        """That the run has taken, by a clock that nobody sets."""
+        return self._before + time.monotonic() - self._began
+
+    def _proposer(self) -> Proposer:
+        check_same(self._folder().events(), self._resources.benchmark)
+        return self._resources.proposer(self._account())
+
+    def _recall(self, name: str) -> list[Bits] | None:
+        """The allocations of a candidate, where its proposal is on record."""
+        size = self._folder().log_of_events.stat().st_size
+        if name not in self._recorded[1] and self._recorded[0] != size:
+            self._recorded = size, self._folder().allocations()
+        return self._recorded[1].get(name)
+
     def _account(self) -> Account:
         with self._opening:
             if self._opened is None:
-                folder = self._folder()
-                self._opened = self._held.enter_context(self._resources.account(folder.calls, folder.seconds()))
+                self._opened = self._held.enter_context(self._resources.account(self._folder().calls, self._seconds))
             return self._opened

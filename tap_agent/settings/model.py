@@ -181,6 +181,9 @@ MODEL@URL, or MODEL at --base-url; several as A=2,B=1; replay:FILE."""
     allowance: int | None = Field(None, ge=0)
     """Measurements that an agent may ask for. Unset, 3 where search images times multiply-accumulates of an image are \
 below 1e12, about ten seconds of a CPU core, and else 1."""
+    keep_checkpoints: Annotated[Literal["last", "all"], Flag(SEARCH, "run resume", usage=True)] = "last"
+    """Which steps of the search stay in its folder: the last, from which it goes on, or all, which Studio can go back \
+to. All of them hold all candidates so far, and grow with the square of their number."""
     executor: Annotated[Literal["local", "ray"], Flag(SEARCH, "run apply resume", usage=True)] = "local"
     """Where allocations are measured."""
     address: Annotated[str | None, Flag(SEARCH, "run apply resume")] = None

@@ -61,9 +61,16 @@ def read_settings(config: Path | Given | None, flags: Mapping[str, Any]) -> Sett
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises `ConfigMistake`."""
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigMistake(f"the config {path} cannot be read ({error}): give an existing YAML file.") from error
+    return mapping(text, path)
+
+
+def mapping(text: str, path: Path) -> dict[str, Any]:
+    """The mapping in the text of a YAML file; raises `ConfigMistake`."""
+    try:
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigMistake(f"the config {path} is not YAML ({' '.join(str(error).split())}).") from error
     if values is None:

@@ -86,8 +86,11 @@ class RunWriter:
 
 
 def begin(folder: Path, thread: str, given: Mapping[str, Any]) -> RunWriter:
-    """A new search under `folder`, with the settings that are `given`; raises `ConfigMistake`."""
-    settings = read_settings(None, given)
+    """A new search under `folder`, with the settings that are `given`; raises `ConfigMistake`.
+
+    All of its steps are kept, which Studio goes back to.
+    """
+    settings = read_settings(None, {**given, "keep_checkpoints": "all"})
     first = first_event("started", thread, settings)
     place = folder / usual_path(settings).name
     return RunWriter(thread, settings, lambda: RunFolder.unused(place, settings), first, begun=False)

@@ -34,7 +34,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "generation": ("index", "best", "mean", *TEMPLATES, "died"),
 }
 """what the line of an event says, in this order; of other events, everything but `_UNTOLD`"""
-_UNTOLD = {"event", "thread", "measured", "record", "given"}
+_UNTOLD = {"event", "thread", "measured", "elapsed", "record", "content", "given", "settings"}
 
 
 class Display(Protocol):

@@ -23,6 +23,7 @@ from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.accuracy import Accuracy, Measurement
 from tap_eval.measuring.digest import of_network, of_weights
 from tap_eval.measuring.full_precision import FullPrecision
@@ -33,7 +34,7 @@ from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
 from tap_eval.measuring.stages import STAGES, stages
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Advance, Kept, rounding_errors, silent
+from tap_eval.measuring.weights import Advance, rounding_errors, silent
 from tap_eval.mistake import ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare

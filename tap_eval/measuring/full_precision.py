@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from tap_eval.kept import Kept
 from tap_eval.measuring.job import SplitName
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.measuring.weights import Kept
 
 
 class FullPrecision:
@@ -34,7 +34,10 @@ class FullPrecision:
                 self._ledger.recall(name, lambda: self._made(split, name))
                 if split not in self._held:  # computed before; what was kept may be gone
                     found = self._kept.recall(name)
-                    self._held[split] = found["logits"] if found else self._compute(split)
+                    if found:
+                        self._held[split] = found["logits"]
+                    else:
+                        self._made(split, name)
             return self._held[split]
 
     def _made(self, split: SplitName, name: str) -> list[int]:

@@ -20,12 +20,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from tap_eval.mistake import DamagedMistake
+from tap_eval.sealed import check_database, digest, mark_database
+from tap_eval.storage import CACHE, writing
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (key TEXT PRIMARY KEY, value TEXT, digest TEXT, lease TEXT)
 """
 """`lease` is another text with each renewal, and none once there is a value; `digest` is of key and value"""
 _LEASE_SECONDS = 10.0
-_DAMAGED = ("not a database", "malformed", "encrypted")
 Value = TypeVar("Value")
 
 
@@ -43,14 +46,16 @@ def key(*parts: object) -> str:
 
 
 def _digest(key: str, value: str) -> str:
-    return hashlib.sha256(f"{key} {value}".encode()).hexdigest()[:16]
+    return digest(f"{key} {value}".encode())
 
 
 class Ledger:
     """A table of measurements in one SQLite file, safe for threads and processes."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises `StorageMistake` where there can be no file at `path`, and `DamagedMistake` of a newer version's."""
+        with writing(path, CACHE):
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.measured = 0
         """how many values this object had to compute"""
@@ -140,22 +145,17 @@ class Ledger:
     def _begin(self) -> None:
         """Makes the table where there is none; a file that is damaged is put aside, for what is in it can be measured
         again."""
+        aside = self.path.with_name(f"{self.path.name}.damaged")
         try:
-            with self._database() as database:
-                (sound,) = database.execute("PRAGMA quick_check(1)").fetchone()
-                if sound != "ok":
-                    raise sqlite3.DatabaseError("malformed pages")
-                database.execute(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            if not any(word in str(error) for word in _DAMAGED):
+            check_database(self.path, f"it is {aside.name} now, and all is measured anew")
+        except DamagedMistake as mistake:
+            if mistake.newer:
                 raise
-            aside = self.path.with_name(f"{self.path.name}.damaged")
             self.path.replace(aside)
-            warnings.warn(
-                f"{self.path} is damaged ({error}): it is {aside.name} now, and all is measured anew", stacklevel=3
-            )
-            with self._database() as database:
-                database.execute(_SCHEMA)
+            warnings.warn(str(mistake), stacklevel=3)
+        with self._database() as database:
+            database.execute(_SCHEMA)
+            mark_database(database)
 
     def _write(self, statement: str, *values: object) -> None:
         with self._database() as database:
@@ -164,6 +164,6 @@ class Ledger:
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         """A connection of its own, committed at the end: threads share nothing."""
-        with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
+        with writing(self.path, CACHE), closing(sqlite3.connect(self.path, timeout=60)) as database, database:
             database.execute("PRAGMA synchronous=FULL")
             yield database

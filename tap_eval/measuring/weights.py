@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tap_eval.device import CPU, on
+from tap_eval.kept import Kept
 from tap_eval.measuring.ledger import key
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
@@ -38,42 +34,6 @@ Advance = Callable[[str, int, int], None]
 
 def silent(_: str, __: int, ___: int) -> None:
     """Tells nobody."""
-
-
-class Kept:
-    """Tensors in files, each named by its content; without a folder nothing is kept."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-
-    def recall(self, name: str) -> dict[str, Tensor] | None:
-        """What is kept under `name`; None where nothing is, or a file that cannot be read."""
-        path = self._path(name)
-        if path is None or not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                return {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118 it is no mapping
-        except (SafetensorError, OSError):  # cut off, or damaged: it is made anew
-            return None
-
-    def holds(self, name: str) -> bool:
-        """Whether something is kept under `name`, which may yet turn out to be damaged."""
-        path = self._path(name)
-        return path is not None and path.exists()
-
-    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Writes them, whole or not at all."""
-        path = self._path(name)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        save_file({each: tensor.cpu().contiguous() for each, tensor in tensors.items()}, partial)
-        os.replace(partial, path)
-
-    def _path(self, name: str) -> Path | None:
-        return self.folder and self.folder / name[:2] / f"{name}.safetensors"
 
 
 class RoundedWeights:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tap_eval.images.sources import digits
+from tap_eval.kept import Kept
 
 VERSION = 1
 """Names the trained weights in the cache: raise it when the network or its training changes."""
@@ -46,15 +45,13 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, gro
 
 
 def load_digits_cnn(cache: Path) -> DigitsCNN:
-    """The trained network, from `cache` or trained there once (about 10 s)."""
-    path = cache / f"digits-cnn-v{VERSION}.pt"
+    """The trained network, from `cache` or trained there once (about 10 s); raises `StorageMistake`."""
+    kept, name = Kept(cache / "networks"), f"digits-cnn-v{VERSION}"
     network = DigitsCNN()
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, suffix=".pt", delete=False) as file:
-            torch.save(_train(DigitsCNN()).state_dict(), file)
-        os.replace(file.name, path)
-    network.load_state_dict(torch.load(path, weights_only=True))
+    if (weights := kept.recall(name)) is None:
+        weights = _train(DigitsCNN()).state_dict()
+        kept.keep(name, weights)
+    network.load_state_dict(weights)
     return network.eval()
 
 

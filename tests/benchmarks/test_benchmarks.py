@@ -45,6 +45,7 @@ COMMANDS = {
     ),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
+    "soak": (["soak.py", "--candidates", "16"], "| 16 | "),
     "workers": (["workers.py", "--network", "digits", "--images", "digits", *SMALL, "--jobs", "3"], "two workers"),
     "seeds": (
         ["seeds.py", "tiny.yaml", "--seeds", "1", "--out", "seeds.jsonl"],
@@ -89,6 +90,14 @@ def test_a_run_that_measured_everything_is_raced_again(tmp_path: Path, run: Call
     )
     subprocess.run([sys.executable, "-m", "tap_agent", "run", "--config", "tiny.yaml", "--out", "ended"], check=True)
     assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "ended"])
+
+
+def test_a_run_that_is_killed_twice_comes_to_what_it_would_have_come_to(run: Callable[[list[str]], str]) -> None:
+    settings = ["--population", "2", "--generations", "1", "--search", "60", "--test", "60", "--draws", "1"]
+    command = ["kills.py", "--times", "1", "--", *settings, "--baselines", "uniform", "--llm", REPLAY]
+    with pytest.raises(SystemExit) as ended:
+        run(command)
+    assert ended.value.code == 0
 
 
 def test_controllers_are_compared_by_measured_allocations(tmp_path: Path, run: Callable[[list[str]], str]) -> None:

@@ -58,9 +58,9 @@ class Run:
         proposer = Proposer(LanguageModel("scripted", url), [bench], sandbox, allowance=allowance)
         self.search = Search(lambda: proposer, settings, self.emit, self.final.append, self.recall)
 
-    def recall(self, name: str) -> list[Bits]:
-        (proposed,) = [event for event in self.before if event["event"] == "proposed" and event["name"] == name]
-        return [Bits.model_validate(bits) for bits in proposed["allocations"]]
+    def recall(self, name: str) -> list[Bits] | None:
+        told = [each for each in (*self.before, *self.events) if each["event"] == "proposed" and each["name"] == name]
+        return [Bits.model_validate(bits) for bits in told[-1]["allocations"]] if told else None
 
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)

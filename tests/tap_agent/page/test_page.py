@@ -29,7 +29,7 @@ from tap_agent.page.searches import Searches
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.progress import of_events
 from tap_agent.serving.address import listen
-from tap_agent.settings.model import Settings
+from tap_agent.settings.model import NetworkSettings, Settings
 from tests.agents.scripted import Answer, ChatServer, tool_call
 from tests.tap_agent.page.conftest import Site
 from tests.tap_agent.program import tap
@@ -254,9 +254,7 @@ def test_one_folder_that_cannot_be_read_leaves_the_others(
     for name in ("theirs", "events", "result", "nested"):
         assert f"/runs/{name}" in page
         assert client.get(f"/runs/{name}").status_code == 200
-    marked = RunFolder.create(theirs.with_name("marked"), Settings())
-    text_of = (marked.path / "config.yaml").read_text()
-    (marked.path / "config.yaml").write_text(text_of.replace("network: digits", 'network: "[/x]\\e]0;owned\\a"'))
+    RunFolder.create(theirs.with_name("marked"), Settings(networks=(NetworkSettings(network="[/x]\x1b]0;owned\x07"),)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
         assert tap("list", str(theirs.parent)) == Exit.OK

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+import pytest
+import yaml
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import empty_checkpoint
+
+from tap_agent.runs.checkpoints import opened, query
 from tap_agent.runs.folder import RunFolder
 from tap_agent.settings.model import Settings
+from tap_eval import sealed
 
 
 def test_the_time_of_a_run_is_that_of_its_sessions(tmp_path: Path) -> None:
@@ -16,3 +24,42 @@ def test_the_time_of_a_run_is_that_of_its_sessions(tmp_path: Path) -> None:
     lines = [json.dumps({"event": event, "at": f"2026-01-{day}+00:00"}) for event, day in days.items()]
     (folder.path / "events.jsonl").write_text("\n".join(lines))
     assert folder.seconds() == 15
+
+
+def test_no_clock_on_the_wall_makes_the_time_of_a_run(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", Settings())
+    days = {"started": 9, "judged": 2, "finished": 4}  # it was put back by a week, then on by two days
+    lines = [{"event": event, "at": f"2026-01-{day:02d}T10:00:00+00:00"} for event, day in days.items()]
+    (folder.path / "events.jsonl").write_text("\n".join(map(json.dumps, lines[:2])))
+    assert folder.seconds() == 0
+    told = [{**line, "elapsed": place} for place, line in enumerate(lines)]
+    (folder.path / "events.jsonl").write_text("\n".join(map(json.dumps, told)))
+    assert folder.seconds() == 2
+
+
+def test_what_is_sealed_differs_from_everything_that_a_bit_makes_of_it() -> None:
+    for text in ('{"a": 1}', '{\n "a": 1\n}', "a: 1\nb: 2\n"):
+        whole = sealed.sealed(text)
+        assert sealed.unsealed(whole) == text
+        assert yaml.safe_load(whole).items() >= yaml.safe_load(text).items()
+        for place, bit in itertools.product(range(len(whole)), range(7)):
+            changed = f"{whole[:place]}{chr(ord(whole[place]) ^ 1 << bit)}{whole[place + 1 :]}"
+            with pytest.raises(sealed.Damage):
+                sealed.unsealed(changed)
+        for end in range(1, len(whole)):
+            with pytest.raises(sealed.Damage):
+                sealed.unsealed(whole[:end])
+    assert sealed.unsealed("of: before\n") == "of: before\n"
+
+
+def test_a_run_holds_its_last_step_alone_whatever_the_clock_says_unless_all_are_to_be_kept(tmp_path: Path) -> None:
+    ids = ["1f0a0000-0000-6000-8000-000000000002", "1f0a0000-0000-6000-8000-000000000001"]
+    for keep, kept in (("last", ids[1:]), ("all", sorted(ids))):
+        path = tmp_path / f"{keep}.sqlite"
+        with opened(path, keep) as saver:
+            for each in ids:
+                config: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+                at = saver.put(config, {**empty_checkpoint(), "id": each}, {}, {})
+                saver.put_writes(at, [("channel", each)], "task")
+        for table in ("checkpoints", "writes"):
+            assert [row for (row,) in query(path, f"SELECT checkpoint_id FROM {table} ORDER BY 1")] == kept

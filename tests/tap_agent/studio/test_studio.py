@@ -80,7 +80,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[St
         patch.chdir(folder)
         patch.setenv("TAP_CACHE", str(cache))
         arguments = ["run", *SMALL, "--llm", "scripted", "--base-url", model.url, "--seed", "5", "--out", "runs/first"]
-        assert tap(*arguments) == Exit.OK
+        assert tap(*arguments, "--keep-checkpoints", "all") == Exit.OK
         program = [sys.executable, "-m", "tap_agent", "studio", "--port", "0", "--no-browser"]
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
         with subprocess.Popen(  # in a session of its own, so that it hears the interrupt of a background job too

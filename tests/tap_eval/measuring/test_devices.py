@@ -15,13 +15,13 @@ from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.device import CPU, DeviceMistake
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.devices import spread_over
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Kept
 from tap_eval.networks.digits import DigitsCNN
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.integer import Unfit

@@ -97,7 +97,7 @@ def test_a_damaged_file_is_put_aside_and_all_is_measured_anew(tmp_path: Path, da
             "flipped": whole[:5000] + b"\xff" * 5000 + whole[10000:],
         }[damage]
     )
-    with pytest.warns(UserWarning, match="is damaged .* all is measured anew"):
+    with pytest.warns(UserWarning, match="is not what was written .* all is measured anew"):
         again = Ledger(path)
     assert again.recall("key 7", lambda: 8) == 8
     assert path.with_name("ledger.sqlite.damaged").exists()

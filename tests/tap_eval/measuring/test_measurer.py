@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
-from tap_eval.measuring.weights import Kept
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization import integer
 from tap_eval.quantization.calibration import calibrate

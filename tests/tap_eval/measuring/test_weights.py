@@ -14,10 +14,11 @@ from torch import nn
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
-from tap_eval.measuring.weights import Kept, RoundedWeights
+from tap_eval.measuring.weights import RoundedWeights
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import calibrate, groups_of

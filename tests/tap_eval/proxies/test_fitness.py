@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+from scipy.stats import spearmanr
 
 from tap_eval.proxies.fitness import FitnessWeights, fitness, novelty, rank_correlation
 
@@ -16,5 +19,9 @@ def test_fitness_is_equation_6() -> None:
 def test_ranks_and_novelty() -> None:
     assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) == 0
+    rng = random.Random(0)
+    for _ in range(50):
+        scores, errors = ([rng.choice((rng.random(), 0.5)) for _ in range(9)] for _ in range(2))
+        assert rank_correlation(scores, errors) == float(spearmanr(scores, errors)[0])  # to the last digit
     assert novelty([[1, 2, 3]], []) == 1
     assert novelty([[1, 2, 3]], [[[3, 2, 1]]]) == pytest.approx(0)
