@@ -15,8 +15,9 @@ from torch import nn
 
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Images, Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.ledger import key
-from tap_eval.measuring.weights import Advance, Kept, silent
+from tap_eval.measuring.weights import Advance, silent
 from tap_eval.preparing.distilling import STEPS, VERSION, distilled
 from tap_eval.preparing.outputs import find_output
 

@@ -18,7 +18,6 @@ import torch
 
 from tap_eval.device import CPU, alone, on, out_of_memory
 from tap_eval.images.images import Images, Splits
-from tap_eval.kept import Kept
 from tap_eval.measuring.devices import brought
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one

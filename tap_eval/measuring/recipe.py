@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tap_eval.measuring.weights import Kept
+from tap_eval.kept import Kept
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.ranges import RangeRule
 from tap_eval.quantization.rounding import Rounding
