@@ -25,6 +25,7 @@ from tap_eval.benchmark.benchmark import Benchmark, read
 from tap_eval.device import CPU, DeviceMistake, chosen, found
 from tap_eval.images.images import room_in
 from tap_eval.images.sources import open_source, split
+from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.devices import spread_over
@@ -33,7 +34,7 @@ from tap_eval.measuring.job import Measures
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Advance, Kept, silent
+from tap_eval.measuring.weights import Advance, silent
 from tap_eval.mistake import BenchmarkMistake
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights, Worth

@@ -13,10 +13,11 @@ from torch import nn
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import Images, Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.accuracy import mean_kl
 from tap_eval.measuring.distilled import DistilledDraws, calibrated_on
 from tap_eval.measuring.recipe import Bounds
-from tap_eval.measuring.weights import Kept, RoundedWeights, silent
+from tap_eval.measuring.weights import RoundedWeights, silent
 from tap_eval.mistake import ImagesMistake
 from tap_eval.networks.digits import DigitsCNN
 from tap_eval.preparing.distilling import distilled, statistics_loss
