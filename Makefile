@@ -13,7 +13,7 @@ run: .venv/ready
 	$(BIN)/tap-agent run --budget 2.5bit --bits 2,3,4,8
 
 test: .venv/tested
-	TAP_SCREENSHOTS=artefacts $(BIN)/python -m pytest -q
+	TAP_SCREENSHOTS=artefacts $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/tested
 	$(BIN)/ruff check .
