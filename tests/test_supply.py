@@ -48,7 +48,7 @@ def test_weights_are_read_without_running_what_they_say() -> None:
                 assert given.get("weights_only") == "True", f"{path}:{call.lineno}"
                 seen += 1
             assert "get_state_dict" not in name, f"{path}:{call.lineno} unpickles torchvision's file in full"
-    assert seen >= 2
+    assert seen
 
 
 def test_nothing_is_unpickled() -> None:
