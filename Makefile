@@ -29,12 +29,12 @@ lock: .venv/tested
 
 # whether the least releases that pyproject.toml admits install together and pass; TESTS=FOLDER takes some tests alone
 TESTS ?= tests
+LEAST := .venv-lowest/bin/uv pip install --python .venv-lowest
 lowest:
-	$(PYTHON) .ci/lowest.py > lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --upgrade "pip>=25.1"
-	.venv-lowest/bin/python -m pip install --constraint lowest.txt --group dev --editable '.[onnx]'
-	.venv-lowest/bin/python -m pip install --no-deps --require-hashes --requirement embedded.txt
+	.venv-lowest/bin/python -m pip install --quiet uv
+	$(LEAST) --resolution lowest-direct --editable '.[onnx]' --group dev
+	$(LEAST) --no-deps --require-hashes --requirement embedded.txt
 	.venv-lowest/bin/python -m pytest -q $(TESTS)
 
 # known weaknesses of what constraints.txt holds

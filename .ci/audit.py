@@ -44,8 +44,12 @@ def verdict(said: str, errors: str) -> tuple[int, str]:
         for each in report["dependencies"]
         for finding in each.get("vulns", [])
     ]
+    unknown = [each for each in report["dependencies"] if "skip_reason" in each]
+    if unknown and len(unknown) == len(report["dependencies"]):
+        return 0, f"Nothing was checked: where packages come from here knows none ({unknown[0]['skip_reason']})."
     if not weak:
-        return 0, f"No known weakness in {len(report['dependencies'])} packages."
+        known = len(report["dependencies"]) - len(unknown)
+        return 0, f"No known weakness in {known} packages; {len(unknown)} could not be checked."
     next_step = "Take a mended release and `make lock`, or accept it in .ci/accepted with a day and a reason."
     return 1, "\n".join([*weak, next_step])
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import secrets
 import tokenize
+from collections.abc import Sequence
 
+_NAMES = "{name} = BaseException, Exception, type"
 _GUARD = """
-{name} = BaseException, Exception, type
 try:
 {body}
  pass
@@ -23,17 +24,23 @@ except {name}[0] as {name}_error:
 """
 
 
-def guarded(code: str, most: int) -> str:
-    """`code` as a statement of which an exception has no text of more than `most` characters, beside its names.
+def guarded(feeds: Sequence[str], most: int) -> list[str]:
+    """`feeds`, one after another, as statements of which no exception has a text of more than `most` characters.
 
-    Its lines are moved in, but for those that begin within a string. The names that the guard needs are not known to
-    the code, which could give another meaning to those that are. Raises `SyntaxError` of code that cannot be read.
+    The names that the guard needs are taken before the first, and under one that code cannot know: it could give
+    another meaning to those that it knows. Raises `SyntaxError` of code that cannot be read.
     """
+    name = f"_{secrets.token_hex(8)}"
+    statements = [_GUARD.format(body=_moved_in(feed), name=name, most=most) for feed in feeds]
+    return [_NAMES.format(name=name) + statements[0], *statements[1:]]
+
+
+def _moved_in(code: str) -> str:
+    """`code` one level further in, but for lines that begin within a string."""
     lines = re.split("\r\n|\r|\n", code)
     try:
         tokens = list(tokenize.generate_tokens(iter([line + "\n" for line in lines]).__next__))
     except tokenize.TokenError as error:
         raise SyntaxError(error.args[0]) from error
     inside = {row for token in tokens for row in range(token.start[0], token.end[0])}
-    body = "\n".join(line if row in inside else f" {line}" for row, line in enumerate(lines))
-    return _GUARD.format(body=body, name=f"_{secrets.token_hex(8)}", most=most)
+    return "\n".join(line if row in inside else f" {line}" for row, line in enumerate(lines))

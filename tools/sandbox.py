@@ -301,7 +301,7 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
     def run(self, code: str, call: str, inputs: Mapping[str, JSON]) -> JSON | Rejection:
         """See `Sandbox.run`. All of it, conversions included, ends within a second of `limits.seconds`."""
         try:
-            feeds = [guarded(each, LONGEST_MESSAGE) for each in (code, f"_result = {call}")]
+            feeds = guarded([code, f"_result = {call}"], LONGEST_MESSAGE)
         except SyntaxError as error:
             return Rejection(Failure.UNPARSABLE, f"{error.msg}.")
         found, left = self._fed(feeds, inputs, self.limits.seconds)

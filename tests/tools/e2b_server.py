@@ -78,7 +78,7 @@ class E2BServer(ThreadingHTTPServer):
         """The events of one execution: what was printed, an error if it failed, and the count."""
         pipe = subprocess.PIPE
         process = subprocess.Popen(
-            [sys.executable, "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            [sys.executable, "-S", "-"], stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
         self._running.append(process)
         try:
