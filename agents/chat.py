@@ -24,8 +24,9 @@ from agents.account import CallFailed, Conversation
 from agents.answer import REASONING, Answer
 from agents.connection import loop
 from agents.parameters import Parameter, Refused, accepted, named, without
-from agents.reading import NOTES, REFUSAL, Garbled, read, redacted, regular, spoken
+from agents.reading import NOTES, REFUSAL, Garbled, read, regular, spoken
 from tap_eval.mistake import Mistake
+from tools.keys import redacted
 
 TRIES = 3
 _NOTHING = "(no answer)"
@@ -181,8 +182,8 @@ class MeteredChat(ChatOpenAI):
 
     def _answer(self, message: AIMessage, tools: Collection[str]) -> Answer:
         """The record of what was said, without the key: from here on it is kept, in logs, caches and replays."""
-        fields = {name: redacted(value, self._secret) for name, value in message}
-        return read(message.model_copy(update=fields), tools)
+        said = read(message, tools).model_dump(mode="json")
+        return Answer.model_validate(redacted(said, self._secret))
 
     def _get_request_payload(
         self,

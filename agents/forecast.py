@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -70,10 +71,13 @@ def _points(expressions: Sequence[str], networks: Sequence[Sequence[_Layer]]) ->
     """Logarithms of the scores that `expressions` give, (E, D), up to a factor; of each network the layers, from their
     mean, then the channels of each layer, from theirs. A squared distance is a mean over layers, beside which channels
     count by `_OF_CHANNELS`."""
-    powers = [exponents(expression) for expression in expressions]
+    powers = [_exponents(expression) for expression in expressions]
     keys = sorted({key for each in powers for key in each})
     columns = [np.concatenate([_logarithms(key, layers) for layers in networks]) for key in keys]
     return np.array([[each.get(key, 0.0) for key in keys] for each in powers]) @ np.array(columns)
+
+
+_exponents = lru_cache(4096)(exponents)  # all but a few are asked for again with the next candidate
 
 
 def _logarithms(key: str, layers: Sequence[_Layer]) -> np.ndarray:

@@ -26,8 +26,6 @@ REFUSAL = "refusal"
 """Under this name a server gives the words of a model that refuses."""
 NOTES = "notes"
 """Under this name a message has in its metadata what the user is to know of how it was asked for."""
-SHORTEST_SECRET = 8
-"""characters of a key that is looked for in what its server says: "none" and "local" are keys too, and words"""
 _ENDINGS: dict[str, Ending] = {
     **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "cut"),
     **dict.fromkeys(("content_filter", "safety", "recitation", "sensitive", "blocklist"), "filtered"),
@@ -62,21 +60,6 @@ _Written = Iterator[tuple[int, int, str, dict[str, Any]]]
 
 class Garbled(Exception):
     """What a server sent is no answer."""
-
-
-def redacted(value: Any, secret: str) -> Any:
-    """`value`, plain data, with `***` wherever a text holds `secret`; one that may be a common word is let stand."""
-    if len(secret) < SHORTEST_SECRET:
-        return value
-    match value:
-        case str():
-            return value.replace(secret, "***")
-        case dict():
-            return {redacted(name, secret): redacted(each, secret) for name, each in value.items()}
-        case list():
-            return [redacted(each, secret) for each in value]
-        case _:
-            return value
 
 
 def read(message: AIMessage, tools: Collection[str] = ()) -> Answer:

@@ -30,11 +30,9 @@ def trouble(error: BaseException) -> str | None:
     if isinstance(error, sqlite3.Error):
         return str(error) if getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE else None
     code = error.errno if isinstance(error, OSError) else None
-    if (
-        code is None
-        and type(error).__name__ == "SafetensorError"
-        and (found := re.search(r"os error (\d+)", str(error)))
-    ):
+    if code == errno.ENOENT and "temporary directory" in str(error):  # Python has tried to write to each
+        return "no folder takes temporary files"
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
         code = int(found[1])
     return os.strerror(code) if code is not None and code in _FULL | _REFUSED else None
 

@@ -31,6 +31,7 @@ from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as Machine  # pyright: ignore[reportMissingTypeStubs]
 
 from tap_eval.proxies.proxy import LONGEST_MESSAGE, Failure, Rejection
+from tools.keys import redacted
 from tools.sandbox import JSON, Limits, SandboxError, plain, too_many
 
 _IDLE = 600  # seconds that a machine outlives its last run
@@ -224,12 +225,12 @@ class E2BSandbox(AbstractContextManager["E2BSandbox"]):
         except Exception as error:
             self.close()
             raise _Lost(self._told(error)) from error
-        return self._outcome(said.replace(self._key, "***").partition(marker)[2].strip())
+        return self._outcome(redacted(said, self._key).partition(marker)[2].strip())
 
     def _told(self, error: Exception) -> str:
         """What went wrong, in a line without the key."""
-        words = " ".join(f"{type(error).__name__}: {error}"[:LONGEST_MESSAGE].split())
-        return words.replace(self._key, "***")[:200]
+        words = str(redacted(f"{type(error).__name__}: {error}", self._key))
+        return " ".join(words[:LONGEST_MESSAGE].split())[:200]
 
     def _alive(self) -> Machine | None:
         """The machine, kept for another ten minutes, unless it has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -38,6 +39,7 @@ from tap_eval.measuring.weights import Advance, silent
 from tap_eval.mistake import BenchmarkMistake
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights, Worth
+from tap_eval.storage import writing
 from tools.sandbox import MontySandbox, Sandbox, SandboxError
 from tools.toolbox import allowance_for
 
@@ -178,7 +180,8 @@ class Resources(AbstractContextManager["Resources"]):
             from tools.e2b import E2BSandbox
 
             return self._held.enter_context(E2BSandbox())
-        return self._held.enter_context(MontySandbox())
+        with writing(Path(tempfile.gettempdir()), "make room there, or point TMPDIR at a folder that takes files"):
+            return self._held.enter_context(MontySandbox())
 
     @cached_property
     def models(self) -> Models:

@@ -184,7 +184,7 @@ PLANS = [
          Exit.DAMAGED, "measurements.sqlite was written by a newer version of tap-agent", WHOLE),
     # disks
     Plan("disks", "the disk is full when a run begins", full, "run --out new", Exit.STORAGE,
-         "new cannot be written (File too large): make room there, or give another --out", "nothing is left of it"),
+         "cannot be written (File too large): make room there, or point TMPDIR at", "nothing is left of it"),
     Plan("disks", "the disk is full while a run goes on", full, RESUME, Exit.STORAGE, "cannot be written", AGAIN,
          then=RESUME),
     Plan("disks", "the disk of the cache is full", forgotten(full), APPLY, Exit.STORAGE,

@@ -38,7 +38,7 @@ def check(snippet: Snippet, sandbox: Sandbox) -> None:
     started = time.monotonic()
     with taking_at_most(MEMORY):
         found = ended(snippet, sandbox)
-    assert found.failure in (*snippet.ends, Failure.TIMEOUT), found
+    assert found.failure in (*snippet.ends, Failure.TIMEOUT), found  # its second may be too short on a loaded machine
     assert 0 < len(found.message) <= LONGEST_MESSAGE
     assert found.message.isprintable()
     assert time.monotonic() - started < HANGING
