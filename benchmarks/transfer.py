@@ -34,8 +34,10 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--budget", required=True)
     chosen = parser.parse_args()
-    rows = [json.loads(line) for line in chosen.seeds.read_text().splitlines()]
-    searches = list(dict.fromkeys(row["from"] for row in rows if "code" in row))
+    searches: dict[str, list[str]] = {}
+    for row in map(json.loads, chosen.seeds.read_text().splitlines()):
+        if "code" in row:
+            searches.setdefault(row["from"], []).append(row["code"])
     settings = opening(read_settings(chosen.config, {}), 1)
     with Resources(settings, cache_folder()) as resources:
         for opened in resources.benches:
@@ -44,8 +46,8 @@ def main() -> None:
                 print(
                     f"\n{bench.name} at {budget.text}\n\n| allocation from | KL | top-1 | failed |\n|---|---|---|---|"
                 )
-                for name in searches:
-                    found = [score(row["code"], [bench], resources.sandbox) for row in rows if row["from"] == name]
+                for name, codes in searches.items():
+                    found = [score(code, [bench], resources.sandbox) for code in codes]
                     allocated = [each.allocations[0] for each in found if not isinstance(each, Rejection)]
                     print(f"| {name} | {_told(bench, allocated)} | {len(found) - len(allocated)} |", flush=True)
                 for rule in baselines(bench, settings.seed):
