@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from tap_agent.runs.result import Row
 from tap_agent.sessions.apply import opening, own_entry
@@ -126,12 +127,14 @@ def _protocol(settings: Settings, bench: Bench) -> str:
         if each.flag.panel == BITS and each.name not in _TOLD
         if (value := getattr(settings, each.name)) != each.field.default
     )
+    kind, _, where = bench.splits.name.partition(":")
+    images = Path(where).name if where else kind
     draws = f"{settings.calibration_draws} draws of {settings.calibration_images} calibration images"
     return (
         f"quantized after training, {draws}, "
         f"bits {{{', '.join(map(str, settings.bits))}}}, inputs {{{', '.join(map(str, settings.activation_bits))}}}, "
         f"rounding {settings.rounding}{', finished' if settings.finish else ''}, first and last layer {ends}, {others}"
-        f"{len(bench.splits.test):,} test images of {bench.splits.name}"
+        f"{len(bench.splits.test):,} test images of {images}"
     )
 
 
