@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,20 @@ from tap_eval.export.extra import onnx
 from tap_eval.export.remaining import Remaining
 from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.recorder import Recorder
+from tap_eval.measuring.task import Attention
 from tap_eval.measuring.weights import Kept, RoundedWeights, silent
 from tap_eval.mistake import ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
-from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.prepared import Prepared, attending
 from tap_eval.proxies.features import Features, describe, describe_task
 from tap_eval.proxies.proxy import Rejection, checked_scores
 from tap_eval.proxies.published import NAMES, module
-from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.calibration import calibrate, calibrate_operands
 from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import Unfit
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
+from tap_eval.quantization.ranges import RangeRule
 from tap_eval.quantization.sums import NONE, Sums, SumsIn, ranged, ranges
 
 Sensitivity = Callable[[list[Features], Features], Any]
@@ -87,6 +89,8 @@ def quantize(
     bits: Sequence[int] = (2, 3, 4, 8),
     finished: bool = True,
     sums: SumsIn = "int8",
+    activation_ranges: RangeRule = "minmax",
+    attention_activations: Attention = "off",
 ) -> Quantized:
     """`network`, a classifier in eval mode, within `budget`, as in "4bit", "87%", "0.5MB" or "1.2GBOPs".
 
@@ -95,19 +99,24 @@ def quantize(
     own, the name of a published proxy, or "uniform". Weights get some of `bits`, inputs of layers
     8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8"
     what is added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it;
-    a network whose steps cannot be recorded keeps it in float32, of which a warning tells. Raises
+    a network whose steps cannot be recorded keeps it in float32, of which a warning tells.
+    `activation_ranges` is how ranges of activations are chosen from the images; with
+    `attention_activations` "8" what attention multiplies is in 8 bits too. Raises
     `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
     """
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])
-    carried = _sums(prepared, images) if sums == "int8" else None
+    prepared = attending(prepared) if attention_activations == "8" else prepared
+    carried = _sums(prepared, images, activation_ranges) if sums == "int8" else None
     between = ranged(carried.recorded(prepared.batch), prepared.modules) if carried else NONE
+    between = replace(between, own=between.own + len(prepared.operands))
     limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left, between), Choices(tuple(bits))
     check_feasible(prepared.layers, choices, limit)
     allocation = _allocated(rule, prepared, images, choices, limit)
-    seen = calibrate(prepared, images)
+    seen = calibrate(prepared, images, activation_ranges)
+    operands = calibrate_operands(prepared, images, activation_ranges)
     weights = RoundedWeights(prepared, images, seen, "gptq", choices.weights, [], Kept(None), bounds.moments, silent)
     integers = [partial(weights, layer.index) for layer in prepared.layers]
-    quantized = QuantizedNetwork(prepared, seen, integers, carried)
+    quantized = QuantizedNetwork(prepared, seen, integers, carried, operands)
     quantized.choose(allocation)
     if finished:
         dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
@@ -116,11 +125,12 @@ def quantize(
     return Quantized(quantized, allocation, size, images)
 
 
-def _sums(prepared: Prepared, images: Tensor) -> Sums | None:
+def _sums(prepared: Prepared, images: Tensor, rule: RangeRule) -> Sums | None:
     """What is needed to round what travels between layers; None where steps cannot be recorded."""
     recorded = Recorder(prepared, images)
     try:
-        return Sums(ranges(recorded(prepared.batch), prepared.modules, images), recorded)
+        program = recorded(prepared.batch)
+        return Sums(ranges(program if rule == "minmax" else recorded(1), prepared.modules, images, rule), recorded)
     except Unfit as reason:
         warnings.warn(f"sums between layers stay in float32, since {reason}", stacklevel=3)
         return None

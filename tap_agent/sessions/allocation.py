@@ -60,6 +60,14 @@ class AllocatedBetween(BetweenRecord):
     zero_point: int
 
 
+class AllocatedOperand(BaseModel):
+    """An operand of a product of two activations that is in 8 bits."""
+
+    name: str
+    scale: float
+    zero_point: int
+
+
 class _Split(BaseModel):
     count: int
     digest: str
@@ -86,6 +94,7 @@ class AllocatedNetwork(BaseModel):
     network: str
     layers: tuple[AllocatedLayer, ...]
     between: tuple[AllocatedBetween, ...] = ()
+    operands: tuple[AllocatedOperand, ...] = ()
     test: MeasuredTop1 | None = None
     weights_digest: str | None = None
     images: _Images | None = None

@@ -12,7 +12,7 @@ from tap_agent.runs.folder import RunFolder, find
 from tap_agent.sessions.allocation import AllocatedLayer, AllocatedNetwork, read_allocation
 from tap_eval.allocation.size import INPUT, packed_size
 from tap_eval.export import pt2, safetensors
-from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
+from tap_eval.export.description import BetweenDescription, Description, LayerDescription, described_operand, made
 from tap_eval.export.extra import onnx
 from tap_eval.mistake import ExportMistake
 from tap_eval.quantization.quantizer import Affine, Allocation
@@ -72,7 +72,7 @@ def _of_file(path: Path) -> list[Inspected]:
 
 def _described(network: AllocatedNetwork, provenance: dict[str, str]) -> Description:
     bytewise = {layer.name for layer in network.layers if layer.activation_bits == 8}
-    told = network.model_dump(mode="json", exclude={"layers", "between", "in_float32"}, exclude_unset=True)
+    told = network.model_dump(mode="json", exclude={"layers", "between", "operands", "in_float32"}, exclude_unset=True)
     return Description(
         form="an allocation, without weights",
         layers=tuple(map(_layer, network.layers)),
@@ -86,7 +86,8 @@ def _described(network: AllocatedNetwork, provenance: dict[str, str]) -> Descrip
                 Affine(each.scale, each.zero_point, 8).range,
             )
             for each in network.between
-        ),
+        )
+        + tuple(described_operand(each.name, Affine(each.scale, each.zero_point, 8)) for each in network.operands),
     )
 
 

@@ -78,6 +78,7 @@ def allocated(chosen: Chosen, *, scales: bool) -> dict[str, Any]:
         "measured_on": bench.measured_on(chosen.allocation),
         "layers": _layers(chosen, scales),
         "between": _between(chosen.network),
+        "operands": _operands(chosen.network),
         "in_float32": {
             "share": row.in_float,
             "tensors": [
@@ -139,6 +140,12 @@ def _between(network: QuantizedNetwork) -> list[dict[str, Any]]:
     ]
 
 
+def _operands(network: QuantizedNetwork) -> list[dict[str, Any]]:
+    """Those of products of two activations that are in 8-bit integers."""
+    pairs = zip(network.prepared.operands, network.operands, strict=True)
+    return [{"name": name, "scale": affine.scale, "zero_point": affine.zero_point} for name, affine in pairs]
+
+
 def about(chosen: Chosen) -> dict[str, Any]:
     """What a file for a runtime says of itself: nothing of the machine or the day that it was made on."""
     row, images = chosen.row, _images(chosen.bench)
@@ -152,6 +159,8 @@ def about(chosen: Chosen) -> dict[str, Any]:
         "test": row.test.model_dump(),
         "weight_bits": row.bits,
         "weights_digest": chosen.bench.weights_digest,
+        "activation_ranges": chosen.bench.task.ranges,
+        "attention_activations": "8" if chosen.bench.prepared.operands else "off",
         "measured_on": chosen.bench.measured_on(chosen.allocation),
         "versions": versions(),
     }

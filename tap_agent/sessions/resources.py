@@ -29,11 +29,12 @@ from tap_eval.images.sources import open_source, split
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.devices import spread_over
+from tap_eval.measuring.distilled import DISTILLED, DistilledDraws, calibrated_on
 from tap_eval.measuring.job import Measures
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Advance, silent
+from tap_eval.measuring.weights import Advance, Kept, silent
 from tap_eval.mistake import BenchmarkMistake
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights, Worth
@@ -113,14 +114,17 @@ class Resources(AbstractContextManager["Resources"]):
             settings.rounding,
             settings.finish,
             settings.sums,
+            settings.activation_ranges,
+            settings.attention_activations,
         )
         loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
         notes = loaded.notes
         if loaded.transform and not network.transform:
             notes += (f"{name} gets images as its weights want them: {loaded.transform}",)
+        made = network.calibration == DISTILLED
         splits = split(
             open_source(network.images, network.classes),
-            calibration=open_source(network.calibration, network.classes) if network.calibration else None,
+            calibration=open_source(network.calibration, network.classes) if network.calibration and not made else None,
             seed=settings.seed,
             draws=settings.calibration_draws,
             count=settings.calibration_images,
@@ -130,12 +134,19 @@ class Resources(AbstractContextManager["Resources"]):
             room=room_in(self.cache, settings.images_mib * 2**20),
             network=loaded.network,
         )
+        advance: Advance = lambda what, done, of: self.watch(what, done, of)  # noqa: E731 which is set later
+        if made:
+            draws = DistilledDraws(
+                loaded.network, splits.search, settings.calibration_images, settings.calibration_draws, settings.seed,
+                Kept(self.cache / "distilled"), network.output, advance, device,
+            )  # fmt: skip
+            splits = calibrated_on(splits, draws)
         bounds = Bounds(
             settings.batch, settings.packed_mib * 2**20, settings.features_mib * 2**20, settings.moments_mib * 2**20
         )
         return Bench(
             name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
-            notes=notes, advance=lambda what, done, of: self.watch(what, done, of), device=device,
+            notes=notes, advance=advance, device=device,
         )  # fmt: skip
 
     @cached_property

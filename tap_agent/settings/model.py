@@ -66,7 +66,7 @@ class NetworkSettings(_Model):
     images: Annotated[str, Flag(NETWORK, "run apply", label="Images", common=True)] = "digits"
     """digits, parquet:FILE, imagefolder:DIR or cifar10:DIR."""
     calibration: Annotated[str | None, Flag(NETWORK, "run apply", label="Calibration images", common=True)] = None
-    """Image source of the calibration images, if not --images."""
+    """Image source of the calibration images, if not --images; distilled are made of noise, by batch normalization."""
     classes: Annotated[Path | None, Flag(NETWORK, "run apply", label="Classes")] = None
     """File of the names of all classes in the order of the network's outputs, in place of the images' own order."""
     search: Annotated[int | None, Flag(NETWORK, "run apply", label="Search images")] = Field(None, ge=1)
@@ -122,6 +122,14 @@ class Settings(_Model):
     """How weights become integers: gptq, which looks at calibration images, or nearest."""
     sums: Annotated[Literal["int8", "float"], Flag(BITS, "run apply", usage=True)] = "int8"
     """What is added, pooled and joined between convolutions: int8, in 8 bits as integer runtimes have it, or float."""
+    activation_ranges: Annotated[
+        Literal["minmax", "ema", "percentile", "omse"], Flag(BITS, "run apply", usage=True)
+    ] = "minmax"
+    """How the range of an activation is chosen from calibration images: minmax, from the least number to the \
+greatest; ema, moving averages of both over images; percentile, without a thousandth at either end; omse, of least \
+squared error."""
+    attention_activations: Annotated[Literal["8", "off"], Flag(BITS, "run apply", usage=True)] = "off"
+    """Bits of what attention multiplies, queries, keys, probabilities and values: 8, or off for float32."""
     finish: Annotated[bool, Flag(BITS, "run apply")] = True
     """Round each network of the final table once more, layer after layer, for the inputs that layers then get."""
     calibration_images: Annotated[int, Flag(NETWORK, "run apply")] = Field(16, ge=1)
@@ -217,6 +225,12 @@ CPU; cuda takes all of them, cuda:N one."""
             raise PydanticCustomError(
                 "bits", "'{given}' are no bits: give whole numbers from 2 to 8, as in 2,4,8", {"given": given}
             ) from error
+
+    @field_validator("attention_activations", mode="before")
+    @classmethod
+    def _plain(cls, given: object) -> object:
+        """In YAML, off is false and 8 a number."""
+        return "off" if given is False else "8" if given == 8 else given
 
     @field_validator("baselines", mode="before")
     @classmethod

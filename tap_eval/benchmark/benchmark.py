@@ -75,6 +75,8 @@ class About(BaseModel):
     inputs: Inputs
     rounding: str
     sums: str
+    activations: tuple[str, ...] = ()
+    """as `Bench.activations` has it"""
     seed: int
     edges: tuple[float, ...]
     """average bits a weight that strata lie between"""
@@ -141,6 +143,7 @@ class Benchmark:
             (about.quantizer == quantizer.VERSION, f"quantizer {about.quantizer} in place of {quantizer.VERSION}"),
             (about.rounding == task.rounding, f"rounding {about.rounding} in place of {task.rounding}"),
             (about.sums == sums, f"sums {about.sums} in place of {sums}"),
+            (list(about.activations) == bench.activations, "ranges of activations, or another attention"),
             (about.inputs == task.inputs, f"inputs {about.inputs} in place of {task.inputs}"),
             ({*about.features[0]} == {*bench.features[0]}, "features"),
         ):
@@ -197,6 +200,7 @@ def build(
             inputs=bench.task.inputs,
             rounding=bench.task.rounding,
             sums=bench.task.sums if bench.rounds_sums else "float",
+            activations=tuple(bench.activations),
             seed=seed,
             edges=tuple(edges),
             correct=full.correct,
@@ -256,7 +260,8 @@ def read(path: Path) -> Benchmark:
 
 
 def _digest(about: About, columns: Mapping[str, Sequence[object]]) -> str:
-    return key(about.model_copy(update={"rows": ""}).model_dump_json(), columns)
+    usual = None if about.activations else {"activations"}  # of which files of before do not speak
+    return key(about.model_copy(update={"rows": ""}).model_dump_json(exclude=usual), columns)
 
 
 def _columns(entries: Sequence[Entry]) -> dict[str, list[object]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tap_eval.allocation.size import INPUT
+from tap_eval.quantization.quantizer import Affine
+
 
 @dataclass(frozen=True)
 class LayerDescription:
@@ -65,6 +68,11 @@ class Description:
         if None in sizes:
             return None
         return sum(filter(None, sizes)) + sum(each.size for each in self.between) + sum(self.in_float.values())
+
+
+def described_operand(name: str, affine: Affine) -> BetweenDescription:
+    """An operand of a product of two activations."""
+    return BetweenDescription(name, "operand of a product of two activations", INPUT, affine.range)
 
 
 def made(operation: str, of: Sequence[str], then: Sequence[str]) -> str:

@@ -69,10 +69,12 @@ class _Following:
         """(N, classes); raises `_Otherwise`."""
         known = self.program.begin(images)
         for step in self.program.steps:
-            if step.layer is None:
-                step.run(known)
-            else:
+            if step.layer is not None:
                 step.put(self._layer(step, known, shown), known)
+            elif step.operand is not None:
+                step.put(self._operand(step.operand, step, known, shown), known)
+            else:
+                step.run(known)
             if affine := self.values.get(step.value):
                 known[step.value] = self._real(known[step.value], step.value, affine, shown, f"{step.value}")
         return known[self.program.logits]
@@ -91,6 +93,10 @@ class _Following:
         if (off := self.biases.get(label)) is not None:
             y += off.view(-1, 1, 1) if y.dim() == 4 else off
         return y
+
+    def _operand(self, number: int, step: Step, known: Mapping[Value, Tensor], shown: Mapping[str, Tensor]) -> Tensor:
+        affine = self.network.operands[number]
+        return self._real(known[step.args[0]], step.value, affine, shown, self.network.prepared.operands[number])
 
     def _real(self, x: Tensor, value: Value, affine: Affine, shown: Mapping[str, Tensor], place: str) -> Tensor:
         """What the bytes of a value stand for, which have to be the nearest to `x`."""

@@ -189,6 +189,9 @@ class _Building:
         """A step, as it is with few and with more images."""
         if step.layer is not None:
             self._add_layer(step)
+        elif step.operand is not None:
+            self.known[step.value] = self.read(step.args[0])
+            self.known[step.value] = self.bytes_of(step.value, self.network.operands[step.operand])
         else:
             args, kwargs = self.joined(step.args, other.args), self.joined(dict(step.kwargs), dict(other.kwargs))
             self.known[step.value] = self.graph.call_function(step.function, args, kwargs)

@@ -69,6 +69,8 @@ class Header(Record):
     layers: tuple[LayerRecord, ...]
     between: tuple[BetweenRecord, ...] | None = None
     """None where values between layers are in float32"""
+    operands: tuple[str, ...] = ()
+    """of products of two activations that are in integers, see `tap_eval.preparing.prepared.attending`"""
     in_float: dict[str, str]
     """what reads a tensor that stays in float32, by the tensor's name"""
     about: dict[str, Any]
@@ -88,6 +90,7 @@ def header_of(
             )
         ),
         between=None if values is None else tuple(told_between(value, network) for value in values),
+        operands=prepared.operands,
         in_float={rest.name: rest.reason for rest in prepared.rest if rest.used},
         about=dict(about),
     )
@@ -118,7 +121,10 @@ def told_between(value: Between, network: QuantizedNetwork) -> BetweenRecord:
         of=value.of,
         then=value.then,
         input_of=None if value.layer is None else network.prepared.layers[value.layer].name,
-        range=None
-        if layer is None or layer.affine == value.affine
-        else (min(layer.seen.low, 0.0), max(layer.seen.high, 0.0)),
+        range=None if layer is None or layer.affine == value.affine else _with_zero(*layer.seen.range_at(8)),
     )
+
+
+def _with_zero(low: float, high: float) -> tuple[float, float]:
+    """A range widened to hold zero, as integers cover it."""
+    return min(low, 0.0), max(high, 0.0)

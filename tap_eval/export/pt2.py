@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from tap_eval.export.between import between
-from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
+from tap_eval.export.description import BetweenDescription, Description, LayerDescription, described_operand, made
 from tap_eval.export.following import computed_otherwise
 from tap_eval.export.graph import BYTES, DOMAIN, PRODUCT, Call, Graph, graph_of
 from tap_eval.export.header import FORMAT, Header, header_of
@@ -220,6 +220,7 @@ def _told(network: QuantizedNetwork, allocation: Allocation, about: Mapping[str,
     named = list(zip((layer.name for layer in network.prepared.layers), network.layers, strict=True))
     affines = {name: layer.affine for name, layer in named if layer.affine is not None}
     affines |= {value.name: value.affine for value in values or ()}
+    affines |= dict(zip(network.prepared.operands, network.operands, strict=True))
     pairs = zip(named, allocation.weights, strict=True)
     return _Told(
         **dict(header) | {"layers": [layer for layer in header.layers if f"{layer.name}.weight_int8" in held]},
@@ -297,6 +298,7 @@ def described(path: Path) -> Description:
                 value.name, made(value.operation, value.of, value.then), 0, Affine(*told.scales[value.name], 8).range
             )
             for value in told.between or ()
-        ),
+        )
+        + tuple(replace(described_operand(name, Affine(*told.scales[name], 8)), size=0) for name in told.operands),
     )
     return replace(found, overhead=path.stat().st_size - (found.size or 0))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from tap_eval.export.graph import recorded
 from tap_eval.mistake import ExportMistake
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.program import Step, readers_of
+from tap_eval.preparing.program import Step, Value, readers_of
 from tap_eval.quantization.quantizer import QuantizedNetwork
-from tap_eval.quantization.sums import Readers, carried, convolutions, is_maximum, limits_of, moves, name_of
+from tap_eval.quantization.sums import Readers, carried, convolutions, is_maximum, limits_of, moves, name_of, read_by
 
 _NAMED = 6
 
@@ -77,7 +78,8 @@ def remaining_of(prepared: Prepared, *, sums: bool) -> Remaining:
     readers = readers_of(program.steps)
     found = carried(program.steps, convolutions(prepared.modules), program.logits)
     inside = {value for each in found for value in each.members}
-    computed = [step for step in program.steps if _computes(step, readers)]
+    operands = _operands(program.steps)
+    computed = [step for step in program.steps if _computes(step, readers) and not _multiplies(step, operands)]
     steps = [step for step in computed if not sums or step.value not in inside]
     summed = sum(step.value in inside for step in steps)
     return Remaining(tensors, dict(Counter(_named(step) for step in steps)), summed)
@@ -87,6 +89,20 @@ def _computes(step: Step, readers: Readers) -> bool:
     """Whether a step is no layer and gives numbers of its own, beside those that it cuts off, moves or picks."""
     picks = moves(step) or limits_of(step) is not None or is_maximum(step, readers) or name_of(step) == "getitem"
     return step.layer is None and bool(step.needs) and not picks
+
+
+def _operands(steps: Sequence[Step]) -> set[Value]:
+    """What is made of operands of products of two activations that are in integers, as they are and moved."""
+    found: set[Value] = set()
+    for step in steps:
+        if step.operand is not None or (moves(step) and read_by(step) in found):
+            found.add(step.value)
+    return found
+
+
+def _multiplies(step: Step, operands: AbstractSet[Value]) -> bool:
+    """Whether it is an operand, or a product of two."""
+    return step.operand is not None or (name_of(step) in ("mm", "bmm") and operands >= set(step.needs))
 
 
 def _named(step: Step) -> str:

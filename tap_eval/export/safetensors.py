@@ -9,7 +9,8 @@ Of each layer, by the name that it has in the user's network, the file holds
 - `NAME.input_scale` () float32 and `NAME.input_zero_point` () uint8;
 
 and of each value between layers that is rounded to other integers than a layer's input, by the name that
-`tap_eval.export.between` gives it, `NAME.scale` () float32 and `NAME.zero_point` () uint8.
+`tap_eval.export.between` gives it, and of each operand of a product of two activations that is in integers,
+`NAME.scale` () float32 and `NAME.zero_point` () uint8.
 
 These are the bytes that `tap_eval.allocation.size` counts. What no layer holds has its own name and type. The structure
 is JSON under the one key `tap` of the metadata: the order of several keys would be another in each file.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,17 +33,18 @@ from torch import Tensor
 
 from tap_eval.allocation.size import INPUT
 from tap_eval.export.between import Between, between
-from tap_eval.export.description import BetweenDescription, Description, LayerDescription, made
+from tap_eval.export.description import BetweenDescription, Description, LayerDescription, described_operand, made
 from tap_eval.export.header import FORMAT, BetweenRecord, Header, LayerRecord, header_of, told_between
 from tap_eval.export.packing import packed, unpacked
 from tap_eval.export.remaining import Remaining, remaining
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.mistake import ExportMistake
-from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.prepared import Prepared, attending
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Observation, groups_of
 from tap_eval.quantization.integer import Unfit
 from tap_eval.quantization.quantizer import Affine, Allocation, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.ranges import Range
 from tap_eval.quantization.rounding import Rounded
 from tap_eval.quantization.sums import Sums
 
@@ -94,10 +97,11 @@ def _tensors(network: QuantizedNetwork, allocation: Allocation, values: Sequence
         put(f"{layer.name}.corrected_bias", weight.bias)
         put(f"{layer.name}.input_scale", torch.tensor(affine.scale, dtype=torch.float32))
         put(f"{layer.name}.input_zero_point", torch.tensor(affine.zero_point, dtype=torch.uint8))
-    for value in values:
-        if value.layer is None or value.affine != network.layers[value.layer].affine:
-            put(f"{value.name}.scale", torch.tensor(value.affine.scale, dtype=torch.float32))
-            put(f"{value.name}.zero_point", torch.tensor(value.affine.zero_point, dtype=torch.uint8))
+    own = [each for each in values if each.layer is None or each.affine != network.layers[each.layer].affine]
+    named = [(each.name, each.affine) for each in own]
+    for name, affine in (*named, *zip(network.prepared.operands, network.operands, strict=True)):
+        put(f"{name}.scale", torch.tensor(affine.scale, dtype=torch.float32))
+        put(f"{name}.zero_point", torch.tensor(affine.zero_point, dtype=torch.uint8))
     return found
 
 
@@ -196,16 +200,20 @@ class _File:
             return self._affine(f"{value.name}.scale", f"{value.name}.zero_point", 8)
         return self.affine(self._layer(str(value.input_of)))
 
-    def inputs(self) -> list[tuple[float, float]]:
-        """Of each layer, a range of its input that leads to just its integers, and to those of what has its range."""
-        found = {layer.name: self.affine(layer).range for layer in self.header.layers}
+    def operand(self, name: str) -> Affine:
+        """The integers of an operand of a product of two activations."""
+        return self._affine(f"{name}.scale", f"{name}.zero_point", 8)
+
+    def inputs(self) -> list[tuple[Range, Range]]:
+        """Of each layer, a range of its input that leads to just its integers, and one to those of what has its range
+        in 8 bits."""
+        found = {layer.name: (self.affine(layer).range,) * 2 for layer in self.header.layers}
         for value in self.header.between or ():
             if value.input_of is not None and value.range is not None:
                 layer = self._layer(value.input_of)
-                covered = Affine.covering(*value.range, layer.activation_bits), Affine.covering(*value.range, 8)
-                if covered != (self.affine(layer), self.between(value)):
+                if Affine.covering(*value.range, 8) != self.between(value):
                     self._damaged(f"{value.name} has another range than the input of {layer.name}")
-                found[layer.name] = value.range
+                found[layer.name] = found[layer.name][0], value.range
         return list(found.values())
 
     def _layer(self, name: str) -> LayerRecord:
@@ -219,6 +227,9 @@ def read(path: Path, prepared: Prepared) -> QuantizedNetwork:
     Raises `ExportMistake` where it is no such file, or one of another network.
     """
     file = _File(path)
+    prepared = attending(prepared) if file.header.operands else replace(prepared, operands=())
+    if prepared.operands != file.header.operands:
+        _foreign(path, "its products of two activations are others")
     structures = [(layer.name, layer.shape) for layer in file.header.layers]
     for (name, shape), layer, module in zip(structures, prepared.layers, prepared.modules, strict=False):
         if (name, shape) != (layer.name, tuple(module.weight.shape)):
@@ -229,11 +240,12 @@ def read(path: Path, prepared: Prepared) -> QuantizedNetwork:
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         if name not in file.tensors or not torch.equal(real, file.tensors[name]):
             _foreign(path, f"{name}, which stays in float, is another")
-    seen = [_covered(*pair) for pair in zip(file.inputs(), prepared.modules, strict=True)]
+    seen = [_covered(*each) for each in zip(file.inputs(), file.header.layers, prepared.modules, strict=True)]
     layers, values = file.header.layers, file.header.between
     own = [file.between(value).range for value in values or () if value.input_of is None]
     sums = None if values is None else Sums(tuple(own), Recorder(prepared, prepared.watched[0]))
-    network = QuantizedNetwork(prepared, seen, [_no_other(path) for _ in seen], sums)
+    operands = [file.operand(name).range for name in prepared.operands]
+    network = QuantizedNetwork(prepared, seen, [_no_other(path) for _ in seen], sums, operands)
     network.take([file.weight(layer) for layer in layers], [layer.activation_bits for layer in layers])
     try:
         told = [told_between(value, network) for value in between(network) or ()]
@@ -250,10 +262,12 @@ def _foreign(path: Path, how: str) -> NoReturn:
     )
 
 
-def _covered(ends: tuple[float, float], module: Quantizable) -> Observation:
-    """An input of such a range, of whose mean nothing is known."""
+def _covered(ranges: tuple[Range, Range], layer: LayerRecord, module: Quantizable) -> Observation:
+    """An input of such ranges at its bits and at 8, of whose mean nothing is known."""
     inputs, *kernel = module.weight.shape[1:]
-    return Observation(*ends, torch.zeros(groups_of(module) * inputs, *kernel), 1)
+    own, eight = ranges
+    fewer = {layer.activation_bits: own} if layer.activation_bits < 8 else {}
+    return Observation(*eight, torch.zeros(groups_of(module) * inputs, *kernel), 1, fewer)
 
 
 def _no_other(path: Path) -> Any:
@@ -299,5 +313,6 @@ def described(path: Path) -> Description:
                 reach=file.between(value).range,
             )
             for value in file.header.between or ()
-        ),
+        )
+        + tuple(described_operand(name, file.operand(name)) for name in file.header.operands),
     )

@@ -200,7 +200,7 @@ class Splits:
 
     name: str
     classes: tuple[str, ...]
-    calibrations: tuple[Images, ...]
+    calibrations: Sequence[Images]
     search: Images
     test: Images
     notes: tuple[str, ...] = ()

@@ -31,13 +31,13 @@ from tap_eval.measuring.layer_errors import enough
 from tap_eval.measuring.ledger import Ledger, Timed, key
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.notes import at_chance, left_in_float
-from tap_eval.measuring.stages import STAGES, stages
+from tap_eval.measuring.stages import STAGES, stages, watched
 from tap_eval.measuring.task import Task
 from tap_eval.measuring.weights import Advance, Kept, rounding_errors, silent
 from tap_eval.mistake import ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
-from tap_eval.preparing.prepared import Prepared
+from tap_eval.preparing.prepared import Prepared, attending
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, describe, describe_task
 from tap_eval.proxies.fitness import Foretelling
@@ -46,10 +46,6 @@ from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.sums import NONE
 
-_LARGE = 64
-"""pixels a side above which networks take so long that fewer images are looked at"""
-_WATCHED, _WATCHED_LARGE = 32, 16
-"""images of the search split on which the prepared network is held against the original"""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -80,15 +76,15 @@ class Bench:
         self.name = name
         self.splits = splits
         self._bounds = bounds or Bounds()
-        watched = _WATCHED if splits.search.size <= _LARGE else _WATCHED_LARGE
-        first = splits.search.only(np.arange(min(watched, self._bounds.batch, len(splits.search)))).pixels
-        self.prepared: Prepared = prepare(
+        calibration = splits.calibrations[0].pixels
+        prepared = prepare(
             network,
-            splits.calibrations[0].pixels[:2],
-            [splits.calibrations[0].pixels, first],
+            calibration[:2],
+            [calibration, watched(splits.search, self._bounds.batch)],
             classes=len(splits.classes),
             output=output,
         )
+        self.prepared: Prepared = attending(prepared) if task.attention == "8" else prepared
         self.foretelling: Foretelling | None = None
         """by which scores are judged where no allocation is to be measured for them"""
         self.sums = NONE
@@ -107,7 +103,9 @@ class Bench:
         self.device = device
         self._where = key_of(device)
         content = " ".join([self.digest, *self._where])
-        recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums)
+        recipe = Recipe(task.rounding, task.choices.weights, content, kept, task.sums, task.ranges)
+        self.activations = recipe.activations(self.prepared)
+        """how ranges of activations are chosen and what of attention is in integers, where not as usual"""
         self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
         self._full = FullPrecision(
@@ -366,8 +364,8 @@ class Bench:
 
     @property
     def rounded_by(self) -> list[Any]:
-        """What rounded weights depend on beside network and images."""
-        return [self.task.rounding, self.task.choices.weights, self._bounds.moments]
+        """What a quantized network depends on beside network and images."""
+        return [self.task.rounding, self.task.choices.weights, self._bounds.moments, *self.activations]
 
     @cached_property
     def weight_errors(self) -> list[dict[int, float]]:

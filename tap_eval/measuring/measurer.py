@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -22,18 +22,19 @@ from tap_eval.measuring.devices import brought
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
+from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.measuring.recorder import Recorder
-from tap_eval.measuring.weights import Advance, Kept, RoundedWeights, one_thread_each, silent
+from tap_eval.measuring.weights import Advance, RoundedWeights, one_thread_each, silent
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization import finishing
 from tap_eval.quantization.agreement import NOISE, multiplied_otherwise
-from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.calibration import calibrate, calibrate_operands
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
-from tap_eval.quantization.rounding import Rounding
-from tap_eval.quantization.sums import NONE, Ranged, Sums, SumsIn, ranged, ranges
+from tap_eval.quantization.sums import NONE, Ranged, Sums, ranged, ranges
 
+__all__ = ["Bounds", "Measurer", "Recipe"]
 _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
@@ -41,34 +42,6 @@ _LEAST_INTEGER_BATCH = 8
 _FINISHED_TOGETHER = 4
 """networks that a thread finishes layer by layer side by side, whose activations are in memory together"""
 _PARTS = ("integers", "scale", "bias", "bits")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How much is done and kept at a time."""
-
-    batch: int = 125
-    """images a pass in floating point"""
-    packed: int = 2**30
-    """bytes of packed weights that are kept"""
-    features: int = 2**29
-    """bytes in use while features are computed"""
-    moments: int = 2**29
-    """bytes of second moments of layers' inputs that are held at a time, by each thread that finishes a network"""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the weights of a network are rounded, and where what was rounded is kept."""
-
-    rounding: Rounding
-    choices: tuple[int, ...]
-    """bits that are rounded together"""
-    content: str
-    """names the network"""
-    kept: Kept
-    sums: SumsIn = "float"
-    """in integers where the network's steps can be recorded"""
 
 
 class Measurer:
@@ -123,21 +96,23 @@ class Measurer:
         """The network calibrated on draw `draw`, with every (layer, bits) it has met kept."""
         if draw not in self._networks:
             images, recipe, resident = self._splits.calibrations[draw], self._recipe, self._resident
-            seen = resident.fitting(lambda: calibrate(resident, images.pixels))
+            seen = resident.fitting(lambda: calibrate(resident, images.pixels, recipe.ranges))
             content = [recipe.content, "" if recipe.rounding == "nearest" else images.digest]
             rounded = RoundedWeights(
                 resident, images.pixels, seen, recipe.rounding, recipe.choices, content, recipe.kept,
                 self._bounds.moments, self._advance,
             )  # fmt: skip
             self._rounded[draw] = rounded
-            self._networks[draw] = QuantizedNetwork(resident, seen, self._integers_of(draw), self._sums(draw))
+            operands = resident.fitting(lambda: calibrate_operands(resident, images.pixels, recipe.ranges))
+            self._networks[draw] = QuantizedNetwork(resident, seen, self._integers_of(draw), self._sums(draw), operands)
         return self._networks[draw]
 
     def _sums(self, draw: int) -> Sums | None:
         if not self.sums:
             return None
         resident, pixels = self._resident, self._splits.calibrations[draw].pixels
-        found = resident.fitting(lambda: ranges(self._program, resident.modules, pixels))
+        rule = self._recipe.ranges
+        found = resident.fitting(lambda: ranges(self._ranged_in, resident.modules, pixels, rule))
         return Sums(found, self._recorded)
 
     @cached_property
@@ -147,7 +122,7 @@ class Measurer:
             return None
         with self._lock, alone(self.device):
             try:
-                self._resident.fitting(lambda: self._program)
+                self._resident.fitting(lambda: (self._program, self._ranged_in))
             except Unfit as reason:
                 return str(reason)
         return None
@@ -160,7 +135,8 @@ class Measurer:
     @cached_property
     def between(self) -> Ranged:
         """The values that are rounded between layers."""
-        return ranged(self._program, self.prepared.modules) if self.sums else NONE
+        found = ranged(self._program, self.prepared.modules) if self.sums else NONE
+        return replace(found, own=found.own + len(self.prepared.operands))
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]
@@ -168,16 +144,18 @@ class Measurer:
     def quantized(self, draw: int, allocation: Allocation, finished: bool) -> QuantizedNetwork:
         """One of its own with the bits of `allocation`, on draw `draw`, on the CPU."""
         with self._lock, alone(self.device):
-            layers = self.network(draw).layers
+            ready = self.network(draw)
+            layers = ready.layers
             if finished:
                 weights = self.finished(draw, allocation)
             else:
                 weights = [layer.quantized(bits) for layer, bits in zip(layers, allocation.weights, strict=True)]
             integers = [lambda bits, its=its: on(its(bits), CPU) for its in self._integers_of(draw)]
-            sums = self.network(draw).sums
+            sums = ready.sums
             if sums and self.device != CPU:
                 sums = replace(sums, recorded=self.beside(CPU)._recorded)
-            network = QuantizedNetwork(self.prepared, [on(layer.seen, CPU) for layer in layers], integers, sums)
+            seen = [on(layer.seen, CPU) for layer in layers]
+            network = QuantizedNetwork(self.prepared, seen, integers, sums, ready.operand_ranges)
             network.take([on(weight, CPU) for weight in weights], allocation.activations)
         return network
 
@@ -207,6 +185,7 @@ class Measurer:
         recipe, calibration = self._recipe, self._splits.calibrations[draw]
         bits = [allocation.weights, allocation.activations]
         how = [recipe.rounding, recipe.choices, self._bounds.moments, *(["int8"] if self.sums else [])]
+        how += recipe.activations(self.prepared)
         return key("finished", VERSION, finishing.VERSION, how, recipe.content, calibration.digest, bits)
 
     def _finish(self, draw: int, allocations: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
@@ -217,7 +196,8 @@ class Measurer:
         program = self._recorded.evenly(len(pixels))
 
         def finished(some: Sequence[Allocation]) -> list[list[QuantizedWeight]]:
-            networks = [QuantizedNetwork(self._resident, seen, self._integers_of(draw), ready.sums) for _ in some]
+            made_of = self._resident, seen, self._integers_of(draw), ready.sums, ready.operand_ranges
+            networks = [QuantizedNetwork(*made_of) for _ in some]
             dampings = [
                 [self._rounded[draw].damping(index, bits) for index, bits in enumerate(allocation.weights)]
                 for allocation in some
@@ -245,6 +225,11 @@ class Measurer:
     @property
     def _program(self) -> Program:
         return self._recorded(self._resident.batch)
+
+    @property
+    def _ranged_in(self) -> Program:
+        """Ranges other than from the least to the greatest number are chosen image by image."""
+        return self._program if self._recipe.ranges == "minmax" else self._recorded(1)
 
     @property
     def _integer_program(self) -> Program:

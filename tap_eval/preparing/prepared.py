@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from tap_eval.device import CPU, out_of_memory
 from tap_eval.mistake import NetworkMistake
 from tap_eval.preparing.copying import copy_of
 from tap_eval.preparing.layers import Layer
+from tap_eval.preparing.operands import ATTENTION, SIDES, Operand, attended, operands_of, with_operands
 from tap_eval.preparing.outputs import Output
 from tap_eval.preparing.products import Product, Quantizable
 from tap_eval.preparing.tracing import MOVEMENTS, PASSING, Call, Norm, Source, Tracing, named_tensors
@@ -69,6 +71,8 @@ class Prepared:
     repeated: int = 0
     """elements that the layers' weights, and `rest`, have more than the network: of one that is read in several ways"""
     room: Room = field(default_factory=Room)
+    operands: tuple[str, ...] = ()
+    """names of the operands of products of two activations that are to be in integers, in the order of a pass"""
 
     @property
     def device(self) -> torch.device:
@@ -119,13 +123,19 @@ class Prepared:
         """The `Conv2d` or `Linear` that `layer` describes."""
         return self.modules[layer.index]
 
-    def __call__(self, pixels: Tensor, layers: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+    def __call__(
+        self,
+        pixels: Tensor,
+        layers: Sequence[Callable[[Tensor], Tensor]] | None = None,
+        operands: Operand | None = None,
+    ) -> Tensor:
         """(N, C, H, W) float32 on any device to logits (N, classes) on its own, with `layers` in the modules' places.
 
-        Raises `NetworkMistake` when an image leads to a product that no image led to before.
+        With `operands`, products of two activations are of what it gives for each operand. Raises `NetworkMistake` when
+        an image leads to a product that no image led to before.
         """
         named = named_tensors(self.network) | {id(tensor): (tensor, name) for tensor, name in self.originals}
-        with _Running(self, self.modules if layers is None else layers, named):
+        with _Running(self, self.modules if layers is None else layers, named, operands):
             return self.output.logits(self.network(pixels.to(self.device)))
 
 
@@ -147,10 +157,14 @@ class _Running(Tracing):
         prepared: Prepared,
         layers: Sequence[Callable[[Tensor], Tensor]],
         named: Mapping[int, tuple[Tensor, str]],
+        operands: Operand | None,
     ) -> None:
         super().__init__(named)
         self._prepared = prepared
         self._layers = layers
+        self._operands = operands
+        self._met = 0
+        """operands so far"""
         self._norms = frozenset(prepared.folded.values())
         self._awaited: dict[int, tuple[Tensor, int]] = {}
         """outputs that their batch normalization has not read yet, with the layer's index"""
@@ -181,6 +195,16 @@ class _Running(Tracing):
         return call()
 
     def on_other(self, call: Call) -> Any:
+        if self._operands is not None:
+            if call.name == ATTENTION:
+                self._check_awaited(call)
+                with self:
+                    return attended(*call.args, **call.kwargs)
+            if operands := operands_of(call, lambda tensor: self.source(tensor) is not None):
+                self._check_awaited(call)
+                given = [self._operands(self._met + side, operand) for side, operand in enumerate(operands)]
+                self._met += len(SIDES)
+                return with_operands(call, given)()
         result = call()
         held = [self._awaited[id(tensor)] for tensor in call.read if id(tensor) in self._awaited]
         if not held or (result is held[0][0] and call.name in PASSING):
@@ -194,6 +218,51 @@ class _Running(Tracing):
         for tensor in call.tensors:
             if id(tensor) in self._awaited:
                 raise _other_way(self._prepared.layers[self._awaited[id(tensor)][1]].name)
+
+
+def attending(prepared: Prepared) -> Prepared:
+    """The same network with its `operands` named, each after the layer that runs before it.
+
+    They have to be the same for all images, each with a range of its own; where they are not, a note says so.
+    """
+    passes: list[tuple[str, ...]] = []
+    for batch in prepared.watched:
+        names: list[str] = []
+        products = Counter[str]()
+        before = ["input"]
+
+        def noting(
+            name: str, module: Callable[[Tensor], Tensor], before: list[str] = before
+        ) -> Callable[[Tensor], Tensor]:
+            def call(x: Tensor) -> Tensor:
+                before.append(name)
+                return module(x)
+
+            return call
+
+        def operand(
+            number: int,
+            x: Tensor,
+            names: list[str] = names,
+            products: Counter[str] = products,
+            before: list[str] = before,
+        ) -> Tensor:
+            side, last = SIDES[number % len(SIDES)], before[-1]
+            products[last] += side == SIDES[0]
+            again = products[last] - 1
+            names.append(f"{last}.product{f':{again}' if again else ''}.{side}")
+            return x
+
+        pairs = zip(prepared.layers, prepared.modules, strict=True)
+        prepared(batch, [noting(layer.name, module) for layer, module in pairs], operand)
+        passes.append(tuple(names))
+    if len(set(passes)) > 1:
+        note = (
+            "products of two activations stay in float32, in place of --attention-activations 8: they are others for "
+            "other images, or another number of them"
+        )
+        return replace(prepared, notes=(*prepared.notes, note))
+    return replace(prepared, operands=passes[0])
 
 
 def _other_way(name: str) -> NetworkMistake:

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tap_eval.device import CPU
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.products import Change, Quantizable, same
 
 Value = fx.Node
 """Stands for what a step computes."""
@@ -32,6 +32,8 @@ _RECORDED: ContextVar[Sequence[Quantizable]] = ContextVar("layers being recorded
 _LIBRARY = torch.library.Library("tap", "DEF")
 _LIBRARY.define("layer(Tensor x, int index, int call) -> Tensor")
 _LIBRARY.impl("layer", lambda x, index, call: _RECORDED.get()[index](x), "CompositeExplicitAutograd")
+_LIBRARY.define("operand(Tensor x, int number) -> Tensor")
+_LIBRARY.impl("operand", lambda x, number: x.clone(), "CompositeExplicitAutograd")
 _ANY_LAYOUT = {_ATEN.view.default: _ATEN.reshape.default, _ATEN._unsafe_view.default: _ATEN.reshape.default}
 
 
@@ -48,6 +50,8 @@ class Step:
     """index of the layer, for a layer's call; its one argument is the input"""
     call: int | None = None
     """which of all calls of layers in a pass it is, for a layer's call"""
+    operand: int | None = None
+    """number of the operand that it gives, which is its one argument itself before `bind_operands`"""
 
     def run(self, known: Environment) -> None:
         """Computes the value, and drops what is not needed any more."""
@@ -117,9 +121,10 @@ def record(prepared: Prepared, example: Tensor) -> Program:
         return lambda x: torch.ops.tap.layer(x, index, next(calls))
 
     layers = [marked(index) for index in range(len(prepared.layers))]
+    operand = _marked_operand if prepared.operands else None
     token = _RECORDED.set(prepared.modules)
     try:
-        traced = make_fx(lambda pixels: prepared(pixels, layers))(example)  # functorch refuses autograd.Function
+        traced = make_fx(lambda x: prepared(x, layers, operand))(example)  # functorch refuses autograd.Function
         traced = make_fx(torch.func.functionalize(_folded(traced)))(example)
     finally:
         _RECORDED.reset(token)
@@ -131,6 +136,11 @@ def record(prepared: Prepared, example: Tensor) -> Program:
     constants = {node: getattr(traced, node.target) for node in nodes if node.op == "get_attr"}
     steps = [_step(node) for node in nodes if node.op == "call_function"]
     return Program(free(steps, output.args[0]), pixels, output.args[0], constants, len(example), example.device)
+
+
+def _marked_operand(number: int, x: Tensor) -> Tensor:
+    found: Tensor = torch.ops.tap.operand(x, number)
+    return found
 
 
 def _folded(traced: fx.GraphModule) -> fx.GraphModule:
@@ -170,6 +180,10 @@ def _step(node: Value) -> Step:
         assert isinstance(index, int)
         assert isinstance(call, int)
         return Step(node, _no_layer, (x,), {}, layer=index, call=call)
+    if target is torch.ops.tap.operand.default:
+        x, number = node.args
+        assert isinstance(number, int)
+        return Step(node, same, (x,), {}, operand=number)
     return Step(node, _ANY_LAYOUT.get(target, target), node.args, node.kwargs)
 
 
@@ -200,4 +214,10 @@ def readers_of(steps: Sequence[Step]) -> dict[Value, list[Step]]:
 def bind(program: Program, layers: Sequence[Callable[[Tensor], Tensor]]) -> Program:
     """The program with something that computes each layer."""
     steps = [step if step.layer is None else replace(step, function=layers[step.layer]) for step in program.steps]
+    return replace(program, steps=tuple(steps))
+
+
+def bind_operands(program: Program, operands: Sequence[Change]) -> Program:
+    """The program with what is multiplied in the place of each operand of a product of two activations."""
+    steps = [step if step.operand is None else replace(step, function=operands[step.operand]) for step in program.steps]
     return replace(program, steps=tuple(steps))

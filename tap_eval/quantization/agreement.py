@@ -76,7 +76,7 @@ def multiplied_otherwise(
     may differ by noise, and bytes have to be the nearest.
     """
     theirs, ours = program.begin(pixels), fast.program.begin(pixels)
-    others = iter(bind(program, network.layers).steps)
+    others = iter(bind(network.multiplied(program), network.layers).steps)
     sums = {each.value: affine for each, affine in network.carried(program.steps, program.logits) if not each.alone}
     judged = {step.value for step in fast.program.steps}
     expected: Environment = {}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tap_eval.preparing.operands import Operand
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Environment, Program, Value, bind
@@ -187,8 +188,8 @@ def _walk_again(networks: Sequence[QuantizedNetwork], pixels: Tensor) -> Iterato
     for index, layer in enumerate(prepared.modules):
         reached = []
         for part in pixels.split(prepared.batch):
-            several = [prepared.modules, *(network.layers for network in networks)]
-            found = [_input(prepared, layers, index, part) for layers in several]
+            found = [_input(prepared, prepared.modules, index, part, None)]
+            found += [_input(prepared, network.layers, index, part, network.operand) for network in networks]
             inputs = [x for x in found if x is not None]
             if len(inputs) == len(found) and len({x.shape for x in inputs}) == 1:
                 reached.append([_positions(layer, x) for x in (layer(inputs[0]), *inputs[1:])])
@@ -198,13 +199,17 @@ def _walk_again(networks: Sequence[QuantizedNetwork], pixels: Tensor) -> Iterato
 
 
 def _input(
-    prepared: Prepared, layers: Sequence[Callable[[Tensor], Tensor]], index: int, pixels: Tensor
+    prepared: Prepared,
+    layers: Sequence[Callable[[Tensor], Tensor]],
+    index: int,
+    pixels: Tensor,
+    operand: Operand | None,
 ) -> Tensor | None:
     def stop(x: Tensor) -> Tensor:
         raise _Reached(x)
 
     try:
-        prepared(pixels, [*layers[:index], stop, *layers[index + 1 :]])
+        prepared(pixels, [*layers[:index], stop, *layers[index + 1 :]], operand)
     except _Reached as reached:
         return reached.x
     return None

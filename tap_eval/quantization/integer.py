@@ -1,7 +1,9 @@
 """The fast path on CPUs: quantized layers multiplied in 8-bit integers by oneDNN.
 
 A network's program is rewritten for it, as `rewriting` says. It computes what the simulated
-path computes, up to the order of additions in float32. The operators are those that PyTorch's
+path computes, up to the order of additions in float32. Products of two activations, whose
+operands are in integers where a network names them, are made of the floats that these stand for.
+The operators are those that PyTorch's
 own quantization for x86 uses, on plain tensors.
 """
 
@@ -172,7 +174,8 @@ class IntegerNetwork:
         self, network: QuantizedNetwork, program: Program, activations: Sequence[int], kept: KeptWeights
     ) -> None:
         """`kept` holds packed weights, of this network and of others."""
-        program, paddings = with_padding_in_layers(program, [layer.layer for layer in network.layers])
+        modules = [layer.layer for layer in network.layers]
+        program, paddings = with_padding_in_layers(network.multiplied(program), modules)
         shapes = program.input_shapes()
         self.layers = [
             IntegerLayer(layer, layer.covering(bits), shapes.get(index), paddings.get(index, ()))

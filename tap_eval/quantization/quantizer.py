@@ -2,7 +2,8 @@
 
 Weights are symmetric integers per output channel, rounded as `rounding` says. Activations are
 affine integers per tensor, their range from the calibration images; with `Sums` so are the
-values between layers that `sums` names. The shift that quantized weights add to a channel's
+values between layers that `sums` names, and where a network names its operands so are those of
+products of two activations. The shift that quantized weights add to a channel's
 mean output is taken out of the bias, which is a whole number of what kernels in integers add
 up. Every (layer, bits) is quantized once and kept: choosing an allocation swaps tensors.
 
@@ -24,10 +25,12 @@ from torch.nn import functional as F
 
 from tap_eval.device import Form, multiply_whole
 from tap_eval.images.images import Images
+from tap_eval.preparing.operands import Operand
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
-from tap_eval.preparing.program import Program, Step, Value, bind
-from tap_eval.quantization.calibration import Observation
+from tap_eval.preparing.program import Program, Step, Value, bind, bind_operands
+from tap_eval.quantization.calibration import MOST, Observation
+from tap_eval.quantization.ranges import Range
 from tap_eval.quantization.rounding import Rounded, nearest
 from tap_eval.quantization.sums import Carried, Sums, carried, convolutions
 
@@ -176,7 +179,7 @@ class QuantizedLayer(nn.Module):
 
     def covering(self, bits: int) -> Affine:
         """The integers of the layer's input."""
-        return Affine.covering(self.seen.low, self.seen.high, bits)
+        return Affine.covering(*self.seen.range_at(bits), bits)
 
     def quantized(self, bits: LayerBits) -> QuantizedWeight:
         """The quantized weight; of mixed bits, each output channel is that of its own, since they do not interact."""
@@ -239,15 +242,20 @@ class QuantizedNetwork:
         seen: Sequence[Observation],
         integers: Sequence[Integers] | None = None,
         sums: Sums | None = None,
+        operands: Sequence[Range] = (),
     ) -> None:
         """`integers` are those of the layers, rounded to the nearest if they are not given.
 
-        Without `sums` all that travels between layers is in float32, but for what they read.
+        Without `sums` all that travels between layers is in float32, but for what they read. `operands` are the ranges
+        of those that the network names.
         """
         integers = integers or [nearest_of(module) for module in prepared.modules]
         self.prepared = prepared
         self.sums = sums
         self.layers = [QuantizedLayer(*parts) for parts in zip(prepared.modules, seen, integers, strict=True)]
+        self.operand_ranges = tuple(operands)
+        self.operands = [Affine.covering(*ends, MOST) for ends, _ in zip(operands, prepared.operands, strict=True)]
+        """the integers of each operand of a product of two activations, unless all is in full precision"""
         self._in_full = True
 
     def choose(self, allocation: Allocation | None) -> None:
@@ -287,11 +295,23 @@ class QuantizedNetwork:
         """The values that are rounded as soon as they are computed, by no layer that reads them, and to what."""
         return {each.value: affine for each, affine in self.carried(program.steps, program.logits) if not each.alone}
 
+    def multiplied(self, program: Program) -> Program:
+        """The network's program with operands as what their integers stand for."""
+        return bind_operands(program, [affine.rounded for affine in self.operands])
+
+    @property
+    def operand(self) -> Operand | None:
+        """What is multiplied in the place of operands, None where that is they themselves."""
+        if self._in_full or not self.operands:
+            return None
+        return lambda number, x: self.operands[number].rounded(x)
+
     def bound(self, program: Program) -> Program:
-        """The network's program with what every layer and every sum now is."""
+        """The network's program with what every layer, every operand and every sum now is."""
         bound = bind(program, self.layers)
         if self._in_full:
             return bound
+        bound = self.multiplied(bound)
         integers = self.rounded_in(program)
         return replace(bound, steps=tuple(_rounded(step, integers.get(step.value)) for step in bound.steps))
 
@@ -299,7 +319,7 @@ class QuantizedNetwork:
     def logits(self, pixels: Tensor | Images, batch: int) -> Tensor:
         """(N, C, H, W) float32 to (N, classes), in batches of `batch`."""
         if self.sums is None or self._in_full:
-            return torch.cat([self.prepared(part, self.layers) for part in pixels.split(batch)])
+            return torch.cat([self.prepared(part, self.layers, self.operand) for part in pixels.split(batch)])
         program = self.bound(self.sums.recorded(batch))
         return torch.cat(
             [program.run(program.begin(program.padded(part)))[: len(part)] for part in pixels.split(batch)]

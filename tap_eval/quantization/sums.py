@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Program, Step, Value, bind, free, readers_of
+from tap_eval.quantization.ranges import Range, RangeRule, Take, by_rule
 
 SumsIn = Literal["int8", "float"]
 """What travels between layers besides their inputs: 8-bit integers where this module says so, or float32."""
@@ -77,7 +78,7 @@ class Carried:
 class Sums:
     """What a network needs to round what travels between its layers."""
 
-    ranges: tuple[tuple[float, float], ...]
+    ranges: tuple[Range, ...]
     """least and greatest number of each carried value whose range is its own, in the order of `carried`"""
     recorded: Callable[[int], Program]
     """the steps of the network, for so many images a batch"""
@@ -279,17 +280,35 @@ def ranged(program: Program, modules: Sequence[Quantizable]) -> Ranged:
 
 
 @torch.inference_mode()
-def ranges(program: Program, modules: Sequence[Quantizable], pixels: Tensor) -> tuple[tuple[float, float], ...]:
-    """See `Sums.ranges`, of a network with these layers on images (N, C, H, W)."""
+def ranges(
+    program: Program, modules: Sequence[Quantizable], pixels: Tensor, rule: RangeRule = "minmax"
+) -> tuple[Range, ...]:
+    """See `Sums.ranges`, of a network with these layers on images (N, C, H, W), chosen by `rule`.
+
+    By any other rule than `minmax` the program has to be one of single images.
+    """
     own = [each.value for each in carried_by(program, modules) if each.layer is None]
-    found = dict.fromkeys(own, (math.inf, -math.inf))
-    for part in pixels.split(program.batch):
+    bound = bind(program, modules)
+
+    def run(part: Tensor, take: Take[Value]) -> None:
         known = program.begin(program.padded(part))
-        for step in bind(program, modules).steps:
+        for step in bound.steps:
             step.run(known)
             if step.value in found:
-                low, high = (float(each) for each in torch.aminmax(known[step.value]))
-                found[step.value] = min(low, found[step.value][0]), max(high, found[step.value][1])
+                take(step.value, known[step.value])
+
+    found = dict.fromkeys(own, (math.inf, -math.inf))
+    if rule != "minmax":
+        sizes = {value: math.prod(value.meta["val"].shape) * len(pixels) for value in own}
+        chosen = by_rule(rule, run, pixels.split(program.batch), sizes, (8,))
+        return tuple(chosen[value][8] for value in own)
+
+    def widen(value: Value, x: Tensor) -> None:
+        low, high = (float(each) for each in torch.aminmax(x))
+        found[value] = min(low, found[value][0]), max(high, found[value][1])
+
+    for part in pixels.split(program.batch):
+        run(part, widen)
     return tuple(found.values())
 
 

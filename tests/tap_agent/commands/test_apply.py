@@ -251,3 +251,33 @@ def test_a_terminal_shows_what_is_done_and_what_is_left(ended: Path, work: Path,
     assert "finding bits of digits: measured layer error" in shown
     assert "allocating bits of digits at 3.3bit" in shown
     assert re.search(r"measuring on the test split .* \d+/41 ", shown)  # 2 budgets, 2 draws, 10 allocations
+
+
+def test_ranges_and_calibration_images_are_chosen_and_go_with_the_bits(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--activation-ranges", "omse", "--calibration", "distilled", "--baselines", "uniform"]
+    assert tap("apply", "uniform:3", *DIGITS, *chosen, "--attention-activations", "8", "--out", "bits.json") == Exit.OK
+    said = " ".join(capsys.readouterr().out.split())
+    assert "calibration images are distilled: 16 a draw" in said
+    written = json.loads((work / "bits.json").read_text())
+    settings, (network,) = written["settings"], written["networks"]
+    assert (settings["activation_ranges"], settings["attention_activations"]) == ("omse", "8")
+    assert settings["networks"][0]["calibration"] == "distilled"
+    assert network["operands"] == [], "it has no attention"
+    assert tap("apply", "bits.json", "--out", "again.json") == Exit.OK
+    assert "test images are right, as bits.json says" in " ".join(capsys.readouterr().out.split())
+    (again,) = json.loads((work / "again.json").read_text())["networks"]
+    assert again["layers"] == network["layers"]
+    assert tap("apply", "bits.json", "--activation-ranges", "minmax", "--out", "usual.json") == Exit.OK
+    (usual,) = json.loads((work / "usual.json").read_text())["networks"]
+    assert usual["layers"][1]["input_scale"] > network["layers"][1]["input_scale"], "nothing is cut off"
+    assert usual["images"]["calibration"] == network["images"]["calibration"]
+
+
+def test_a_network_without_batch_normalization_is_not_calibrated_on_distilled_images(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = ["--network", "tests.tap_eval.baselines.small:Stopped", "--calibration", "distilled"]
+    assert tap("apply", "uniform:3", *DIGITS, *network) == Exit.IMAGES
+    assert "has no batch normalization" in capsys.readouterr().err

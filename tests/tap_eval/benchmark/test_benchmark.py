@@ -94,6 +94,7 @@ def test_it_is_of_its_network_on_any_images_and_of_no_other(
     for about, words in [
         ({"quantizer": 0}, f"quantizer 0 in place of {VERSION}"),
         ({"layers": built.about.layers[:-1]}, "other layers"),
+        ({"activations": ("omse ranges",)}, "other ranges of activations"),
         ({"features": [{"depth": 1.0}]}, "other features"),
     ]:
         other = replace(built, about=built.about.model_copy(update=about))
@@ -117,7 +118,12 @@ def test_a_file_that_is_none_or_was_changed_is_refused(built: Benchmark, tmp_pat
     parquet.write_table(better, path)
     with pytest.raises(BenchmarkMistake, match="was changed after it was measured"):
         read(path)
-    for change in ({"edges": (2.0, 8.0)}, {"foretold": {"weight_error": [[1.0]]}}, {"features": []}):
+    for change in (
+        {"edges": (2.0, 8.0)},
+        {"activations": ["omse ranges"]},
+        {"foretold": {"weight_error": [[1.0]]}},
+        {"features": []},
+    ):
         write(path, built)
         about = read(path).about.model_copy(update=change)
         table = parquet.read_table(path).replace_schema_metadata({"tap benchmark": about.model_dump_json()})

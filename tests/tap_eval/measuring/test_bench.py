@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
-from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.choices import Choices, uniform
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench
@@ -44,6 +45,30 @@ def test_an_allocation_is_measured_once_in_this_run_and_the_next(
     again.measure(bits, "test")
     again.measure(bits, draw=1)
     assert ledger.measured == 3
+
+
+def test_how_ranges_are_chosen_is_part_of_what_is_measured_and_the_usual_way_is_not_named(
+    network: DigitsCNN, splits: Splits, tmp_path: Path
+) -> None:
+    def opened(**activations: Any) -> tuple[Bench, Ledger]:
+        ledger = Ledger(tmp_path / "ledger.sqlite")
+        return Bench("digits", network, splits, Task(Choices(), Budget.parse("3bit"), **activations), ledger), ledger
+
+    usual, ledger = opened()
+    assert usual.rounded_by == ["gptq", (2, 4, 8), Bounds().moments], "what was kept before is found"
+    assert "minmax" not in str(usual.task)
+    bits = uniform(usual.layers, 4)
+    both = [usual.measure(bits), usual.measure(bits, finished=True)]
+    same, ledger = opened(attention="8")
+    assert [same.measure(bits), same.measure(bits, finished=True)] == both
+    assert ledger.measured == 0, "it has no attention"
+    other, ledger = opened(ranges="percentile")
+    assert [other.measure(bits), other.measure(bits, finished=True)] != both
+    assert ledger.measured == len(other.stages) + 1
+    for finished in (False, True):
+        one, another = (bench.quantized(bits, finished=finished).layers for bench in (usual, other))
+        assert one[1].covering(8).scale > another[1].covering(8).scale
+    assert other.beside(other.task.budget) == usual.beside(usual.task.budget)
 
 
 def test_networks_finished_side_by_side_are_what_each_is_alone(
