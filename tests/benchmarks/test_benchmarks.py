@@ -43,6 +43,10 @@ COMMANDS = {
         ["order.py", "digits", "--images", "digits", "--search", "40", "--budgets", "2.5bit", "--count", "4"],
         "| 2.5bit | kl |",
     ),
+    "reconstruction": (
+        ["reconstruction.py", "digits", "--images", "digits", "--search", "40", "--draws", "1", "--steps", "10"],
+        "\n| 3 | 0.",
+    ),
     "growth": (["growth.py", "--scale", "0.01"], "| 32 candidates |"),
     "allocator": (["allocator.py", "--rounds", "2"], "| 50 layers of 4 groups | 2, 3, 4, 8, activations 4, 8 | BOPs |"),
     "soak": (["soak.py", "--candidates", "16"], "| 16 | "),
