@@ -35,7 +35,7 @@ from tap_eval.measuring.job import Measures
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.measurer import Bounds, Measurer
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Advance, Kept, silent
+from tap_eval.measuring.weights import Advance, silent
 from tap_eval.mistake import BenchmarkMistake
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights, Worth
