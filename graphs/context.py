@@ -108,8 +108,10 @@ def assignment(job: Job, seed: int) -> Assignment:
 
 def outcomes(state: SearchState) -> list[Outcome]:
     """What became of the generation that has been judged."""
-    candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
-    return [outcome(each, candidates) for each in candidates.values() if each.generation == state["generation"]]
+    records = state["candidates"]
+    own = [record for record in records.values() if record["generation"] == state["generation"]]
+    parents = {name: Candidate(**records[name]) for record in own for name in record["parents"]}
+    return [outcome(Candidate(**record), parents) for record in own]
 
 
 def tried(parent: str, candidates: Mapping[str, Candidate]) -> list[Outcome]:

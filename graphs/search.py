@@ -223,9 +223,15 @@ class Search:
 
     def _judged(self, state: SearchState) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The update of the judge, and the events that tell of it."""
-        everyone = {name: Candidate(**record) for name, record in state["candidates"].items()}
-        planned = [entry["name"] for entry in state["plan"]]
-        names = [*planned, *(each.name for each in everyone.values() if each.draft_of in planned)]
+        records, planned = state["candidates"], [entry["name"] for entry in state["plan"]]
+        names = [*planned, *(name for name, record in records.items() if record.get("draft_of") in planned)]
+        parents = [name for entry in state["plan"] for name in entry["parents"]]
+        looked_at = dict.fromkeys(
+            [*names, *state["library"], *state["population"], *parents, *filter(None, [state["best"]])]
+        )
+        everyone = {
+            name: Candidate(**records[name]) for name in (records if self.settings.fitness.gamma else looked_at)
+        }
         everyone |= {name: self._whole(everyone[name]) for name in (*names, *state["library"])}
         judged = self._judge.judge(names, everyone, state["library"])
         everyone |= judged
