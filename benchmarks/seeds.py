@@ -6,7 +6,7 @@ Each seed has a draw of calibration images of its own, on which two searches of 
 evolution: as it is, and with all proposals in the initial generation. Beside them stand an evolution of allocations
 with as many measurements, the measured layer errors, uniform bits and random scores. Of each: the fitness of the
 fittest, of searches; then mean KL divergence (nats) and top-1 of the network that is kept, on test images. What is in
-the file is not done again; `--only evolution,one-shot` leaves the rest for later. "evolution, racing" drops candidates
+the file is not done again, and rows of other settings are refused; `--only evolution,one-shot` leaves the rest for later. "evolution, racing" drops candidates
 at an error rate of 0.02, and is done where `--only` names it. The last lines compare fitness in pairs (Wilcoxon,
 two-sided), and test KL; then the races: what searches that measured in full would have saved, and what those that raced
 have.
@@ -35,6 +35,8 @@ from tap_agent.settings.read import read_settings
 from tap_eval.baselines.baselines import baselines
 from tap_eval.baselines.direct import direct
 from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import key
+from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
 _STEPS = 10_000
@@ -62,11 +64,14 @@ def main() -> None:
     rows: list[Row] = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
     for seed in range(chosen.seeds):
         settings = read_settings(chosen.config, flags | {"seed": seed, "calibration_draws": 1})
+        about = key(settings.model_dump(mode="json", exclude={"seed"}), quantizer.VERSION)
+        if any(row["about"] != about for row in rows):
+            raise SystemExit(f"{chosen.out} holds rows of other settings or another quantizer: name another --out.")
         there = {row["from"] for row in rows if row["seed"] == seed}
         for found in _missing(
             settings, lambda name, there=there: name not in there and (name in only if only else name != _RACING)
         ):
-            rows.append({"seed": seed, **found})
+            rows.append({"seed": seed, "about": about, **found})
             with chosen.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     _tell([row for row in rows if row["seed"] < chosen.seeds])

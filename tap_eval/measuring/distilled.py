@@ -6,6 +6,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, overload
@@ -85,7 +86,9 @@ class DistilledDraws(Sequence[Images]):
     @torch.no_grad()
     def _labels(self, images: Images) -> torch.Tensor:
         pixels = images.pixels
-        returned = self.network.eval()(pixels)
+        with suppress(NotImplementedError):  # what torch.export gives is in eval mode for good
+            self.network.eval()
+        returned = self.network(pixels)
         return find_output(returned, len(pixels), None, self.output).logits(returned).argmax(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from tools.sandbox import MontySandbox, Sandbox, forbidden
 
 MEMORY = 64 * 2**20
 """bytes that this process may take for one run, be the code what it may"""
-HANGING = 60.0
-"""seconds beyond which a run has no deadline, however loaded the machine is"""
 GOOD = "def sensitivity(layers, task):\n    return [layer['std'] for layer in layers]\n"
 
 
@@ -35,13 +32,11 @@ def computes(sandbox: Sandbox) -> bool:
 
 
 def check(snippet: Snippet, sandbox: Sandbox) -> None:
-    started = time.monotonic()
     with taking_at_most(MEMORY):
         found = ended(snippet, sandbox)
     assert found.failure in (*snippet.ends, Failure.TIMEOUT), found  # its second may be too short on a loaded machine
     assert 0 < len(found.message) <= LONGEST_MESSAGE
     assert found.message.isprintable()
-    assert time.monotonic() - started < HANGING
     assert computes(sandbox)
 
 
