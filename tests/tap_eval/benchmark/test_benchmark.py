@@ -121,7 +121,7 @@ def test_a_file_that_is_none_or_was_changed_is_refused(built: Benchmark, tmp_pat
         read(path)
     for change in (
         {"edges": (2.0, 8.0)},
-        {"activations": ["omse ranges"]},
+        {"activations": ("omse ranges",)},
         {"foretold": {"weight_error": [[1.0]]}},
         {"features": []},
     ):
