@@ -228,6 +228,8 @@ ulimit -c 0 && ulimit -f 0 && ulimit -n 16 && ulimit -t {cpu_seconds} || exit 1
 ulimit -v {kibibytes} 2>/dev/null || {without}
 exec env -i {binary} "$@" 2>/dev/null
 """
+_UNGUARDED = 2**24
+"""bytes of memory where an exception's text has no bound but this"""
 _OWN_ADDRESSES = 256 * 2**20  # what the interpreter takes before any code runs, and room for its answer
 _GRACE = 1.0  # seconds in which the interpreter may stop by itself before it is killed
 _CODE = "<python-input-1>"  # what a traceback calls the code, which is the second thing fed to its worker
@@ -309,17 +311,17 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
             return found
         said, lines = str(found), [""]
         if len(said) <= LONGEST_MESSAGE:  # without the guard it comes again, and has its line
-            again, _ = self._fed([f"{code}\n_end = 0", f"_result = {call}"], inputs, left)
+            again, _ = self._fed([f"{code}\n_end = 0", f"_result = {call}"], inputs, left, _UNGUARDED)
             if isinstance(again, monty.MontyRuntimeError | monty.MontySyntaxError) and str(again) == said:
                 lines += [f"line {frame.line}: " for frame in again.traceback() if frame.filename == _CODE]
         failure = Failure.UNPARSABLE if isinstance(found, monty.MontySyntaxError) else Failure.ERROR
         return Rejection(failure, lines[-1] + said)
 
     def _fed(
-        self, feeds: Sequence[str], inputs: Mapping[str, JSON], seconds: float
+        self, feeds: Sequence[str], inputs: Mapping[str, JSON], seconds: float, memory: int = sys.maxsize
     ) -> tuple[JSON | Rejection | monty.MontyError, float]:
-        """What a fresh worker makes of it within `seconds`, an exception like any other too; and how many are left."""
-        with self._worker() as worker:
+        """What a fresh worker makes of it within `seconds` and `memory`, exceptions too; and the seconds that are left."""
+        with self._worker(memory) as worker:
             ends = time.monotonic() + seconds
             watchdog = threading.Timer(seconds + _GRACE, _kill, [worker.worker_pid])
             watchdog.start()
@@ -351,12 +353,12 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
             return Rejection(Failure.WRONG_SHAPE, str(error))
 
     @contextmanager
-    def _worker(self) -> Generator[monty.MontySession]:
+    def _worker(self, memory: int = sys.maxsize) -> Generator[monty.MontySession]:
         """A fresh worker that has answered, so that whatever fails after this is the candidate's doing."""
         limits: monty.ResourceLimits = {
             "max_feed_duration_secs": self.limits.seconds,
             "max_total_sleep_secs": self.limits.seconds,
-            "max_memory": self.limits.memory_bytes,
+            "max_memory": min(memory, self.limits.memory_bytes),
             "max_suspensions": 10,  # sleeps and whatever asks the host, which only ever answers no
         }
         for left in reversed(range(_STARTS)):
