@@ -320,7 +320,7 @@ class MontySandbox(AbstractContextManager["MontySandbox"]):
     def _fed(
         self, feeds: Sequence[str], inputs: Mapping[str, JSON], seconds: float, memory: int = sys.maxsize
     ) -> tuple[JSON | Rejection | monty.MontyError, float]:
-        """What a fresh worker makes of it within `seconds` and `memory`, exceptions too; and the seconds that are left."""
+        """What a fresh worker makes of it in `seconds` and `memory`, exceptions too, and the seconds that are left."""
         with self._worker(memory) as worker:
             ends = time.monotonic() + seconds
             watchdog = threading.Timer(seconds + _GRACE, _kill, [worker.worker_pid])
