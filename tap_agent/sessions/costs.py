@@ -12,7 +12,7 @@ from tap_agent.sessions.apply import opening
 from tap_agent.sessions.final_table import beside, seen_by_proxies
 from tap_agent.sessions.place import Lines, Place, each_network
 from tap_agent.sessions.resources import Resources
-from tap_agent.sessions.rows import named, proxy_subject
+from tap_agent.sessions.rows import calibrated, named, proxy_subject
 from tap_agent.sessions.subject import ProxySubject
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_agent.tables.line import Figure, Kind, Line
@@ -39,12 +39,21 @@ class _Cost:
     sees: Sequence[str]
     note: str
     figures: dict[str, list[float]] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    """why, of each seed under which it could not be measured"""
 
     def add(self, figures: dict[str, float]) -> None:
         """Of one more seed; what is nothing is not told."""
         for name, value in figures.items():
             if value:
                 self.figures.setdefault(name, []).append(value)
+
+    def told(self, seeds: int) -> str:
+        """What is to be known of it after so many seeds."""
+        if not self.failed:
+            return self.note or ("" if self.figures else "looks at nothing")
+        of = "" if len(self.failed) == seeds else f" in {len(self.failed)} of {seeds}"
+        return "; ".join(filter(None, [self.note, f"not measured{of}: {' '.join(dict.fromkeys(self.failed))}"]))
 
 
 def _of_network(
@@ -64,11 +73,12 @@ def _of_network(
                 try:
                     _add(found, subjects, network, resources.benches[0].at(budget), resources, place)
                 except BudgetMistake as mistake:
-                    found[budget.text, "ours"] = _Cost("proxy", (), f"not measured: {mistake}")
+                    found.setdefault((budget.text, "ours"), _Cost("proxy", (), "")).failed.append(str(mistake))
             name = resources.benches[0].name
-        protocol = f"{seed - settings.seed + 1} draws of {settings.calibration_images} calibration images"
+        done = seed - settings.seed + 1
+        protocol = f"{done} draws of {calibrated(settings)}"
         yield [
-            *(_line(cost, name, *key, variant.label, protocol) for key, cost in found.items()),
+            *(_line(cost, name, *key, variant.label, protocol, done) for key, cost in found.items()),
             *(_search(run, name) for run in runs),
         ]
 
@@ -90,11 +100,11 @@ def _add(
         try:
             cost.add(_proxy_cost(subject, bench, resources))
         except ProxyMistake as mistake:
-            cost.note = f"not measured: {mistake}"
+            cost.failed.append(str(mistake))
 
     def left_out(sentence: str) -> None:
         label, _, why = sentence.partition(": ")
-        found.setdefault((budget, label), _Cost("baseline", (), f"not measured: {why}"))
+        found.setdefault((budget, label), _Cost("baseline", (), "")).failed.append(why)
 
     for entry in beside(
         bench,
@@ -123,7 +133,7 @@ def _proxy_cost(subject: ProxySubject, bench: Bench, resources: Resources) -> di
     return {"images": images, "scoring": scoring, "allocating": allocating}
 
 
-def _line(cost: _Cost, network: str, budget: str, row: str, variant: str, protocol: str) -> Line:
+def _line(cost: _Cost, network: str, budget: str, row: str, variant: str, protocol: str, seeds: int) -> Line:
     return Line(
         network=network,
         row=row,
@@ -133,7 +143,7 @@ def _line(cost: _Cost, network: str, budget: str, row: str, variant: str, protoc
         sees=", ".join(cost.sees),
         figures={name: Figure(values=tuple(values)) for name, values in cost.figures.items()},
         protocol=protocol,
-        note=cost.note or ("" if cost.figures else "looks at nothing"),
+        note=cost.told(seeds),
     )
 
 

@@ -16,10 +16,12 @@ from tap_agent.sessions.subject import ProxySubject, read_subject
 from tap_agent.settings.fields import flagged
 from tap_agent.settings.flag import BITS
 from tap_agent.settings.model import NetworkSettings, Settings
+from tap_agent.settings.read import read_settings
 from tap_agent.tables.line import Figure, Line
 from tap_agent.tables.plan import Planned, Variant
 from tap_eval.allocation.budget import Budget
 from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.distilled import DISTILLED
 from tap_eval.mistake import BudgetMistake, ProxyMistake
 from tap_eval.proxies.published import FOUND_ON
 
@@ -44,21 +46,27 @@ def proxy_subject(what: str) -> ProxySubject:
 def named(subject: ProxySubject, network: NetworkSettings) -> tuple[str, str]:
     """What a proxy's row is called on a network, and what is to be known of it.
 
-    TAP where it was found on this network and these images, TAP-C where it was found elsewhere and is applied
-    unchanged; of a file that belongs to no run nobody knows.
+    TAP where it was found on this network, with these weights and images, TAP-C where it was found elsewhere and is
+    applied unchanged; of a file that belongs to no run nobody knows. Of a published proxy the network's name alone is
+    known.
     """
     if subject.given is not None:
-        networks = subject.given.values.get("networks") or [{}]
-        pairs = [(each.get("network", "digits"), each.get("images", "digits")) for each in networks]
-        where, same = ", ".join(name for name, _ in pairs), (network.network, network.images) in pairs
+        networks = read_settings(subject.given, {}).networks
+        where = ", ".join(each.network for each in networks)
+        same, this = any(_one(each) == _one(network) for each in networks), "this network"
     elif subject.origin in FOUND_ON:
         where = FOUND_ON[subject.origin] or "networks of its paper"
-        same = where == network.network
+        same, this = where == network.network, "a network of this name"
     else:
         return f"proxy {subject.origin}", ""
     if same:
-        return f"TAP ({subject.origin})", "found on this network"
+        return f"TAP ({subject.origin})", f"found on {this}"
     return f"TAP-C ({subject.origin})", f"found on {where}, applied unchanged"
+
+
+def _one(network: NetworkSettings) -> tuple[object, ...]:
+    """What makes it that network."""
+    return network.network, network.weights, network.weights_entry, network.images
 
 
 def _of_network(
@@ -118,24 +126,43 @@ def _entries(
     return entries, absent
 
 
+def calibrated(settings: Settings) -> str:
+    """The calibration images of a draw, with their source where that is not the images of the network."""
+    (network,), count = settings.networks, settings.calibration_images
+    if network.calibration is None:
+        return f"{count} calibration images"
+    if network.calibration == DISTILLED:
+        return f"{count} distilled calibration images, which count as images"
+    return f"{count} calibration images of {_source(network.calibration)}"
+
+
+def _source(name: str) -> str:
+    """An image source without the folders above its file."""
+    kind, _, where = name.partition(":")
+    return Path(where).name if where else kind
+
+
 def _protocol(settings: Settings, bench: Bench) -> str:
-    """How the rows of a network are measured."""
+    """How the rows of a network are measured, which is not always what the settings ask for."""
+    done = {
+        "sums": "int8" if bench.rounds_sums else "float",
+        "attention_activations": "8" if bench.prepared.operands else "off",
+    }
     ends = "held at the most bits" if settings.pin_ends else "in the allocation"
     others = "".join(
         f"{each.name.replace('_', ' ')} {value}, "
         for each in flagged("apply")
         if each.flag.panel == BITS and each.name not in _TOLD
-        if (value := getattr(settings, each.name)) != each.field.default
+        if (value := done.get(each.name, getattr(settings, each.name))) != each.field.default
     )
-    kind, _, where = bench.splits.name.partition(":")
-    images = Path(where).name if where else kind
-    draws = f"{settings.calibration_draws} draws of {settings.calibration_images} calibration images"
-    return (
+    draws = f"{settings.calibration_draws} draws of {calibrated(settings)}"
+    told = (
         f"quantized after training, {draws}, "
         f"bits {{{', '.join(map(str, settings.bits))}}}, inputs {{{', '.join(map(str, settings.activation_bits))}}}, "
         f"rounding {settings.rounding}{', finished' if settings.finish else ''}, first and last layer {ends}, {others}"
-        f"{len(bench.splits.test):,} test images of {images}"
+        f"{len(bench.splits.test):,} test images of {_source(bench.splits.name)}"
     )
+    return "; ".join([told, *bench.notes])
 
 
 def _line(row: Row, full: Row, variant: Variant, protocol: str, images: int = 0) -> Line:

@@ -23,7 +23,7 @@ from tap_agent.runs.folder import RunFolder, RunMistake
 from tap_agent.runs.result import Result
 from tap_agent.sessions.outcome import conclude_run, network_record
 from tap_agent.sessions.resources import Resources
-from tap_agent.settings.fields import flagged
+from tap_agent.settings.fields import of_a_session
 from tap_agent.settings.model import Settings
 from tap_eval.benchmark.benchmark import read
 from tap_eval.measuring.bench import Bench
@@ -80,13 +80,12 @@ def first_event(
 ) -> dict[str, Any]:
     """The event with which each session of a run begins, `before` which were those of earlier ones.
 
-    Raises `RunMistake` where the run began with other settings, but for those that resuming takes, and
+    Raises `RunMistake` where the run began with other settings, but for those of `of_a_session`, and
     `BenchmarkMistake` where it judged by other measured allocations than are in the file now.
     """
     own = settings.model_dump(mode="json")
     began: dict[str, Any] = next((each["settings"] for each in before if "settings" in each), {})
-    may_change = {setting.name for setting in flagged("resume")}
-    for name in began.keys() & own.keys() - may_change:
+    for name in began.keys() & own.keys() - of_a_session():
         if began[name] != own[name]:
             raise RunMistake(
                 f"the run began with {name} = {began[name]!r}, and its config.yaml has {own[name]!r}: put that back, "

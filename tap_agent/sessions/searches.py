@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from agents.account import LimitMistake
 from agents.chat import ModelMistake
+from agents.models import REPLAY
 from tap_agent.runs.folder import RunFolder
+from tap_agent.runs.mending import check_calls, mend
 from tap_agent.runs.result import Result
 from tap_agent.sessions.outcome import NoProxyMistake
 from tap_agent.sessions.place import Lines, Place, each_network
+from tap_agent.sessions.record import versions
+from tap_agent.sessions.rows import calibrated
 from tap_agent.sessions.search import search
+from tap_agent.settings.fields import of_a_session
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_agent.tables import course
 from tap_agent.tables.line import Figure, Line, failed
 from tap_agent.tables.plan import Planned, Variant
 from tap_eval.measuring.ledger import key
+from tap_eval.mistake import BudgetMistake
 from tap_eval.proxies import features
-from tap_eval.quantization import finishing, quantizer
-
-_OF_A_SESSION = {"max_cost", "max_calls", "max_minutes", "executor", "address"}
-"""settings that a run may go on with others of"""
+from tap_eval.quantization import finishing
 
 
 @dataclass
@@ -34,11 +39,13 @@ class _Searches:
     """Those of one variant on one network, a seed after the other."""
 
     variant: str
-    network: str
+    network: NetworkSettings
     settings: Settings
     results: list[Result] = field(default_factory=list)
     came_to_nothing: list[str] = field(default_factory=list)
     """a sentence about each that has no result"""
+    line: Line | None = None
+    """what they have come to so far"""
 
 
 def searches(planned: Planned, place: Place) -> Lines:
@@ -46,11 +53,7 @@ def searches(planned: Planned, place: Place) -> Lines:
     groups: list[_Searches] = []
     contents: dict[str, str] = {}
     for lines in each_network(planned, partial(_of_network, planned.plan.seeds, place, contents, groups)):
-        of_groups = iter(groups)
-        yield [
-            _compared(line, next(of_groups), groups, planned.against) if line.kind == "search" else line
-            for line in lines
-        ]
+        yield [_compared(line, groups, planned.against) for line in lines]
 
 
 def _of_network(
@@ -62,23 +65,30 @@ def _of_network(
     network: NetworkSettings,
     settings: Settings,
 ) -> Lines:
-    where = network.model_dump_json()
-    if where not in contents:
-        contents[where] = _content(settings, place)
-    group = _Searches(variant.label, network.network, settings)
+    group = _Searches(variant.label, network, settings)
     groups.append(group)
     for seed in range(settings.seed, settings.seed + seeds):
         its = settings.model_copy(update={"seed": seed, "baselines": ()})
         doing = ", ".join(filter(None, [variant.label, f"seed {seed}"]))
         place.listener.begin(f"searching on {network.network}: {doing}", its.population * (its.generations + 1))
         try:
+            where = _opened_with(settings)
+            if where not in contents:
+                contents[where] = _content(settings, place)
             group.results.append(_searched(its, variant.label, contents[where], place))
-        except (NoProxyMistake, LimitMistake, ModelMistake) as mistake:
+        except (NoProxyMistake, LimitMistake, ModelMistake, BudgetMistake) as mistake:
             group.came_to_nothing.append(str(mistake))
-            if isinstance(mistake, ModelMistake):  # which any other seed would meet too
+            if isinstance(mistake, (ModelMistake, BudgetMistake)):  # which any other seed would meet too
                 break
-        yield [_line(group, seeds)]
-    yield [_line(group, seeds)]
+        group.line = _line(group, seeds)
+        yield [group.line]
+    group.line = _line(group, seeds)
+    yield [group.line]
+
+
+def _opened_with(settings: Settings) -> str:
+    """Names a network and images by what `_content` opens them with."""
+    return settings.model_dump_json(include={"networks", "calibration_images", "calibration_draws", "seed"})
 
 
 def _content(settings: Settings, place: Place) -> str:
@@ -91,20 +101,35 @@ def _content(settings: Settings, place: Place) -> str:
 
 def _searched(settings: Settings, label: str, content: str, place: Place) -> Result:
     """The result of a run, which is begun, or goes on, unless it has ended."""
-    figured = settings.model_dump(mode="json", exclude=_OF_A_SESSION)
-    versions = quantizer.VERSION, finishing.VERSION, features.VERSION
-    words = [label, settings.networks[0].network, f"seed-{settings.seed}", key(content, figured, versions)[:8]]
+    words = [label, settings.networks[0].network, f"seed-{settings.seed}", _depends(settings, content)[:8]]
     path = place.folder / re.sub(r"[^\w.-]+", "-", "-".join(filter(None, words)))
     if path.exists() and not (path / "config.yaml").exists():  # it was interrupted while it was made
         shutil.rmtree(path)
-    result = RunFolder(path).result() if path.exists() else None
-    if result and result.stopped is None:
-        return result
+    folder = RunFolder(path) if path.exists() else None
+    if folder:
+        with folder.held():
+            for sentence in mend(folder):
+                place.tell(sentence)
+            result = folder.result()
+        if result and result.stopped is None:
+            return result
     with place.opened(settings) as resources:
         resources.check()
-        folder = RunFolder(path) if path.exists() else RunFolder.create(path, settings)
+        folder = folder or RunFolder.create(path, settings)
         with folder.held():
+            check_calls(folder)
             return search(folder, resources, partial(_listen, place), brief=True)
+
+
+def _depends(settings: Settings, content: str) -> str:
+    """Names what a search depends on, with the content of the files that its settings name, and versions.
+
+    The device is of it, though a run may go on with another: figures differ by it.
+    """
+    figured = settings.model_dump(mode="json", exclude=of_a_session() - {"device"})
+    files = [settings.given, Path(settings.llm.removeprefix(REPLAY)) if settings.llm.startswith(REPLAY) else None]
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file and file.is_file()]
+    return key(content, figured, digests, versions(), finishing.VERSION, features.VERSION)
 
 
 def _listen(place: Place, event: dict[str, Any]) -> None:
@@ -135,7 +160,7 @@ def _line(group: _Searches, seeds: int) -> Line:
     notes += dict.fromkeys(group.came_to_nothing)
     notes += dict.fromkeys(result.stopped for result in results if result.stopped)
     return Line(
-        network=group.network,
+        network=group.network.network,
         row="TAP, searched",
         kind="search",
         budget=settings.networks[0].budget or settings.budget,
@@ -144,20 +169,29 @@ def _line(group: _Searches, seeds: int) -> Line:
         protocol=(
             f"{seeds} searches of {settings.generations + 1} generations of {settings.population}, {settings.llm}, "
             f"worth {settings.worth.partition(':')[0]}, alpha {settings.alpha:g}, "
-            f"{settings.calibration_images} calibration images of each seed's own"
+            f"{calibrated(settings)}, each seed's own"
         ),
         note="; ".join(notes),
     )
 
 
-def _compared(line: Line, group: _Searches, groups: Sequence[_Searches], against: str | None) -> Line:
-    """With the proposals until the mean best fitness of the variant `against`, and with changes beside it."""
+def _compared(line: Line, groups: Sequence[_Searches], against: str | None) -> Line:
+    """With the proposals until the mean best fitness of the variant `against`, and with changes beside it.
+
+    A line that no group of searches came to stays as it is.
+    """
+    group = next((each for each in groups if each.line is line), None)
+    if group is None:
+        return line
     reference = next((each for each in groups if (each.variant, each.network) == (against, group.network)), None)
     if reference is None or not reference.results or not group.results:
         return line
     its, others = ([course.course(each.candidates) for each in both.results] for both in (group, reference))
     goal = statistics.mean(course.best(each) for each in others)
-    found: dict[str, list[float | None]] = {"until": [course.until(each, goal) for each in its]}
+    found: dict[str, list[float | None]] = {
+        "until": [course.until(each, goal) for each in its],
+        "reached": [sum(course.best(each) >= goal for each in its)],
+    }
     until = statistics.mean(course.until(each, goal) for each in others)
     spreads = [spread for each in others if (spread := course.within(each)) is not None]
     if group is not reference:

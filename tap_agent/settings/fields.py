@@ -13,6 +13,8 @@ from tap_agent.settings.model import NetworkSettings, Settings
 CONFIG = "YAML file of settings; flags win over it."
 """what --config is for, which is no setting"""
 
+_OF_A_SESSION = {"cache_llm", "prices", "call_seconds", "images_mib"}
+"""settings that no figure depends on, beside those that `resume` takes"""
 _FIGURED = {"networks", "device", "batch", "moments_mib", "seed"}
 """settings on which figures depend, beside those of networks, images and bits"""
 
@@ -58,6 +60,11 @@ def flagged(command: str) -> list[Setting]:
     fields = NetworkSettings.model_fields | Settings.model_fields
     found = [(name, field, flag_of(field)) for name, field in fields.items()]
     return [Setting(name, field, flag) for name, field, flag in found if flag and command in flag.commands.split()]
+
+
+def of_a_session() -> set[str]:
+    """Names of the settings that a run may go on with others of."""
+    return {setting.name for setting in flagged("resume")} | _OF_A_SESSION
 
 
 def figured(settings: Settings) -> dict[str, Any]:

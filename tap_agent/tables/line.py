@@ -90,6 +90,7 @@ COLUMNS = {
     "within": Column("spread in a generation", "", ".4f"),
     "within_change": Column("spread, change", "%", "+.1f"),
     "until": Column("proposals until it", "", ".1f"),
+    "reached": Column("reach it", "seeds", ",.0f"),
     "until_change": Column("proposals, change", "%", "+.1f"),
 }
 """the quantities of tables, in their order; and those that `failed` names"""

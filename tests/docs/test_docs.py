@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,4 +165,20 @@ def test_the_site_builds_with_every_setting_in_its_tables(tmp_path: Path) -> Non
 def test_tables_are_those_of_the_code(page: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
     assert text.count("<!-- table: ") == {"settings": 4, "proxy": 3, "reliability": 5}[page]
-    assert text == filled(text), "run `python docs/generated.py`"
+    assert text == filled(text), "run `python -m docs.generated`"
+
+
+def test_the_command_that_contributors_are_told_writes_the_tables(tmp_path: Path) -> None:
+    (told,) = re.findall(r"`python (-m docs\S+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    for each in ROOT.iterdir():
+        if each.is_dir() and each.name != "docs":
+            (tmp_path / each.name).symlink_to(each)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    page = tmp_path / "docs" / "reliability.md"
+    page.write_text(page.read_text().replace("| command |", "| what was typed |"))
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *told.split()], cwd=tmp_path, env=bare, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == (ROOT / "docs" / "reliability.md").read_text()
