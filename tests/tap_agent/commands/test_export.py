@@ -34,9 +34,7 @@ def result(ended: Path) -> Result:
 
 def fresh(cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache in which nothing has been measured; the network is in it, which takes seconds to be trained again."""
-    (folder / "fresh").mkdir()
-    (trained,) = cache.glob("digits-*.pt")
-    shutil.copy(trained, folder / "fresh")
+    shutil.copytree(cache / "networks", folder / "fresh" / "networks")
     monkeypatch.setenv("TAP_CACHE", str(folder / "fresh"))
 
 
