@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tap_eval.sealed import VERSION, digest
+from tap_eval.sealed import UPDATE, VERSION, damaged, digest, newer
 from tap_eval.storage import CACHE, writing
 
 _SEAL = "sealed"
@@ -25,16 +25,26 @@ class Kept:
         self.folder = folder
 
     def recall(self, name: str) -> dict[str, Tensor] | None:
-        """What is kept under `name`; None where nothing is, or something that is not what was written."""
+        """What is kept under `name`; None where nothing is, or something that is not what was written.
+
+        What was written before there were seals is taken as it is. Raises `DamagedMistake` for what a newer version of
+        the program wrote, so that nothing is written over it.
+        """
         path = self._path(name)
         if path is None or not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
                 tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118 it is no mapping
-                mark = (file.metadata() or {}).get(_SEAL)
+                about = file.metadata()
         except (SafetensorError, OSError):  # cut off, or damaged
             return None
+        if not about:
+            return tensors
+        mark = about.get(_SEAL, "")
+        version = mark.partition(" ")[0]
+        if version.isdecimal() and int(version) > VERSION:
+            raise damaged(path, newer(int(version)), UPDATE)
         return tensors if mark == _mark(name, tensors) else None
 
     def holds(self, name: str) -> bool:

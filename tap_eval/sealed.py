@@ -21,9 +21,7 @@ VERSION = 1
 UPDATE = "update tap-agent"
 _HEAD = re.compile(r'(?:# |\{")sealed"?: "?(\d+) ([0-9a-f]{16})(?:",|\n)')
 _STARTS = ("# sealed", '{"sealed')
-_TRACE = re.compile(r"sealed|\d [0-9a-f]{16}")
-_LONGEST_HEAD = 48
-"""letters: what begins with part of a seal, and not with a whole one, is damaged"""
+"""what begins like one of these, but for a letter or for the end, and not with a whole seal, is damaged"""
 
 
 class Damage(ValueError):
@@ -32,6 +30,11 @@ class Damage(ValueError):
 
 class Newer(Damage):
     """Something that a newer version of the program wrote."""
+
+
+def newer(version: int) -> Newer:
+    """What is said of a form that this program does not know yet."""
+    return Newer(f"was written by a newer version of tap-agent (form {version}, and this one knows {VERSION})")
 
 
 def digest(content: bytes) -> str:
@@ -51,14 +54,14 @@ def unsealed(text: str) -> str:
         raise Damage("is empty")
     head = _HEAD.match(text)
     if head is None:
-        if _TRACE.search(text, 0, _LONGEST_HEAD) or any(start.startswith(text) for start in _STARTS):
+        if any(_is_nearly(text, start) for start in _STARTS):
             raise Damage("is not what was written")
         return text
     rest = ("{" if text.startswith("{") else "") + text[head.end() :]
     if head[2] != _mark(int(head[1]), rest):
         raise Damage("is not what was written")
     if int(head[1]) > VERSION:
-        raise Newer(_newer(int(head[1])))
+        raise newer(int(head[1]))
     return rest
 
 
@@ -99,7 +102,7 @@ def check_database(path: Path, next_step: str) -> None:
     if sound != "ok":
         raise damaged(path, Damage("is not what was written (its pages are malformed)"), next_step)
     if version > VERSION:
-        raise damaged(path, Newer(_newer(version)), next_step)
+        raise damaged(path, newer(version), next_step)
 
 
 def mark_database(database: sqlite3.Connection) -> None:
@@ -114,9 +117,11 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
+def _is_nearly(text: str, start: str) -> bool:
+    if len(text) < len(start):
+        return start.startswith(text)
+    return sum(one != other for one, other in zip(text, start, strict=False)) <= 1
+
+
 def _mark(version: int, text: str) -> str:
     return digest(f"{version} {text}".encode())
-
-
-def _newer(version: int) -> str:
-    return f"was written by a newer version of tap-agent (form {version}, and this one knows {VERSION})"

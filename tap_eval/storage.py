@@ -26,7 +26,7 @@ _SQLITE = {
 
 
 def trouble(error: BaseException) -> str | None:
-    """Why a file cannot be written, in a few words; None where `error` is about something else."""
+    """Why a file cannot be written, or not even opened, in a few words; None where `error` is about something else."""
     if isinstance(error, sqlite3.Error):
         return str(error) if getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE else None
     code = error.errno if isinstance(error, OSError) else None

@@ -60,6 +60,8 @@ def run_app() -> None:
         if (reason := trouble(error)) is None:
             raise
         path = getattr(error, "filename", None) or "a file"
+        if isinstance(error, PermissionError):  # of a write, `writing` would have told
+            _tell(StorageMistake(f"{path} cannot be opened ({reason}): see to its permissions, then go on."))
         _tell(StorageMistake(f"{path} cannot be written ({reason}): {RUN}."))
 
 

@@ -34,7 +34,13 @@ from tap_eval.storage import RUN, settle, writing
 
 NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
-_BEFORE = {"rounding": "nearest", "sums": "float", "worth": "accuracy", "second_budget": False}
+_BEFORE = {
+    "rounding": "nearest",
+    "sums": "float",
+    "worth": "accuracy",
+    "second_budget": False,
+    "keep_checkpoints": "all",
+}
 """what runs did before there were such settings, which are all in the configs of later ones"""
 _OUT = "make room there, or give another --out"
 

@@ -140,7 +140,7 @@ class Resources(AbstractContextManager["Resources"]):
         if made:
             draws = DistilledDraws(
                 loaded.network, splits.search, settings.calibration_images, settings.calibration_draws, settings.seed,
-                Kept(self.cache / "distilled"), network.output, advance, device,
+                Kept(self.cache / "distilled"), network.output, advance,
             )  # fmt: skip
             splits = calibrated_on(splits, draws)
         bounds = Bounds(

@@ -28,6 +28,7 @@ from tap_agent.settings.model import Settings
 from tap_eval.benchmark.benchmark import read
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BenchmarkMistake
+from tap_eval.sealed import digest
 
 Listener = Callable[[dict[str, Any]], None]
 _MOST_STEPS = 10_000  # far beyond any search; the graph's own default is 25
@@ -104,7 +105,10 @@ def first_event(
 
 def check_same(before: Sequence[Mapping[str, Any]], benches: Sequence[Bench]) -> None:
     """Raises `RunMistake` where a network or its images are others than events of `before` tell."""
-    contents = {each["network"]: each["content"] for each in before if "content" in each}
+    contents: dict[str, dict[str, str]] = {}
+    for each in before:
+        if "content" in each:  # what it began with counts, where a network was prepared again
+            contents[each["network"]] = each["content"] | contents.get(each["network"], {})
     for bench in benches:
         own = content_of(bench)
         for what, was in contents.get(bench.name, {}).items():
@@ -116,12 +120,15 @@ def check_same(before: Sequence[Mapping[str, Any]], benches: Sequence[Bench]) ->
 
 
 def content_of(bench: Bench) -> dict[str, str]:
-    """Names what a network is measured with, the same on every machine."""
+    """Names what a network is measured with, the same on every machine; runs of before know of fewer of these."""
     splits = bench.splits
+    further = " ".join(draw.digest for draw in splits.calibrations[1:])
     return {
         "weights": bench.weights_digest,
         "calibration images": splits.calibrations[0].digest,
+        "further calibration images": digest(further.encode()),
         "search images": splits.search.digest,
+        "test images": splits.test.digest,
     }
 
 
@@ -178,6 +185,7 @@ class SearchSession(AbstractContextManager["SearchSession"]):
         self._conclude(self.machine.whole(state), str(limit))
 
     def _conclude(self, state: SearchState, stopped: str | None = None) -> None:
+        check_same(self._folder().events(), self._resources.benchmark)
         self.result = conclude_run(
             self._folder(), self._resources, state, self.emit, self._account(), stopped, self._brief
         )

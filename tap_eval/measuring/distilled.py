@@ -14,7 +14,6 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Images, Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.ledger import key
@@ -28,7 +27,10 @@ DISTILLED = "distilled"
 
 @dataclass(eq=False)
 class DistilledDraws(Sequence[Images]):
-    """Draws of `size` images each, like those of `like` in shape and transform; their labels are the network's own."""
+    """Draws of `size` images each, like those of `like` in shape and transform; their labels are the network's own.
+
+    They are made on the CPU wherever the network is measured, so that a run may go on on another device.
+    """
 
     network: nn.Module
     like: Images
@@ -39,7 +41,6 @@ class DistilledDraws(Sequence[Images]):
     output: str | None = None
     """name of the logits among what the network returns"""
     advance: Advance = silent
-    device: torch.device = CPU
     steps: int = STEPS
     _made: dict[int, Images] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -70,15 +71,13 @@ class DistilledDraws(Sequence[Images]):
 
     def _make(self, draw: int) -> Images:
         shape = (self.size, *self.like.stored.shape[1:])
-        how = [self.like.transform.model_dump(mode="json"), shape, self.steps, self.seed, draw, *key_of(self.device)]
+        how = [self.like.transform.model_dump(mode="json"), shape, self.steps, self.seed, draw]
         name = key(DISTILLED, VERSION, _content(self.network), how)
         found = self.kept.recall(name)
         if found is None:
             number = random.Random(f"{self.seed}/{draw}").getrandbits(63)
             told = partial(self.advance, f"distilling calibration images, draw {draw + 1}")
-            found = {
-                "images": distilled(self.network, self.like.transform, shape, number, self.steps, self.device, told)
-            }
+            found = {"images": distilled(self.network, self.like.transform, shape, number, self.steps, told)}
             self.kept.keep(name, found)
         images = replace(self.like, stored=found["images"].numpy(), remarks={}, rows=None)
         return replace(images, labels=self._labels(images))

@@ -38,18 +38,17 @@ def distilled(
     shape: tuple[int, int, int, int],
     seed: int,
     steps: int = STEPS,
-    device: torch.device = CPU,
     advance: Callable[[int, int], None] = lambda done, of: None,
 ) -> Tensor:
     """Images (N, C, H, W) uint8 of this `shape`, by which `transform.normalize` gives what `network` takes.
 
-    The same seed gives the same images on the same machine. Raises `ImagesMistake` for a network without batch
+    They are made on the CPU: the same seed gives the same images on the same machine, while a CPU of another kind, or
+    another version of PyTorch, may round otherwise. Raises `ImagesMistake` for a network without batch
     normalization.
     """
-    network = _still(network, device)
-    ends = (transform.normalize(torch.full((1, *shape[1:]), end, dtype=torch.uint8)).to(device) for end in (0, 255))
-    black, white = ends
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    network = _still(network, CPU)
+    black, white = (transform.normalize(torch.full((1, *shape[1:]), end, dtype=torch.uint8)) for end in (0, 255))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     x = noise.clamp(black, white).requires_grad_()
     optimizer = torch.optim.Adam([x], _STEP)
     for step in range(steps):
@@ -60,7 +59,7 @@ def distilled(
         with torch.no_grad():
             x.clamp_(black, white)
         advance(step + 1, steps)
-    return ((x.detach() - black) / (white - black) * 255).round_().to(torch.uint8).cpu()
+    return ((x.detach() - black) / (white - black) * 255).round_().to(torch.uint8)
 
 
 @torch.no_grad()

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from tap_agent.exit import Exit
+from tap_agent.runs.folder import RunFolder
+from tap_agent.settings.model import Settings
+from tests.faults.plans import nobody
 from tests.tap_agent.program import tap
 
 MISTAKES: list[tuple[list[str], Exit, str]] = [
@@ -97,6 +100,19 @@ def test_folders_that_are_no_runs_and_proxies_that_are_none(work: Path, capsys: 
     for arguments, (code, sentence) in cases.items():
         assert tap(*arguments) == code
         assert sentence in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_one_that_cannot_be_written(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.chmod(0o755)
+    outcome = RunFolder.create(work / "run", Settings()).outcome
+    outcome.write_text("{}")
+    outcome.chmod(0)
+    with nobody():
+        assert tap("report", "run") == Exit.STORAGE
+    said = " ".join(capsys.readouterr().err.split())
+    assert "run/result.json cannot be opened (Permission denied): see to its permissions, then go on." in said
 
 
 def test_help_explains_every_option(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,23 @@ def test_what_is_sealed_differs_from_everything_that_a_bit_makes_of_it() -> None
         for end in range(1, len(whole)):
             with pytest.raises(sealed.Damage):
                 sealed.unsealed(whole[:end])
-    assert sealed.unsealed("of: before\n") == "of: before\n"
+
+
+def test_what_was_written_before_there_were_seals_is_taken_as_it_is_whatever_it_names() -> None:
+    texts = ("of: before\n", "network: unsealed.nets:make\n", '{"run": "sealed-bits", "config": {}}',
+             '{\n "run": "1 0123456789abcdef"\n}', "# what is sealed\na: 1\n")  # fmt: skip
+    for text in texts:
+        assert sealed.unsealed(text) == text
+
+
+def test_a_run_of_before_there_was_the_setting_goes_on_keeping_all_its_steps(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", Settings())
+    assert folder.settings().keep_checkpoints == "last"
+    values = yaml.safe_load(folder.config.read_text())
+    del values["keep_checkpoints"]
+    folder.config.write_text(yaml.safe_dump(values))
+    assert folder.settings().keep_checkpoints == "all"
+    assert folder.settings({"keep_checkpoints": "last"}).keep_checkpoints == "last"
 
 
 def test_a_run_holds_its_last_step_alone_whatever_the_clock_says_unless_all_are_to_be_kept(tmp_path: Path) -> None:

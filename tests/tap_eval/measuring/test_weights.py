@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from tap_eval.allocation.choices import uniform
@@ -19,6 +20,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
 from tap_eval.measuring.weights import RoundedWeights
+from tap_eval.mistake import DamagedMistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.quantization.calibration import calibrate, groups_of
@@ -83,6 +85,23 @@ def test_damaged_files_are_made_anew(bench: Bench, tmp_path: Path) -> None:
     counted.passes = 0
     assert_same(all_of(again, bench), first)
     assert counted.passes == 0
+
+
+def test_files_of_before_there_were_seals_are_read_and_those_of_a_newer_version_left_alone(tmp_path: Path) -> None:
+    kept, tensors = Kept(tmp_path), {"integers": torch.arange(3)}
+    kept.keep("before", tensors)
+    (path,) = tmp_path.rglob("before.safetensors")
+    save_file(tensors, path)
+    found = kept.recall("before")
+    assert found
+    assert torch.equal(found["integers"], tensors["integers"])
+    save_file(tensors, path, {"sealed": "9 0123456789abcdef"})
+    newer = path.read_bytes()
+    with pytest.raises(DamagedMistake, match=r"before\.safetensors was written by a newer .*: update tap-agent\."):
+        kept.recall("before")
+    assert path.read_bytes() == newer
+    save_file(tensors, path, {"sealad": "1 0123456789abcdef"})
+    assert kept.recall("before") is None
 
 
 def test_the_number_of_threads_changes_nothing(bench: Bench) -> None:
