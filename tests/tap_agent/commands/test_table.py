@@ -117,7 +117,7 @@ def test_searches_are_runs_that_are_kept_and_compared(work: Path, capsys: pytest
         "calibration_draws": 1,
         "llm": REPLAY,
     }
-    vary = [{"controller": "ratio"}, {"controller": "uniform"}]
+    vary = [{"controller": "ratio"}, {"controller": "uniform"}, {"budget": "1.5bit"}]
     write(
         work,
         {
@@ -128,8 +128,15 @@ def test_searches_are_runs_that_are_kept_and_compared(work: Path, capsys: pytest
     assert tap("table", "small.yaml", "--seeds", "1", "--out", "small") == Exit.OK
     runs = {path.parent: path.stat().st_mtime_ns for path in (work / "small" / "runs").glob("*/result.json")}
     assert len(runs) == 2
+    damaged, other = sorted(runs)
+    for file in (damaged / "result.json", damaged / "checkpoints.sqlite"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
     assert tap("table", "small.yaml", "--out", "small") == Exit.OK
-    assert {path: (path / "result.json").stat().st_mtime_ns for path in runs} == runs
+    assert (damaged / "result.json.damaged").exists()
+    assert RunFolder(damaged).finished()
+    assert (other / "result.json").stat().st_mtime_ns == runs[other]
     table = {(row["variant"], row["quantity"]): row for row in kept(work / "small")}
     for variant in ("controller ratio", "controller uniform"):
         slug = variant.replace(" ", "-")
@@ -141,6 +148,8 @@ def test_searches_are_runs_that_are_kept_and_compared(work: Path, capsys: pytest
         assert table[variant, "failed generation 0"]["count"] == 2
     assert "until_change" in {quantity for variant, quantity in table if variant == "controller ratio"}
     assert table["controller dpo", "within_change"]["values"] == [-25]
+    assert table["controller ratio", "reached"]["count"] == 1
+    assert "below what the smallest bits need" in table["budget 1.5bit", None]["note"]
     assert "2 searches of 2 generations of 3" in capsys.readouterr().out
 
 
