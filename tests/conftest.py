@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tools.sandbox import MontySandbox
+
+
+os.environ.setdefault("COLUMNS", "160")  # before anything prints, whichever test is a worker's first
 
 
 @pytest.fixture(scope="session")
