@@ -57,6 +57,8 @@ class BetweenRecord(Record):
     """the layer whose input has its range, None where it has its own"""
     range: tuple[float, float] | None = None
     """which its 8 bits cover, where that layer's input has fewer bits and so another scale"""
+    input_range: tuple[float, float] | None = None
+    """which the fewer bits of that input cover, where it is another, as it may be under a rule that looks at bits"""
 
     @property
     def has_own_integers(self) -> bool:
@@ -115,13 +117,17 @@ def _structure(layer: Layer, module: Quantizable, bits: LayerBits, activation: i
 def told_between(value: Between, network: QuantizedNetwork) -> BetweenRecord:
     """Of a value between the layers of a network."""
     layer = None if value.layer is None else network.layers[value.layer]
+    eight = own = None
+    if layer is not None and layer.affine is not None and layer.affine != value.affine:
+        eight, own = (_with_zero(*layer.seen.range_at(bits)) for bits in (8, layer.affine.bits))
     return BetweenRecord(
         name=value.name,
         operation=value.operation,
         of=value.of,
         then=value.then,
         input_of=None if value.layer is None else network.prepared.layers[value.layer].name,
-        range=None if layer is None or layer.affine == value.affine else _with_zero(*layer.seen.range_at(8)),
+        range=eight,
+        input_range=None if own == eight else own,
     )
 
 

@@ -211,9 +211,11 @@ class _File:
         for value in self.header.between or ():
             if value.input_of is not None and value.range is not None:
                 layer = self._layer(value.input_of)
-                if Affine.covering(*value.range, 8) != self.between(value):
+                own = value.input_range or value.range
+                covered = Affine.covering(*own, layer.activation_bits), Affine.covering(*value.range, 8)
+                if covered != (self.affine(layer), self.between(value)):
                     self._damaged(f"{value.name} has another range than the input of {layer.name}")
-                found[layer.name] = found[layer.name][0], value.range
+                found[layer.name] = own, value.range
         return list(found.values())
 
     def _layer(self, name: str) -> LayerRecord:
