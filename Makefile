@@ -1,7 +1,7 @@
 # `make run` and `make test` set up .venv by themselves, once, and again when what is to be installed changes.
 
 PYTHON ?= python3
-# an index with builds of torch for CPUs alone, where the one in use has none: https://download.pytorch.org/whl/cpu
+# URL of an index with builds of torch for CPUs alone, as PyTorch has one, where the one in use has none
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip

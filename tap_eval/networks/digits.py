@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,19 +48,11 @@ def load_digits_cnn(cache: Path) -> DigitsCNN:
     """The trained network, from `cache` or trained there once (about 10 s); raises `StorageMistake`."""
     kept, name = Kept(cache / "networks"), f"digits-cnn-v{VERSION}"
     network = DigitsCNN()
-    if (weights := kept.recall(name) or _of_before(cache / f"{name}.pt")) is None:
+    if (weights := kept.recall(name)) is None:
         weights = _train(DigitsCNN()).state_dict()
         kept.keep(name, weights)
     network.load_state_dict(weights)
     return network.eval()
-
-
-def _of_before(path: Path) -> dict[str, Tensor] | None:
-    """The weights that an earlier version kept at `path`, where they are there and whole."""
-    with suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        weights: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return weights
-    return None
 
 
 @contextmanager

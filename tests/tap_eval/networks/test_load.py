@@ -16,16 +16,7 @@ from torchvision import models
 from tap_eval.images.images import Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
 from tap_eval.networks import published
-from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tap_eval.networks.load import load_network
-
-
-def test_digits_weights_that_an_earlier_version_kept_are_read_and_left_as_they_are(tmp_path: Path) -> None:
-    torch.manual_seed(7)
-    kept = DigitsCNN().state_dict()
-    torch.save(kept, tmp_path / "digits-cnn-v1.pt")
-    assert all(torch.equal(kept[name], tensor) for name, tensor in load_digits_cnn(tmp_path).state_dict().items())
-    assert [path.name for path in tmp_path.rglob("*")] == ["digits-cnn-v1.pt"]
 
 
 def tiny() -> nn.Module:
