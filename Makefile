@@ -1,8 +1,6 @@
 # `make run` and `make test` set up .venv by themselves, once, and again when what is to be installed changes.
 
 PYTHON ?= python3
-# URL of an index with builds of torch for CPUs alone, as PyTorch has one, where the one in use has none
-TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --constraint constraints.txt
@@ -48,7 +46,7 @@ audit:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --quiet --upgrade pip
-	.ci/torch $(BIN)/python $(TORCH_INDEX)
+	.ci/torch $(BIN)/python
 	$(INSTALL) --editable '.[onnx]'
 	$(PIP) install --no-deps --require-hashes --requirement embedded.txt
 	touch $@
