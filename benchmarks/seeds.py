@@ -39,6 +39,8 @@ from tap_eval.measuring.ledger import key
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
 
+BESIDE = ("measured", "uniform", "random")
+"""what the labels of those baselines begin with that stand beside"""
 _STEPS = 10_000
 """of a graph, far beyond any search"""
 _RACING = "evolution, racing"
@@ -106,7 +108,7 @@ def _others(bench: Bench, count: int, seed: int) -> dict[str, Callable[[], Seque
     return {"search over allocations": lambda: [direct(bench, count, seed)]} | {
         name: lambda its=its: its  # type: ignore[misc]
         for name, its in rules.items()
-        if name.startswith(("measured", "uniform", "random"))
+        if name.startswith(BESIDE)
     }
 
 
@@ -154,8 +156,8 @@ def _tell(rows: Sequence[Row]) -> None:
         seed: {row["from"]: row for row in rows if row["seed"] == seed} for seed in {row["seed"] for row in rows}
     }
     for seed, its in sorted(by_seed.items()):
-        print(f"| {seed} | {' | '.join(_cell([its[name]]) if name in its else '' for name in names)} |")
-    print(f"| mean | {' | '.join(_cell([row for row in rows if row['from'] == name]) for name in names)} |\n")
+        print(f"| {seed} | {' | '.join(cell([its[name]]) if name in its else '' for name in names)} |")
+    print(f"| mean | {' | '.join(cell([row for row in rows if row['from'] == name]) for name in names)} |\n")
     whole = [its for its in by_seed.values() if len(its) == len(names)]
     others = names[1:] if names[:1] == ["evolution"] else []
     for other, what in [
@@ -177,7 +179,8 @@ def _tell(rows: Sequence[Row]) -> None:
         print(f"- {_RACING}: {statistics.mean(raced):.1%} of the image passes")
 
 
-def _cell(rows: Sequence[Row]) -> str:
+def cell(rows: Sequence[Row]) -> str:
+    """Fitness, KL and top-1 in per cent of some rows, each that they have: the mean, and the deviation of several."""
     found = []
     for what, scale, digits in (("fitness", 1, 4), ("kl", 1, 3), ("top1", 100, 1)):
         values = [scale * row[what] for row in rows if what in row]

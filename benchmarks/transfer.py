@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.seeds import BESIDE, cell
 from tap_agent.paths import cache_folder
 from tap_agent.sessions.apply import opening
 from tap_agent.sessions.resources import Resources
@@ -43,26 +43,20 @@ def main() -> None:
         for opened in resources.benches:
             for budget in Budget.parse_all(chosen.budget):
                 bench = opened.at(budget)
-                print(
-                    f"\n{bench.name} at {budget.text}\n\n| allocation from | KL | top-1 | failed |\n|---|---|---|---|"
-                )
+                print(f"\n{bench.name} at {budget.text}\n\n| allocation from | KL, top-1 | failed |\n|---|---|---|")
                 for name, codes in searches.items():
                     found = [score(code, [bench], resources.sandbox) for code in codes]
                     allocated = [each.allocations[0] for each in found if not isinstance(each, Rejection)]
                     print(f"| {name} | {_told(bench, allocated)} | {len(found) - len(allocated)} |", flush=True)
                 for rule in baselines(bench, settings.seed):
-                    if rule.label.startswith(("measured", "uniform", "random")):
+                    if rule.label.startswith(BESIDE):
                         print(f"| {rule.label} | {_told(bench, rule.allocations)} | |", flush=True)
 
 
 def _told(bench: Bench, allocations: Sequence[Allocation]) -> str:
-    """Mean and deviation of KL and top-1 on test images."""
+    """KL and top-1 on test images."""
     (found,) = bench.measure_all(allocations, "test", [0], kept=True)
-    cells = []
-    for values, digits in (([each.kl for each in found], 3), ([100 * each.top1 for each in found], 1)):
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "")
-    return " | ".join(cells)
+    return cell([{"kl": each.kl, "top1": each.top1} for each in found])
 
 
 if __name__ == "__main__":

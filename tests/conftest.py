@@ -18,7 +18,7 @@ from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tools.sandbox import MontySandbox
 
-os.environ.setdefault("COLUMNS", "160")  # before anything prints, whichever test is a worker's first
+os.environ["COLUMNS"] = "160"  # before anything prints, whichever test is a worker's first
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import hashlib
 import random
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, overload
@@ -18,6 +17,7 @@ from tap_eval.images.images import Images, Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.ledger import key
 from tap_eval.measuring.weights import Advance, silent
+from tap_eval.preparing.copying import in_eval_mode
 from tap_eval.preparing.distilling import STEPS, VERSION, distilled
 from tap_eval.preparing.outputs import find_output
 
@@ -85,9 +85,7 @@ class DistilledDraws(Sequence[Images]):
     @torch.no_grad()
     def _labels(self, images: Images) -> torch.Tensor:
         pixels = images.pixels
-        with suppress(NotImplementedError):  # what torch.export gives is in eval mode for good
-            self.network.eval()
-        returned = self.network(pixels)
+        returned = in_eval_mode(self.network)(pixels)
         return find_output(returned, len(pixels), None, self.output).logits(returned).argmax(1)
 
 

@@ -6,6 +6,7 @@ import copy
 import functools
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def unwrapped(network: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return network
         network = inner
+
+
+def in_eval_mode(network: nn.Module) -> nn.Module:
+    """The network itself; what `torch.export` gives is in eval mode for good, and cannot be told to."""
+    with suppress(NotImplementedError):
+        network.eval()
+    return network
 
 
 def copy_of(network: nn.Module, device: torch.device | None = None) -> nn.Module:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from tap_eval.device import CPU
 from tap_eval.images.images import Transform
 from tap_eval.mistake import ImagesMistake
-from tap_eval.preparing.copying import copy_of, unwrapped
+from tap_eval.preparing.copying import copy_of, in_eval_mode, unwrapped
 from tap_eval.preparing.products import Product
 from tap_eval.preparing.torchscript import readable
 from tap_eval.preparing.tracing import Call, Norm, Source, Tracing, named_tensors
@@ -85,10 +84,7 @@ def _loss(network: nn.Module, pixels: Tensor) -> Tensor:
 
 def _still(network: nn.Module, device: torch.device) -> nn.Module:
     """A copy in eval mode and float32, of which nothing is to be learned."""
-    copied = copy_of(readable(unwrapped(network)), device)
-    with suppress(NotImplementedError):  # what torch.export gives is in eval mode for good
-        copied.eval()
-    return copied.requires_grad_(False).float()
+    return in_eval_mode(copy_of(readable(unwrapped(network)), device)).requires_grad_(False).float()
 
 
 class _Norms(Tracing):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.mistake import NetworkMistake
-from tap_eval.preparing.copying import copy_of, unwrapped
+from tap_eval.preparing.copying import copy_of, in_eval_mode, unwrapped
 from tap_eval.preparing.fusion import fused
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Product
@@ -41,9 +41,7 @@ class Original:
         """
         network = readable(unwrapped(network))
         kinds = {tensor.dtype for tensor in network.parameters() if tensor.dtype.is_floating_point} - {torch.float32}
-        copied, name = copy_of(network), type(network).__name__
-        with suppress(NotImplementedError):  # what torch.export gives is in eval mode for good
-            copied.eval()
+        copied, name = in_eval_mode(copy_of(network)), type(network).__name__
         copied.requires_grad_(False)
         half = not kinds.isdisjoint(_HALF) or (bool(kinds) and not Original(copied, name, False)._runs(example))
         notes = [f"its weights are {_listed(kinds)}, and become float32"] if half else []

@@ -22,7 +22,6 @@ def work(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with the trained network at hand."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TAP_CACHE", str(cache))
-    monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return tmp_path
 
@@ -41,7 +40,6 @@ def ended(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 def run(ended: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A copy of that run, to talk about."""
     monkeypatch.setenv("TAP_CACHE", str(cache))
-    monkeypatch.setenv("COLUMNS", "160")
     shutil.copytree(ended, tmp_path / "run")
     return RunFolder(tmp_path / "run")
 
