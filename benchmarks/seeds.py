@@ -54,17 +54,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds, of which each is by itself")
     parser.add_argument("--out", type=Path, default=Path("seeds.jsonl"))
     parser.add_argument("--budget")
     parser.add_argument("--controller")
     parser.add_argument("--worth")
     parser.add_argument("--alpha", type=float)
+    parser.add_argument("--device")
     parser.add_argument("--only", help="names of the table's columns, with commas between")
     chosen = parser.parse_args()
-    flags = {name: getattr(chosen, name) for name in ("budget", "controller", "worth", "alpha")}
+    flags = {name: getattr(chosen, name) for name in ("budget", "controller", "worth", "alpha", "device")}
     only = re.split(r",(?! )", chosen.only) if chosen.only else None
     rows: list[Row] = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
-    for seed in range(chosen.seeds):
+    seeds = range(chosen.first, chosen.first + chosen.seeds)
+    for seed in seeds:
         settings = read_settings(chosen.config, flags | {"seed": seed, "calibration_draws": 1})
         about = key(settings.model_dump(mode="json", exclude={"seed"}), quantizer.VERSION)
         if any(row["about"] != about for row in rows):
@@ -76,7 +79,7 @@ def main() -> None:
             rows.append({"seed": seed, "about": about, **found})
             with chosen.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    _tell([row for row in rows if row["seed"] < chosen.seeds])
+    _tell([row for row in rows if row["seed"] in seeds])
 
 
 def _missing(settings: Settings, wanted: Callable[[str], bool]) -> Iterator[Row]:

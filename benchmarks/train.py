@@ -6,7 +6,7 @@
         --held-out parquet:data/cifar10-val.parquet --out data/mobilenet_cifar.safetensors
 
 The file is a state dict of the function of that name here: `--network benchmarks.train:vit_tiny_cifar --weights FILE`.
-The same seed, threads and machine give the same weights. None are in the repository.
+The same seed, threads and machine give the same weights, on a CPU. None are in the repository.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import MobileNetV2
 
+from tap_eval.device import chosen as devices
+from tap_eval.device import found
 from tap_eval.images.images import AS_THEY_ARE
 from tap_eval.images.sources import open_source
 
@@ -94,33 +95,31 @@ def augmented(pixels: Tensor, chance: torch.Generator) -> Tensor:
     below, right = torch.randint(2 * _PADDED + 1, (2, count, 1), generator=chance) + torch.arange(side)
     mirrored = torch.rand(count, 1, generator=chance) < 0.5
     right = torch.where(mirrored, right.flip(1), right)
-    return wide[
-        torch.arange(count).view(-1, 1, 1, 1),
-        torch.arange(3).view(1, 3, 1, 1),
-        below[:, None, :, None],
-        right[:, None, None],
-    ]
+    rows = torch.arange(count).view(-1, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1)
+    places = (*rows, below[:, None, :, None], right[:, None, None])
+    return wide[tuple(place.to(pixels.device) for place in places)]
 
 
 def train(network: nn.Module, pixels: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
-    """By AdamW and one cycle of the step size."""
+    """By AdamW and one cycle of the step size, on the device where all of them are."""
     chance = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=_DECAY)
     steps = epochs * (len(pixels) // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _STEP, total_steps=steps)
     network.train()
     for epoch in range(epochs):
-        losses, started = [], time.process_time()
+        losses, started = [], time.perf_counter()
         for rows in torch.randperm(len(pixels), generator=chance).split(_BATCH)[: len(pixels) // _BATCH]:
             x = AS_THEY_ARE.normalize(augmented(pixels[rows], chance))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(pixels.device.type, torch.bfloat16):
                 loss = F.cross_entropy(network(x).float(), labels[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
-        print(f"epoch {epoch + 1}: loss {np.mean(losses):.3f}, {time.process_time() - started:.0f} s", flush=True)
+            losses.append(loss.detach())
+        mean = torch.stack(losses).mean().item()
+        print(f"epoch {epoch + 1}: loss {mean:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
     network.eval()
 
 
@@ -143,10 +142,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     chosen = parser.parse_args()
+    device = devices(chosen.device, found())[0]
     torch.manual_seed(chosen.seed)
-    network = NETWORKS[chosen.network]()
-    train(network, *read(chosen.images), chosen.epochs, chosen.seed)
+    network = NETWORKS[chosen.network]().to(device)
+    pixels, labels = read(chosen.images)
+    train(network, pixels.to(device), labels.to(device), chosen.epochs, chosen.seed)
+    network.cpu()
     save_file(network.state_dict(), chosen.out)
     pixels, labels = read(chosen.held_out)
     print(f"top-1 {100 * top1(network, pixels, labels):.1f} % of {len(pixels):,} images that were held out")
