@@ -27,7 +27,8 @@ from prompts.grammar import code_of
 from tap_eval.storage import trouble
 
 EMBEDDED = "embedded"
-_TOKENS = 200
+_TOKENS = 1000
+"""far beyond any sentence of a grammar, which ends by itself"""
 _STARTING, _TURN = threading.Lock(), threading.Lock()
 _MOST_THREADS = 2
 """of llama.cpp, and no more than one for two processors: they spin while they wait for each other, which takes many

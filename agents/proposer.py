@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware, hook_config
 from langchain.agents.structured_output import ToolStrategy
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
@@ -67,6 +67,12 @@ class Failures(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         with naming_failures(self._next_step):
             return handler(request)
+
+    @hook_config(can_jump_to=["end"])
+    def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+        """Ends at an answer that calls nothing: an agent without tools would ask again until one does."""
+        last = state["messages"][-1]
+        return {"jump_to": "end"} if isinstance(last, AIMessage) and not last.tool_calls else None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from tap_eval.images.images import AS_THEY_ARE
 from tap_eval.images.sources import open_source
 
 CLASSES = 10
-_BATCH, _STEP, _DECAY = 128, 2e-3, 0.05
+_STEP, _DECAY = 2e-3, 0.05
 _PADDED = 4  # pixels
 
 
@@ -100,16 +100,16 @@ def augmented(pixels: Tensor, chance: torch.Generator) -> Tensor:
     return wide[tuple(place.to(pixels.device) for place in places)]
 
 
-def train(network: nn.Module, pixels: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
+def train(network: nn.Module, pixels: Tensor, labels: Tensor, epochs: int, batch: int, seed: int) -> None:
     """By AdamW and one cycle of the step size, on the device where all of them are."""
     chance = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=_DECAY)
-    steps = epochs * (len(pixels) // _BATCH)
+    steps = epochs * (len(pixels) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _STEP, total_steps=steps)
     network.train()
     for epoch in range(epochs):
         losses, started = [], time.perf_counter()
-        for rows in torch.randperm(len(pixels), generator=chance).split(_BATCH)[: len(pixels) // _BATCH]:
+        for rows in torch.randperm(len(pixels), generator=chance).split(batch)[: len(pixels) // batch]:
             x = AS_THEY_ARE.normalize(augmented(pixels[rows], chance))
             with torch.autocast(pixels.device.type, torch.bfloat16):
                 loss = F.cross_entropy(network(x).float(), labels[rows])
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--held-out", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     chosen = parser.parse_args()
@@ -148,7 +149,7 @@ def main() -> None:
     torch.manual_seed(chosen.seed)
     network = NETWORKS[chosen.network]().to(device)
     pixels, labels = read(chosen.images)
-    train(network, pixels.to(device), labels.to(device), chosen.epochs, chosen.seed)
+    train(network, pixels.to(device), labels.to(device), chosen.epochs, chosen.batch, chosen.seed)
     network.cpu()
     save_file(network.state_dict(), chosen.out)
     pixels, labels = read(chosen.held_out)

@@ -244,6 +244,18 @@ def test_the_embedded_model_draws_anew_in_each_round(bench: Bench, sandbox: Mont
     assert again.proxy != first.proxy
 
 
+def test_an_answer_of_the_embedded_model_that_is_cut_short_costs_a_round_and_no_run(
+    bench: Bench, sandbox: MontySandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.embedded._TOKENS", 8)
+    proposer = Proposer(LanguageModel("embedded"), [bench], sandbox, rounds=3)
+    attempt = proposer.propose(Assignment("initialization", (), (), (), seed=7), Known({}))
+    assert isinstance(attempt.outcome, Rejection)
+    assert attempt.outcome.failure is Failure.UNPARSABLE
+    assert attempt.outcome.message.startswith("the answer was cut off")
+    assert attempt.rounds == len([each for each in attempt.conversation if each["role"] == "assistant"]) == 3
+
+
 def test_the_embedded_model_is_offered_what_was_judged_to_be_promising(
     channel_bench: Bench, sandbox: MontySandbox
 ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
+from tap_eval.device import CPU
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
@@ -36,10 +37,12 @@ class Stopped(nn.Module):
         return self.second(x)
 
 
-def opened(network: nn.Module, splits: Splits, folder: Path, budget: str = "4bit") -> Bench:
+def opened(
+    network: nn.Module, splits: Splits, folder: Path, budget: str = "4bit", device: torch.device = CPU
+) -> Bench:
     """Rounded to the nearest, with a ledger of its own."""
     task = Task(Choices(), Budget.parse(budget), rounding="nearest", sums="float")
-    return Bench("small", network.eval(), splits, task, Ledger(folder / "ledger.sqlite"))
+    return Bench("small", network.eval(), splits, task, Ledger(folder / "ledger.sqlite"), device=device)
 
 
 def by_hand(bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tap_eval.baselines import auto_quantize, emq, ompq, snip, synflow
 from tap_eval.baselines.curvature import top_eigenvalues, traces
 from tap_eval.baselines.gradients import Loss, Network
+from tap_eval.device import CPU
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ImagesMistake, NetworkMistake
@@ -168,8 +169,7 @@ def test_features_are_computed_where_the_network_is(bench: Bench) -> None:
 @NEEDS_CUDA
 @pytest.mark.cuda
 def test_a_gpu_gives_the_scores_that_the_cpu_gives(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:
-    here, there = opened(network, splits, tmp_path), opened(network, splits, tmp_path)
-    there.device = CUDA
+    here, there = (opened(network, splits, tmp_path, device=device) for device in (CPU, CUDA))
     for scores in (snip.scores, synflow.scores, emq.scores):
         assert scores(there) == pytest.approx(scores(here), rel=1e-2)
     expected, found = (traces(Network(each).cross_entropy(), seed=0)[0] for each in (here, there))
