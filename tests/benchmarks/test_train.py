@@ -18,12 +18,12 @@ from tests.tap_eval.images.pictures import png, write_parquet
 def test_a_network_is_trained_and_opened_by_its_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "_BATCH", 16)
     values = list(range(0, 128, 4))
     images = write_parquet(tmp_path / "images.parquet", list(map(png, values)), [int(each > 60) for each in values])
     for file in ("one.safetensors", "again.safetensors"):
         out = tmp_path / file
         arguments = ["train.py", name, "--images", images, "--held-out", images, "--out", str(out), "--epochs", "2"]
+        arguments += ["--batch", "16", "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", arguments)
         train.main()
         assert "of 32 images that were held out" in capsys.readouterr().out

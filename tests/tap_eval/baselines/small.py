@@ -37,9 +37,7 @@ class Stopped(nn.Module):
         return self.second(x)
 
 
-def opened(
-    network: nn.Module, splits: Splits, folder: Path, budget: str = "4bit", device: torch.device = CPU
-) -> Bench:
+def opened(network: nn.Module, splits: Splits, folder: Path, budget: str = "4bit", device: torch.device = CPU) -> Bench:
     """Rounded to the nearest, with a ledger of its own."""
     task = Task(Choices(), Budget.parse(budget), rounding="nearest", sums="float")
     return Bench("small", network.eval(), splits, task, Ledger(folder / "ledger.sqlite"), device=device)

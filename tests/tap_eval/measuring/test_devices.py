@@ -142,7 +142,7 @@ def test_a_gpu_measures_what_the_cpu_measures_and_is_kept_apart(
     assert there.features == here.features
     assert there.unfit == "cuda:0 multiplies whole numbers as floats"
     assert there.layer_errors == pytest.approx(here.layer_errors, rel=0.05)
-    bits, measured = Allocation(((2, 4) * 5, *(4,) * 9), (8,) * 10), ledger.measured
+    bits, measured = Allocation((*(4,) * 9, (2, 4) * 5), (8,) * 10), ledger.measured
     for finished in (False, True):
         top1 = [bench.measure(bits, "test", finished=finished).top1 for bench in benches]
         assert top1[1] == pytest.approx(top1[0], abs=0.02)
