@@ -24,7 +24,7 @@ from tap_eval.measuring.race import Entrant, Seen, image_sets, race
 from tap_eval.measuring.stages import STAGES
 from tap_eval.proxies.fitness import FitnessWeights, fitness
 
-ERRORS = (0.02, 0.05, 0.1, 0.2)
+ERRORS = (0.02, 0.1, 0.2, 0.5)
 
 
 def main() -> None:

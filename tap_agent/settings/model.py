@@ -153,7 +153,7 @@ The last judges scores by the measured allocations in a file of `tap-agent bench
     """Weight of cost."""
     gamma: Annotated[float, Flag(SEARCH, "run")] = Field(0.0, ge=0)
     """Weight of novelty."""
-    racing: Annotated[float, Flag(SEARCH, "run", label="Racing")] = Field(0.0, ge=0, lt=0.5)
+    racing: Annotated[float, Flag(SEARCH, "run", label="Racing")] = Field(0.0, ge=0, lt=1)
     """Error rate of dropping a candidate early; 0 for never. A candidate is dropped before it has seen all images."""
     inputs: Annotated[Literal["statistics", "metadata"], Flag(SEARCH, "run apply", usage=True)] = "statistics"
     """What a proxy may see: statistics of layers too, or metadata alone."""

@@ -1,7 +1,7 @@
 """A race: entrants are compared on growing, shared parts of the images, and the hopeless are dropped.
 
 After each stage an entrant is dropped when as many others as are wanted are better than it, by
-a paired test on the images seen so far. It is a one-sided z-test of the mean difference with
+a paired test on the images seen so far. It is a one-sided t-test of the mean difference with
 the correction for a finite population, since the images are drawn without replacement from
 those that a full measurement would count. Divergences of outputs from full precision tell
 entrants apart on far fewer images than right and wrong answers do.
@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import t
 
 from tap_eval.images.images import Images
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.proxies.fitness import Worth
 
-_LEAST_IMAGES, _LEAST_DIFFERENCES, _LEAST_NATS = 100, 8, 1e-9
+_LEAST_DIFFERENCES, _LEAST_NATS = 8, 1e-9
+_LEAST_IMAGES: dict[Worth, int] = {"accuracy": 100, "kl": 30}
+"""before which nobody is dropped: means of right and wrong come close to a normal distribution on more images"""
 Seen = list[Measurement]
 """What images say of an entrant, one measurement a network."""
 
@@ -60,15 +62,15 @@ def race(
     fitness. With an error of 0 nobody is dropped.
     """
     comparisons = (len(sizes) - 1) * max(len(entrants) + len(rivals) - keep, 1)
-    certain = float(norm.isf(error / comparisons))
     for stage in range(len(sizes)):
         running = [index for index, entrant in enumerate(entrants) if not entrant.dropped]
         for index, seen in zip(running, measure(running, stage), strict=True):
             entrants[index].seen.append(seen)
         shown, total = np.sum(sizes[: stage + 1], axis=0), np.sum(sizes, axis=0)
         images = sum(shown[sets.index(each)] for each in set(sets))
-        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or images < _LEAST_IMAGES:
+        if stage + 1 == len(sizes) or len(running) + len(rivals) <= keep or images < _LEAST_IMAGES[worth]:
             continue
+        certain = float(t.isf(error / comparisons, images - 1))
         share = [float(shown[place] / total[place]) for place in map(sets.index, sorted(set(sets)))]
         field_ = [(entrant, entrant.so_far(stage + 1)) for entrant in [*rivals, *(entrants[i] for i in running)]]
         for entrant, its in field_[len(rivals) :]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tap_eval.images.images import Images
 
-STAGES = (0.05, 0.1, 0.2, 0.4, 0.8)
+STAGES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 """parts of the search split on which candidates are compared, each holding the one before; on the rest, which no
 candidate is bred on, the winner is chosen"""
 

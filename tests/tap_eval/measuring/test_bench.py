@@ -165,7 +165,7 @@ def test_full_precision_at_chance_is_said(network: DigitsCNN, splits: Splits, be
 def test_stages_are_disjoint_and_make_up_the_search_split(bench: Bench) -> None:
     rows = [row for stage in bench.stages for row in stage]
     assert sorted(rows) == list(range(len(bench.splits.search)))
-    assert [len(stage) for stage in bench.stages] == [15, 15, 30, 60, 120, 60]
+    assert [len(stage) for stage in bench.stages] == [4, 4, 7, 15, 30, 60, 120, 60]
 
 
 def test_the_winner_is_chosen_on_images_that_candidates_are_not_compared_on(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.race import Entrant, Seen, estimated, race
 from tap_eval.proxies.fitness import Worth
 
-SIZES = [[150], [150], [300], [600], [1200]]
+SIZES = [[37], [38], [75], [150], [300], [600], [1200]]
 TOTAL = 2400
 
 
