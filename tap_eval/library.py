@@ -91,7 +91,7 @@ def quantize(
     finished: bool = True,
     sums: SumsIn = "int8",
     activation_ranges: RangeRule = "minmax",
-    attention_activations: Attention = "off",
+    attention_activations: Attention = "8",
 ) -> Quantized:
     """`network`, a classifier in eval mode, within `budget`, as in "4bit", "87%", "0.5MB" or "1.2GBOPs".
 
@@ -101,8 +101,8 @@ def quantize(
     8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8"
     what is added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it;
     a network whose steps cannot be recorded keeps it in float32, of which a warning tells.
-    `activation_ranges` is how ranges of activations are chosen from the images; with
-    `attention_activations` "8" what attention multiplies is in 8 bits too. Raises
+    `activation_ranges` is how ranges of activations are chosen from the images; what attention
+    multiplies is in 8 bits too, unless `attention_activations` is "off". Raises
     `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
     """
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])

@@ -144,10 +144,7 @@ def _source(name: str) -> str:
 
 def _protocol(settings: Settings, bench: Bench) -> str:
     """How the rows of a network are measured, which is not always what the settings ask for."""
-    done = {
-        "sums": "int8" if bench.rounds_sums else "float",
-        "attention_activations": "8" if bench.prepared.operands else "off",
-    }
+    done = {"sums": "int8" if bench.rounds_sums else "float"}
     ends = "held at the most bits" if settings.pin_ends else "in the allocation"
     others = "".join(
         f"{each.name.replace('_', ' ')} {value}, "

@@ -128,7 +128,7 @@ class Settings(_Model):
     """How the range of an activation is chosen from calibration images: minmax, from the least number to the \
 greatest; ema, moving averages of both over images; percentile, without a thousandth at either end; omse, of least \
 squared error."""
-    attention_activations: Annotated[Literal["8", "off"], Flag(BITS, "run apply", usage=True)] = "off"
+    attention_activations: Annotated[Literal["8", "off"], Flag(BITS, "run apply", usage=True)] = "8"
     """Bits of what attention multiplies, queries, keys, probabilities and values: 8, or off for float32."""
     finish: Annotated[bool, Flag(BITS, "run apply")] = True
     """Round each network of the final table once more, layer after layer, for the inputs that layers then get."""

@@ -69,11 +69,11 @@ class Measurement:
         return {"correct": np.packbits(self.correct).tobytes().hex(), "kl": kl}
 
     @staticmethod
-    def unpacked(record: Mapping[str, str], count: int) -> Measurement:
-        """Of `count` images, from what `packed` gave."""
+    def unpacked(record: Mapping[str, str]) -> Measurement:
+        """From what `packed` gave."""
         packed = np.frombuffer(bytes.fromhex(record["correct"]), dtype=np.uint8)
         kl = np.frombuffer(base64.b64decode(record["kl"]), dtype="<f4").astype(np.float32)
-        return Measurement(np.unpackbits(packed, count=count).astype(bool), kl)
+        return Measurement(np.unpackbits(packed, count=len(kl)).astype(bool), kl)
 
     @property
     def mean_kl(self) -> float:

@@ -46,6 +46,7 @@ from tap_eval.quantization import finishing, quantizer
 from tap_eval.quantization.integer import exact
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.sums import NONE
+from tap_eval.sealed import digest
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -216,7 +217,7 @@ class Bench:
 
         `beside` is the number of such calls that run side by side, this one included.
         """
-        return self._measured(self._job(allocation, "search", 0, self.stages[stage]), f"stage {stage}", beside)
+        return self._measured(self._job(allocation, "search", 0, self.stages[stage]), beside)
 
     def seen_all(self, allocations: Sequence[Allocation], stage: int) -> list[Measurement]:
         """`seen` for each allocation, as many side by side as there are workers."""
@@ -238,9 +239,7 @@ class Bench:
         Measured once. Where there are no such images, all of the split speak.
         """
         rows = self.stages[-1] if len(self.stages[-1]) else np.arange(len(self.splits.search))
-        return self._measured(
-            self._job(allocation, "search", draw, rows, self.keeps_finished(allocation)), "left out", 1
-        )
+        return self._measured(self._job(allocation, "search", draw, rows, self.keeps_finished(allocation)), 1)
 
     def measure(
         self,
@@ -258,7 +257,7 @@ class Bench:
             parts = [self.seen(allocation, stage, beside) for stage in range(len(self.stages))]
             return Measurement.joined(parts).accuracy
         rows = np.arange(len(getattr(self.splits, split)))
-        return self._measured(self._job(allocation, split, draw, rows, finished), "all", beside).accuracy
+        return self._measured(self._job(allocation, split, draw, rows, finished), beside).accuracy
 
     def keeps_finished(self, allocation: Allocation, beside: int = 1) -> bool:
         """Whether the network with these bits that is kept is the finished one.
@@ -270,7 +269,7 @@ class Bench:
             return False
         plain = Measurement.joined([self.seen(allocation, stage, beside) for stage in range(len(self.stages))])
         job = self._job(allocation, "search", 0, np.arange(len(plain)), finished=True)
-        further = self._measured(job, "all", beside).kl[np.concatenate(self.stages)].astype(float) - plain.kl
+        further = self._measured(job, beside).kl[np.concatenate(self.stages)].astype(float) - plain.kl
         return bool(further.mean() <= further.std() / math.sqrt(len(further)))
 
     def quantized(self, allocation: Allocation, draw: int = 0, finished: bool = True) -> QuantizedNetwork:
@@ -337,7 +336,7 @@ class Bench:
         job = self._job(None, split, 0, np.arange(len(getattr(self.splits, split))))
         return torch.cat(self._side_by_side(self._measures.logits, self._pieces(job, 1)))
 
-    def _measured(self, job: Job, part: str, beside: int) -> Measurement:
+    def _measured(self, job: Job, beside: int) -> Measurement:
         allocation, images = job.allocation, getattr(self.splits, job.split)
         reference = self._full(job.split)
 
@@ -359,9 +358,9 @@ class Bench:
         finished = job.finished and finishing.VERSION
         how = [self._path(allocation), *self._where, *self.rounded_by, finished, *(["int8"] if job.sums else [])]
         calibration = self.splits.calibrations[job.draw].digest
-        name = key("measured", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, part)
-        found = self._ledger.recall(name, lambda: together().packed())
-        return Measurement.unpacked(found, len(job.rows))
+        rows = digest(job.rows.astype("<i8").tobytes())
+        name = key("measured", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, rows)
+        return Measurement.unpacked(self._ledger.recall(name, lambda: together().packed()))
 
     @property
     def rounded_by(self) -> list[Any]:

@@ -34,7 +34,7 @@ class Task:
     sums: SumsIn = "int8"
     ranges: RangeRule = field(default="minmax", repr=False)
     """how ranges of activations are chosen; keys have it from `Bench.rounded_by`"""
-    attention: Attention = field(default="off", repr=False)
+    attention: Attention = field(default="8", repr=False)
     """whether the operands of products of two activations are in 8 bits, likewise"""
 
     def fitted(self, budget: Budget, layers: Sequence[Layer], name: str) -> Task:

@@ -78,8 +78,8 @@ def test_what_a_search_depends_on(tmp_path: Path) -> None:
 
 
 def test_a_protocol_says_what_was_measured(network: DigitsCNN, splits: Splits, cache: Path) -> None:
-    asked = Settings(attention_activations="8")
-    task = Task(Choices(), Budget.parse("3bit"), sums="float", attention="8")
+    asked = Settings()
+    task = Task(Choices(), Budget.parse("3bit"), sums="float")
     bench = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"), notes=["digits is as it is"])
     protocol = _protocol(asked, bench)
     assert "sums float" in protocol

@@ -28,7 +28,7 @@ def test_what_images_say_goes_through_json_and_is_joined_in_their_order() -> Non
     torch.manual_seed(0)
     reference, logits, labels = torch.randn(21, 5), torch.randn(21, 5), torch.randint(5, (21,))
     whole = Measurement.of(logits, reference, labels)
-    there = Measurement.unpacked(json.loads(json.dumps(whole.packed())), 21)
+    there = Measurement.unpacked(json.loads(json.dumps(whole.packed())))
     parts = [Measurement.of(logits[part], reference[part], labels[part]) for part in (slice(8), slice(8, None))]
     for found in (there, Measurement.joined(parts)):
         assert np.array_equal(found.correct, whole.correct)

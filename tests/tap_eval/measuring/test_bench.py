@@ -59,7 +59,7 @@ def test_how_ranges_are_chosen_is_part_of_what_is_measured_and_the_usual_way_is_
     assert "minmax" not in str(usual.task)
     bits = uniform(usual.layers, 4)
     both = [usual.measure(bits), usual.measure(bits, finished=True)]
-    same, ledger = opened(attention="8")
+    same, ledger = opened(attention="off")
     assert [same.measure(bits), same.measure(bits, finished=True)] == both
     assert ledger.measured == 0, "it has no attention"
     other, ledger = opened(ranges="percentile")
@@ -166,6 +166,17 @@ def test_stages_are_disjoint_and_make_up_the_search_split(bench: Bench) -> None:
     rows = [row for stage in bench.stages for row in stage]
     assert sorted(rows) == list(range(len(bench.splits.search)))
     assert [len(stage) for stage in bench.stages] == [4, 4, 7, 15, 30, 60, 120, 60]
+
+
+def test_what_images_say_is_kept_under_which_images_they_are(
+    bench: Bench, network: DigitsCNN, splits: Splits, tmp_path: Path
+) -> None:
+    bits, ledger = uniform(bench.layers, 2), Ledger(tmp_path / "ledger.sqlite")
+    one, other = (Bench("digits", network, splits, bench.task, ledger) for _ in range(2))
+    vars(other)["stages"] = [np.arange(40), np.arange(40, 300)]  # as another release may have them
+    first, second = one.seen(bits, 0), other.seen(bits, 0)
+    assert (len(first), len(second)) == (4, 40)
+    assert np.array_equal(second.correct[one.stages[0][one.stages[0] < 40]], first.correct[one.stages[0] < 40])
 
 
 def test_the_winner_is_chosen_on_images_that_candidates_are_not_compared_on(bench: Bench) -> None:

@@ -191,8 +191,8 @@ def test_files_hold_what_was_measured(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images, unseen = torch.randn(16, 3, 16, 16), torch.randn(8, 3, 16, 16)
     network = NETWORKS["bias put together"][0]().eval()
-    quantized = quantize(network, images, "4bit", "uniform", finished=False, attention_activations="8")
-    off = quantize(network, images, "4bit", "uniform", finished=False)
+    quantized = quantize(network, images, "4bit", "uniform", finished=False)
+    off = quantize(network, images, "4bit", "uniform", finished=False, attention_activations="off")
     assert quantized.size.inputs == off.size.inputs + 4 * 5
     wanted = quantized(unseen)
     assert not torch.equal(wanted, off(unseen))
