@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ast
 import math
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import cdist, pdist, squareform
 
 from prompts.expression import CHANNEL, exponents
 
@@ -32,52 +34,95 @@ _OF_CHANNELS = 0.5
 """how much channels count beside layers: they decide only how a layer's bits are spread"""
 _ENOUGH = 3
 """expressions that have to be judged before anything is foreseen"""
+_KEPT = 64
+"""sets of exponents whose points are kept: soon all are among them"""
 
 
-def promising(
-    expressions: Sequence[str], judged: Mapping[str, float], networks: Sequence[Sequence[_Layer]], count: int
-) -> list[str]:
-    """The `count` of `expressions` with the highest upper confidence bound of fitness, the highest first.
+@dataclass(frozen=True)
+class _Fit:
+    """What judged expressions say of others."""
 
-    `judged` has the fitness of others, and `networks` the layers of each network. As long as next to nothing has been
-    judged, the first.
+    judged: dict[str, float]
+    keys: list[str]
+    """of exponents, sorted"""
+    powers: np.ndarray
+    """(N, K)"""
+    square: float
+    """of the length of the covariance"""
+    factor: tuple[np.ndarray, bool]
+    """of the covariance, by Cholesky"""
+    weights: np.ndarray
+    """(N,), which times the covariance are fitness from its mean, in standard deviations"""
+
+
+class Forecast:
+    """Of fitness on networks, of each of which the layers are given; for any number of threads.
+
+    What the networks make of an exponent is computed once, and a fit once for all who ask with the same judged
+    expressions, as siblings do.
     """
-    new = [each for each in dict.fromkeys(expressions) if each not in judged] or list(expressions)
-    if len(judged) < _ENOUGH:
-        return new[:count]
-    points = _points([*judged, *new], networks)
-    seen, asked = np.split(points, [len(judged)])
-    fitness = np.array(list(judged.values()))
-    mean, deviation = _foreseen(seen, (fitness - fitness.mean()) / (fitness.std() or 1.0), asked)
-    order = np.argsort(-(mean + _CURIOSITY * deviation), kind="stable")
-    return [new[place] for place in order[:count]]
+
+    def __init__(self, networks: Sequence[Sequence[_Layer]]) -> None:
+        self._networks = networks
+        self._columns: dict[str, np.ndarray] = {}
+        self._axes = lru_cache(_KEPT)(self._turned)
+        self._fits: list[_Fit] = []
+        self._fitting = threading.Lock()
+
+    def promising(self, expressions: Sequence[str], judged: Mapping[str, float], count: int) -> list[str]:
+        """The `count` of `expressions` with the highest upper confidence bound of fitness, the highest first.
+
+        `judged` has the fitness of others. As long as next to nothing has been judged, the first.
+        """
+        new = [each for each in dict.fromkeys(expressions) if each not in judged] or list(expressions)
+        if len(judged) < _ENOUGH:
+            return new[:count]
+        mean, deviation = self._foreseen(self._fit(judged), [exponents(each) for each in new])
+        order = np.argsort(-(mean + _CURIOSITY * deviation), kind="stable")
+        return [new[place] for place in order[:count]]
+
+    def _fit(self, judged: Mapping[str, float]) -> _Fit:
+        with self._fitting:
+            if not self._fits or self._fits[0].judged != judged:
+                self._fits = [self._fitted(dict(judged))]
+            return self._fits[0]
+
+    def _fitted(self, judged: dict[str, float]) -> _Fit:
+        """Eq. 2.25 of Rasmussen and Williams 2006, with a squared exponential as the covariance, whose length is the
+        median distance between what was judged."""
+        found = [exponents(each) for each in judged]
+        keys = sorted({key for each in found for key in each})
+        powers = _matrix(found, keys)
+        squares = pdist(powers @ self._axes(*keys), "sqeuclidean")
+        square = float(np.median(squares)) or 1.0
+        covariance = np.exp(-squareform(squares) / (2 * square)) + _NOISE * np.eye(len(judged))
+        fitness = np.array(list(judged.values()))
+        factor = cho_factor(covariance)
+        return _Fit(
+            judged, keys, powers, square, factor, cho_solve(factor, (fitness - fitness.mean()) / (fitness.std() or 1.0))
+        )
+
+    def _foreseen(self, fit: _Fit, asked: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (Q,) of what has exponents `asked`; Eqs. 2.25 and 2.26 there."""
+        keys = [*fit.keys, *sorted({key for each in asked for key in each} - set(fit.keys))]
+        axes = self._axes(*keys)
+        seen = fit.powers @ axes[: len(fit.keys)]
+        across = np.exp(-cdist(_matrix(asked, keys) @ axes, seen, "sqeuclidean") / (2 * fit.square))
+        variance = 1 - np.einsum("qn,nq->q", across, cho_solve(fit.factor, across.T))
+        return across @ fit.weights, np.sqrt(np.maximum(variance, 0.0))
+
+    def _turned(self, *keys: str) -> np.ndarray:
+        """Points (K, up to K), one an exponent of 1, that lie to each other as what the exponents add to the logarithms
+        of scores, of which there may be many thousands."""
+        for key in keys:
+            if key not in self._columns:
+                self._columns[key] = np.concatenate([_logarithms(key, layers) for layers in self._networks])
+        columns = np.array([self._columns[key] for key in keys])
+        return np.transpose(np.asarray(np.linalg.qr(columns.T, mode="r")))
 
 
-def _foreseen(seen: np.ndarray, values: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (Q,) at `asked` (Q, D), of what has `values` (N,) at `seen` (N, D).
-
-    Eqs. 2.25 and 2.26 of Rasmussen and Williams 2006, with a squared exponential as the covariance, whose length is the
-    median distance between what was seen.
-    """
-    square = float(np.median(pdist(seen, "sqeuclidean"))) or 1.0
-    covariance = np.exp(-cdist(seen, seen, "sqeuclidean") / (2 * square)) + _NOISE * np.eye(len(seen))
-    across = np.exp(-cdist(asked, seen, "sqeuclidean") / (2 * square))
-    factor = cho_factor(covariance)
-    variance = 1 - np.einsum("qn,nq->q", across, cho_solve(factor, across.T))
-    return across @ cho_solve(factor, values), np.sqrt(np.maximum(variance, 0.0))
-
-
-def _points(expressions: Sequence[str], networks: Sequence[Sequence[_Layer]]) -> np.ndarray:
-    """Logarithms of the scores that `expressions` give, (E, D), up to a factor; of each network the layers, from their
-    mean, then the channels of each layer, from theirs. A squared distance is a mean over layers, beside which channels
-    count by `_OF_CHANNELS`."""
-    powers = [_exponents(expression) for expression in expressions]
-    keys = sorted({key for each in powers for key in each})
-    columns = [np.concatenate([_logarithms(key, layers) for layers in networks]) for key in keys]
-    return np.array([[each.get(key, 0.0) for key in keys] for each in powers]) @ np.array(columns)
-
-
-_exponents = lru_cache(4096)(exponents)  # all but a few are asked for again with the next candidate
+def _matrix(powers: Sequence[Mapping[str, float]], keys: Sequence[str]) -> np.ndarray:
+    return np.array([[each.get(key, 0.0) for key in keys] for each in powers])
 
 
 def _logarithms(key: str, layers: Sequence[_Layer]) -> np.ndarray:

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelCallLimitMiddleware, hook_config
 from langchain.agents.structured_output import ToolStrategy
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
@@ -35,8 +35,8 @@ from agents.answer import SUBMIT
 from agents.assignment import Assignment
 from agents.briefing import briefing
 from agents.chat import ModelMistake, reason
-from agents.forecast import promising
-from agents.models import Model, Models
+from agents.forecast import Forecast
+from agents.models import Models
 from agents.reading import fault, notes
 from prompts import expression, grammar, render
 from tap_eval.measuring.bench import Bench
@@ -45,7 +45,7 @@ from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Failure, Proxy, Rejection
 from tap_eval.storage import trouble
 from tools.evaluation import Known, Scored, score
-from tools.sandbox import Sandbox, forbidden
+from tools.sandbox import Sandbox
 from tools.toolbox import Draft, make_tools
 
 _APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
@@ -56,6 +56,13 @@ _SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
 """features that a small model is offered at a time"""
 _EXPRESSIONS_OFFERED = 3
+
+
+class Asking(AgentMiddleware[Any, Any, Any]):
+    """Asks the chat model that an agent is invoked with, so that one agent serves many."""
+
+    def wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        return handler(request.override(model=request.runtime.context))
 
 
 class Failures(AgentMiddleware[Any, Any, Any]):
@@ -138,6 +145,10 @@ class Proposer:
         """What every agent is told first; see `agents.briefing`."""
         return briefing(self.benches, self.fitness, self.allowance, self.seed)
 
+    @cached_property
+    def _forecast(self) -> Forecast:
+        return Forecast([bench.features for bench in self.benches])
+
     def propose(self, assignment: Assignment, known: Known) -> Attempt:
         """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise.
 
@@ -149,22 +160,25 @@ class Proposer:
         conversation = Conversation(self.account, assignment.name, model.spec)
         parents = {parent.name: parent.measured for parent in assignment.parents}
         drafts: list[Draft] = []
-        toolbox = [] if model.small else make_tools(self.benches, self.sandbox, self.allowance, parents, drafts)
+        if model.small:
+            agent = _small_agent(self.model_calls)
+        else:
+            toolbox = make_tools(self.benches, self.sandbox, self.allowance, parents, drafts)
+            agent = _agent(self.model_calls, toolbox, self.briefing)
         proxy = Proxy("", "")
         outcome: Scored | Rejection = Rejection(Failure.UNPARSABLE, _SILENT)
         found = outcome
         messages: list[BaseMessage] = []
         said: list[BaseMessage] = []
         rounds = 0
-        agent = None
         while rounds < self.rounds and isinstance(found, Rejection):
-            if agent is None or model.small:
+            if rounds == 0 or model.small:
                 rng = random.Random(f"{assignment.seed}/{rounds}")
                 names = grammar.features(
                     self.benches[0].task.inputs, FEATURES_DRAWN, rng, self.benches[0].task.choices.channel_groups > 1
                 )
                 sentences = self._grammar(assignment, names, rng) if model.small else None
-                agent = self._agent(model, model.chat(conversation, assignment.seed + rounds, sentences), toolbox)
+                chat = model.chat(conversation, assignment.seed + rounds, sentences)
                 messages = [
                     HumanMessage(
                         _ask_small(assignment, names)
@@ -175,13 +189,13 @@ class Proposer:
             else:
                 messages.append(HumanMessage(render("repair", failure=found.failure, message=found.message)))
             rounds += 1
-            answer = agent.invoke({"messages": messages}, _APART)
+            answer = agent.invoke({"messages": messages}, _APART, context=chat)
             said += answer["messages"][len(messages) - 1 :]
             messages = list(answer["messages"])
             proposal = answer.get("structured_response")
             if isinstance(proposal, Proposal):
                 proxy = Proxy(proposal.thought, proposal.code)
-                outcome = found = self.judge(proxy, known)
+                outcome = found = score(proxy.code, self.benches, self.sandbox, known)
             else:
                 found = Rejection(Failure.UNPARSABLE, fault(messages) or _SILENT)
                 outcome = outcome if proxy.code else found
@@ -209,25 +223,25 @@ class Proposer:
             if template == "mutation"
             else expression.crossovers(known[0], known[1], rng)
         )
-        networks = [bench.features for bench in self.benches]
-        return grammar.choice(promising(made, assignment.judged, networks, _EXPRESSIONS_OFFERED), rng)
+        return grammar.choice(self._forecast.promising(made, assignment.judged, _EXPRESSIONS_OFFERED), rng)
 
-    def _agent(self, model: Model, chat: BaseChatModel, toolbox: Sequence[BaseTool]) -> Any:
-        limit = ModelCallLimitMiddleware[Any, Any](run_limit=self.model_calls, exit_behavior="end")
-        return create_agent(
-            chat,
-            tools=list(toolbox),
-            system_prompt=render("small_system") if model.small else self.briefing,
-            middleware=[limit, Failures(NEXT_STEP)],
-            response_format=ToolStrategy(Proposal),
-        )
 
-    def judge(self, proxy: Proxy, known: Known) -> Scored | Rejection:
-        """Scores a proxy unless it is a duplicate of one already judged."""
-        if rejection := forbidden(proxy.code) or known.same_tree(proxy.code):
-            return rejection
-        scored = score(proxy.code, self.benches, self.sandbox)
-        return scored if isinstance(scored, Rejection) else known.same_result(scored) or scored
+def _agent(model_calls: int, toolbox: Sequence[BaseTool], page: str) -> Any:
+    """An agent with these tools that is told `page` first; its chat model is the context that it is invoked with."""
+    limit = ModelCallLimitMiddleware[Any, Any](run_limit=model_calls, exit_behavior="end")
+    return create_agent(
+        FakeListChatModel(responses=[]),  # which is never asked
+        tools=list(toolbox),
+        system_prompt=page,
+        middleware=[limit, Asking(), Failures(NEXT_STEP)],
+        response_format=ToolStrategy(Proposal),
+    )
+
+
+@cache
+def _small_agent(model_calls: int) -> Any:
+    """The same for all proposals, and made once: that takes as long as all else that it does."""
+    return _agent(model_calls, [], render("small_system"))
 
 
 def _ask_small(assignment: Assignment, names: Sequence[str]) -> str:

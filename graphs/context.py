@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any, TypedDict
 
 from agents.assignment import Assignment, Outcome, Parent
@@ -22,6 +23,10 @@ _JUDGED_SHOWN = 256
 """expressions from whose fitness that of others is foreseen, the latest: the time for it grows with their cube"""
 _LONGEST_LINE = 240
 """characters of a thought in a line"""
+
+
+Records = Mapping[str, Mapping[str, Any]]
+"""every `Candidate` by name, as the state has them"""
 
 
 class Job(TypedDict):
@@ -47,21 +52,17 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
 
     Siblings, which have the same template and first parent, get different emphases as long as there are some.
     """
-    candidates = {name: Candidate(**record) for name, record in state["candidates"].items()}
+    records = state["candidates"]
     known = {
-        fingerprint: candidate.name
-        for candidate in candidates.values()
-        if candidate.failure != Failure.DUPLICATE
-        for fingerprint in candidate.prints
+        fingerprint: name
+        for name, record in records.items()
+        if record["failure"] != Failure.DUPLICATE
+        for fingerprint in record["prints"]
     }
-    failures = [f"{c.failure}: {c.message}" for c in candidates.values() if c.failure and not c.draft_of]
-    library = [asdict(outcome(candidates[name], candidates)) for name in state["population"][:THOUGHTS_SHOWN]]
-    judged = {
-        expression: each.fitness
-        for each in sorted(candidates.values(), key=lambda each: (each.generation, each.name))
-        if each.fitness is not None and (expression := expression_of(each.code))
-    }
-    judged = dict(list(judged.items())[-_JUDGED_SHOWN:])
+    failed = (record for record in reversed(records.values()) if record["failure"] and not record.get("draft_of"))
+    failures = [f"{record['failure']}: {record['message']}" for record in islice(failed, FAILURES_SHOWN)][::-1]
+    library = [asdict(outcome(name, records)) for name in state["population"][:THOUGHTS_SHOWN]]
+    judged = _judged(records)
     made: list[Job] = []
     for entry in state["plan"]:
         alike = [each["name"] for each in state["plan"] if _alike(each) == _alike(entry)]
@@ -75,9 +76,9 @@ def jobs(state: SearchState, seed: int) -> list[Job]:
                 template=entry["template"],
                 parents=[state["candidates"][name] for name in parents],
                 library=library,
-                failures=failures[-FAILURES_SHOWN:],
+                failures=failures,
                 known=known,
-                tried=[[asdict(each) for each in tried(name, candidates)] for name in parents],
+                tried=[[asdict(each) for each in tried(name, records)] for name in parents],
                 place=place + 1,
                 siblings=len(alike),
                 emphasis=emphases[place % len(emphases)],
@@ -109,20 +110,19 @@ def assignment(job: Job, seed: int) -> Assignment:
 def outcomes(state: SearchState) -> list[Outcome]:
     """What became of the generation that has been judged."""
     records = state["candidates"]
-    own = [record for record in records.values() if record["generation"] == state["generation"]]
-    parents = {name: Candidate(**records[name]) for record in own for name in record["parents"]}
-    return [outcome(Candidate(**record), parents) for record in own]
+    return [outcome(name, records) for name, record in records.items() if record["generation"] == state["generation"]]
 
 
-def tried(parent: str, candidates: Mapping[str, Candidate]) -> list[Outcome]:
+def tried(parent: str, records: Records) -> list[Outcome]:
     """The latest that were made of `parent`, in the order of their names."""
-    offspring = [candidates[name] for name in sorted(candidates) if parent in candidates[name].parents]
-    return [outcome(each, candidates) for each in offspring[-TRIED_SHOWN:]]
+    offspring = sorted(name for name, record in records.items() if parent in record["parents"])
+    return [outcome(name, records) for name in offspring[-TRIED_SHOWN:]]
 
 
-def outcome(candidate: Candidate, candidates: Mapping[str, Candidate]) -> Outcome:
-    """What became of a judged candidate; `candidates` has its parents."""
-    parents = [candidates[name] for name in candidate.parents]
+def outcome(name: str, records: Records) -> Outcome:
+    """What became of a judged candidate."""
+    candidate = Candidate(**records[name])
+    parents = [Candidate(**records[parent]) for parent in candidate.parents]
     return Outcome(
         name=candidate.name,
         template=candidate.template,
@@ -143,6 +143,18 @@ def seed_of(seed: int, *parts: object) -> int:
     """Of a draw for what `parts` name, in a search with this `seed`."""
     text = "/".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+
+def _judged(records: Records) -> dict[str, float]:
+    """The fitness of the latest expressions, from the oldest on."""
+    found: dict[str, float] = {}
+    latest = sorted(records.values(), key=lambda record: (record["generation"], record["name"]), reverse=True)
+    for record in latest:
+        if record["fitness"] is not None and (expression := expression_of(record["code"])):
+            found.setdefault(expression, record["fitness"])
+            if len(found) == _JUDGED_SHOWN:
+                break
+    return dict(reversed(found.items()))
 
 
 def _alike(entry: Mapping[str, Any]) -> tuple[str, ...]:

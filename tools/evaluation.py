@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 from tap_eval.allocation.allocator import allocate
@@ -28,6 +29,9 @@ from tap_eval.proxies.fitness import rank_correlation
 from tap_eval.proxies.proxy import Failure, Rejection, checked_scores
 from tap_eval.quantization.quantizer import Allocation, LayerBits
 from tools.sandbox import JSON, Sandbox, forbidden, parse
+
+_KEPT = 64
+"""pieces of code whose trees are not read again: each is looked at more than once while it is judged"""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,13 @@ class Measured:
         return f"{found}, rank correlation with the layer errors {self.rho[place]:.3f}"
 
 
-def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rejection:
-    """Runs `code` on every layer of every network, in one sandbox call, and allocates the bits."""
-    if rejection := forbidden(code):
+def score(code: str, benches: Sequence[Bench], sandbox: Sandbox, known: Known | None = None) -> Scored | Rejection:
+    """Runs `code` on every layer of every network, in one sandbox call, and allocates the bits.
+
+    What gives the same as one that is `known` is rejected, before it is run where it reads the same.
+    """
+    known = known or Known({})
+    if rejection := forbidden(code) or known.same_tree(code):
         return rejection
     own_allocator = "allocate" in functions(code)
     secret = secrets.token_hex(16)  # names that the code cannot know: each network's inputs are its own
@@ -101,13 +109,14 @@ def score(code: str, benches: Sequence[Bench], sandbox: Sandbox) -> Scored | Rej
         else:
             chosen = allocate(checked, bench.layers, bench.task.choices, bench.task.budget)
         allocations.append(chosen)
-    return Scored(
+    scored = Scored(
         tuple([layer_score(score) for score in each] for each in scores),
         tuple(allocations),
         (tree_print(code), *_result_prints(scores, allocations, own_allocator)),
         scoring_seconds,
         time.perf_counter() - started,
     )
+    return known.same_result(scored) or scored
 
 
 def sensitivities(
@@ -166,6 +175,7 @@ class Known:
         )
 
 
+@lru_cache(_KEPT)
 def tree_print(code: str) -> str:
     """Names the syntax tree of `code`, which must parse."""
     return "tree " + key(tree(code))[:16]

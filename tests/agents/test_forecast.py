@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
-from agents.forecast import _points, promising
+from agents.forecast import Forecast, _matrix
 from prompts import grammar
 from prompts.expression import BOOSTS, exponents, mutations, product
 from tap_eval.measuring.bench import Bench
@@ -36,23 +37,23 @@ def test_what_is_promising_is_better_than_what_is_drawn() -> None:
 
     judged = {expression: worth(expression) for expression in drawn(20)}
     many = drawn(60)
-    offered = promising(many, judged, [LAYERS], 3)
+    offered = Forecast([LAYERS]).promising(many, judged, 3)
     ranks = sorted(many, key=worth, reverse=True)
     assert sum(ranks.index(each) for each in offered) / 3 < 8  # 30 by chance
-    assert promising(many, judged, [LAYERS, LAYERS], 3) == offered
+    assert Forecast([LAYERS, LAYERS]).promising(many, judged, 3) == offered
 
 
 def test_what_was_judged_is_not_offered_again() -> None:
     judged = {f"params**{power}": power for power in (0.5, 1.5, 2, 2.5)}
-    assert promising([*judged, "depth"], judged, [LAYERS], 3) == ["depth"]
-    assert promising(list(judged), judged, [LAYERS], 2) == ["params**2.5", "params**2"]
+    assert Forecast([LAYERS]).promising([*judged, "depth"], judged, 3) == ["depth"]
+    assert Forecast([LAYERS]).promising(list(judged), judged, 2) == ["params**2.5", "params**2"]
 
 
 @pytest.mark.parametrize(
     "judged", [{}, {"depth": 1.0}, dict.fromkeys(("depth", "params", "params**2", "depth**2"), 0.5)]
 )
 def test_where_nothing_is_known_a_hand_is_offered_all_the_same(judged: dict[str, float]) -> None:
-    offered = promising(["weight_std", "weight_std**-1", "params**0.5"], judged, [LAYERS], 2)
+    offered = Forecast([LAYERS]).promising(["weight_std", "weight_std**-1", "params**0.5"], judged, 2)
     assert len(set(offered)) == 2
 
 
@@ -62,12 +63,14 @@ def test_alike_is_what_gives_like_scores(channel_bench: Bench, sandbox: MontySan
     names = [*grammar._METADATA, *grammar._STATISTICS]
     expressions = [f"exp(-2 * depth) * ({place + 2} if {boost} else 1) * params" for place, boost in enumerate(BOOSTS)]
     expressions += [each for each in mutations("macs**-0.5 * weight_l2", names, rng) if "channel" not in each]
-    points = _points(expressions, [channel_bench.features])
-    for expression, point in zip(expressions, points, strict=True):
+    powers = [exponents(expression) for expression in expressions]
+    keys = sorted({key for each in powers for key in each})
+    points = _matrix(powers, keys) @ Forecast([channel_bench.features])._axes(*keys)
+    expected = []
+    for expression in expressions:
         _, code = grammar.code_of(f'{{"thought": "T.", "expression": "{expression}"}}')
         scored = score(code, [channel_bench], sandbox)
         assert isinstance(scored, Scored)
         logarithms = np.log(scored.scores[0])
-        expected = (logarithms - logarithms.mean()) / math.sqrt(len(logarithms))
-        np.testing.assert_allclose(point[: len(logarithms)], expected, atol=1e-9)
-        assert not point[len(logarithms) :].any()
+        expected.append((logarithms - logarithms.mean()) / math.sqrt(len(logarithms)))
+    np.testing.assert_allclose(pdist(points), pdist(expected), atol=1e-9)
