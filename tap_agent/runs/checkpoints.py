@@ -12,8 +12,8 @@ from __future__ import annotations
 import datetime
 import json
 import sqlite3
+import threading
 import uuid
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,44 +21,24 @@ from typing import Any, Literal, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tap_agent.runs.folder import RunFolder, runs
+from tap_agent.runs.parts import Serializer
 from tap_eval import sealed
 from tap_eval.storage import RUN, writing
 
 Keep = Literal["last", "all"]
 
 
-class _Sealed(JsonPlusSerializer):
-    """Packs and seals what it writes, in the name of its type, and refuses what is not what was written."""
-
-    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        kind, content = super().dumps_typed(obj)
-        content = zlib.compress(content, 1)  # code and thoughts, to about a fifth
-        return f"{kind} {sealed.VERSION} {sealed.digest(content)}", content
-
-    def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """Raises `Damage`."""
-        kind, _, seal = data[0].partition(" ")
-        if seal and seal != f"{sealed.VERSION} {sealed.digest(data[1])}":
-            raise sealed.Damage("holds a step that is not what was written")
-        return super().loads_typed((kind, zlib.decompress(data[1]) if seal else data[1]))
-
-
-SERDE = _Sealed(allowed_msgpack_modules=[("agents.proposer", "Proposal")])
-"""of checkpoints; those of the agents hold what they submit"""
-
-
 class Checkpoints(SqliteSaver):
-    """The steps of one search: the last alone, from which it goes on, or all.
-
-    All of them hold all candidates so far, so that they grow with the square of their number.
-    """
+    """The steps of one search: the last alone, from which it goes on, or all."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, keep: Keep) -> None:
-        super().__init__(connection, serde=SERDE)
+        lock = threading.RLock()
+        self._serializer = Serializer(connection, lock)
+        super().__init__(connection, serde=self._serializer)
+        self.lock = lock  # type: ignore[assignment] # one that whoever holds it may take again
         self.path = path
         self._keep = keep
 
@@ -70,12 +50,13 @@ class Checkpoints(SqliteSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Raises `StorageMistake`."""
-        with writing(self.path, RUN):
+        with writing(self.path, RUN), self.lock:
             written = super().put(config, checkpoint, metadata, new_versions)
-            if self._keep == "last" and not config["configurable"]["checkpoint_ns"]:
+            if not config["configurable"]["checkpoint_ns"]:
                 with self.cursor() as cursor:  # not by their order, which a clock may have given
-                    for table in ("checkpoints", "writes"):
+                    for table in ("checkpoints", "writes") if self._keep == "last" else ():
                         cursor.execute(f"DELETE FROM {table} WHERE checkpoint_id != ?", (checkpoint["id"],))  # noqa: S608
+                    self._serializer.hold(checkpoint, self._keep == "last")
         return written
 
     def put_writes(

@@ -8,8 +8,9 @@ access at hand names (see `RunSaver.writing`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +23,8 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
 )
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from tap_agent.runs.checkpoints import SERDE, query
+from tap_agent.runs.checkpoints import Checkpoints, opened, query
 from tap_agent.runs.folder import runs
 from tap_agent.studio.writer import ThreadMistake
 
@@ -39,10 +39,11 @@ class Place(Protocol):
         """The database; may take its time."""
 
 
-@asynccontextmanager
-async def _opened(database: Path) -> AsyncIterator[AsyncSqliteSaver]:
-    async with AsyncSqliteSaver.from_conn_string(str(database)) as saver:
-        saver.serde = SERDE
+@contextmanager
+def _read(database: Path) -> Iterator[Checkpoints]:
+    """As it is now, whatever another process writes meanwhile."""
+    with opened(database) as saver:
+        saver.conn.execute("BEGIN")
         yield saver
 
 
@@ -51,20 +52,20 @@ class _Access:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._opening = asyncio.Lock()
-        self._held = AsyncExitStack()
-        self._saver: AsyncSqliteSaver | None = None
+        self._opening = threading.Lock()
+        self._held = ExitStack()
+        self._saver: Checkpoints | None = None
 
-    async def saver(self) -> AsyncSqliteSaver:
-        async with self._opening:
-            path = await asyncio.to_thread(self.place.database)
+    def saver(self) -> Checkpoints:
+        with self._opening:
+            path = self.place.database()
             if self._saver is None:
-                self._saver = await self._held.enter_async_context(_opened(path))
+                self._saver = self._held.enter_context(opened(path))
             return self._saver
 
-    async def close(self) -> None:
-        async with self._opening:
-            await self._held.aclose()
+    def close(self) -> None:
+        with self._opening:
+            self._held.close()
 
 
 class RunSaver(BaseCheckpointSaver[str]):
@@ -74,7 +75,7 @@ class RunSaver(BaseCheckpointSaver[str]):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(serde=SERDE)
+        super().__init__()
         self._folder = folder
         self._accesses: dict[str, _Access] = {}
 
@@ -89,13 +90,16 @@ class RunSaver(BaseCheckpointSaver[str]):
             yield
         finally:
             del self._accesses[thread]
-            await access.close()
+            await asyncio.to_thread(access.close)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return await asyncio.to_thread(self._newest, config)
+
+    def _newest(self, config: RunnableConfig) -> CheckpointTuple | None:
         newest: CheckpointTuple | None = None
-        for database in await asyncio.to_thread(self._databases, config):
-            async with _opened(database) as saver:
-                found = await saver.aget_tuple(config)
+        for database in self._databases(config):
+            with _read(database) as saver:
+                found = saver.get_tuple(config)
             if found and (newest is None or found.checkpoint["id"] > newest.checkpoint["id"]):
                 newest = found
         return newest
@@ -108,13 +112,17 @@ class RunSaver(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
+        listed = partial(self._listed, config, filter=filter, before=before, limit=limit)
+        for each in await asyncio.to_thread(listed):
+            yield each
+
+    def _listed(self, config: RunnableConfig | None, *, limit: int | None, **which: Any) -> list[CheckpointTuple]:
         found: dict[tuple[str, str], CheckpointTuple] = {}
-        for database in await asyncio.to_thread(self._databases, config):
-            async with _opened(database) as saver:
-                async for each in saver.alist(config, filter=filter, before=before, limit=limit):
+        for database in self._databases(config):
+            with _read(database) as saver:
+                for each in saver.list(config, limit=limit, **which):
                     found.setdefault((each.checkpoint["id"], each.config["configurable"]["checkpoint_ns"]), each)
-        for key in sorted(found, reverse=True)[:limit]:
-            yield found[key]
+        return [found[key] for key in sorted(found, reverse=True)[:limit]]
 
     async def aput(
         self,
@@ -126,14 +134,17 @@ class RunSaver(BaseCheckpointSaver[str]):
         access = self._access(config)
         if not config["configurable"]["checkpoint_ns"]:  # else it is that of a graph which a node has invoked
             access.place.admit(metadata["source"])
-        saver = await access.saver()
-        return await saver.aput(config, checkpoint, metadata, new_versions)
+
+        def put() -> RunnableConfig:
+            return access.saver().put(config, checkpoint, metadata, new_versions)
+
+        return await asyncio.to_thread(put)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        saver = await self._access(config).saver()
-        await saver.aput_writes(config, writes, task_id, task_path)
+        access = self._access(config)
+        await asyncio.to_thread(lambda: access.saver().put_writes(config, writes, task_id, task_path))
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Leaves the run where it is."""
