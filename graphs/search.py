@@ -8,7 +8,7 @@ what it draws for, so that a resumed run gives what it would have given.
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -162,9 +162,9 @@ class Search:
             )
         return {"candidates": {each.name: each.model_dump(mode="json", exclude=_LONG) for each in records}}
 
-    def _drafts(self, submitted: Candidate, drafts: Sequence[Draft], known: Mapping[str, str]) -> list[Candidate]:
+    def _drafts(self, submitted: Candidate, drafts: Sequence[Draft], known: dict[str, str]) -> list[Candidate]:
         """What the agent measured on the way to what it submitted, each a candidate unless it is a duplicate."""
-        names = {**known, **dict.fromkeys(submitted.prints, submitted.name)}
+        names = ChainMap(dict.fromkeys(submitted.prints, submitted.name), known)
         found: list[Candidate] = []
         for draft in drafts:
             if Known(names).same_tree(draft.code) or Known(names).same_result(draft.scored):

@@ -52,11 +52,11 @@ class Checkpoints(SqliteSaver):
         """Raises `StorageMistake`."""
         with writing(self.path, RUN), self.lock:
             written = super().put(config, checkpoint, metadata, new_versions)
-            if not config["configurable"]["checkpoint_ns"]:
+            if self._keep == "last" and not config["configurable"]["checkpoint_ns"]:
                 with self.cursor() as cursor:  # not by their order, which a clock may have given
-                    for table in ("checkpoints", "writes") if self._keep == "last" else ():
+                    for table in ("checkpoints", "writes"):
                         cursor.execute(f"DELETE FROM {table} WHERE checkpoint_id != ?", (checkpoint["id"],))  # noqa: S608
-                    self._serializer.hold(checkpoint, self._keep == "last")
+                    self._serializer.drop()
         return written
 
     def put_writes(

@@ -1,7 +1,7 @@
 """How steps of a search are written: packed and sealed, and what many of them hold once, beside them.
 
 A step holds every candidate so far, and the jobs of a generation what all its agents may see. Each of these is a part,
-a row of its own that is named by its content, so that a step grows by nine bytes a candidate, and not by all of it.
+a row of its own whose id is a digest of it, so that a step grows by nine bytes a candidate, and not by all of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -20,7 +20,14 @@ from langgraph.types import Send
 
 from tap_eval import sealed
 
-_TABLE = "CREATE TABLE IF NOT EXISTS parts (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, content BLOB NOT NULL)"
+_TABLE = """
+CREATE TABLE IF NOT EXISTS parts (
+    id INTEGER PRIMARY KEY,  -- of name, kind and content
+    name TEXT NOT NULL,      -- of the candidate, or of what of a job
+    kind TEXT NOT NULL,
+    content BLOB NOT NULL
+)
+"""
 _CANDIDATES = "candidates"
 """the channel whose values are parts"""
 _SHARED = ("known", "judged", "library")
@@ -41,9 +48,10 @@ class Serializer(JsonPlusSerializer):
         self._database = database
         self._lock = lock
         database.execute(_TABLE)
-        self._rows = {row for (row,) in database.execute("SELECT id FROM parts")}
-        self._ids: dict[int, tuple[Any, int]] = {}
-        """of parts by what Python calls them, which are held so that nothing else is called so"""
+        self._latest: dict[str, tuple[Any, int]] = {}
+        """of each name the part that was written last, and its id"""
+        self._replaced: set[int] | None = None
+        """ids of parts that others have taken the place of; None as long as there may be any from before"""
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
         kind, content = super().dumps_typed(self._taken_apart(obj))
@@ -57,20 +65,19 @@ class Serializer(JsonPlusSerializer):
             raise Damage("holds a step that is not what was written")
         return self._put_together(super().loads_typed((kind, zlib.decompress(data[1]) if seal else data[1])))
 
-    def hold(self, checkpoint: Mapping[str, Any], others: bool) -> None:
-        """Knows from now on what parts a step has, and no other; takes the `others` out of the database, or not."""
-        with self._lock:
-            self._ids = {id(part): self._ids[id(part)] for part in _parts(checkpoint) if id(part) in self._ids}
-            if others:
-                held = {row for _, row in self._ids.values()}
-                gone = [(row,) for row in self._rows - held]
-                self._database.executemany("DELETE FROM parts WHERE id = ?", gone)
-                self._rows = held
+    def drop(self) -> None:
+        """Takes out of the database what is not of the step that was written last."""
+        if self._replaced is None:
+            rows = json.dumps([row for _, row in self._latest.values()])
+            self._database.execute("DELETE FROM parts WHERE id NOT IN (SELECT value FROM json_each(?))", (rows,))
+        else:
+            self._database.executemany("DELETE FROM parts WHERE id = ?", [(row,) for row in self._replaced])
+        self._replaced = set()
 
     def _taken_apart(self, obj: Any) -> Any:
         if _is_job(obj):
             sent = copy(obj)
-            sent.arg = {**obj.arg, **{name: self._row(obj.arg[name]) for name in _SHARED}}
+            sent.arg = {**obj.arg, **{name: self._row(name, obj.arg[name]) for name in _SHARED}}
             return sent
         if not isinstance(obj, dict) or _VALUES not in obj:
             return obj
@@ -79,59 +86,53 @@ class Serializer(JsonPlusSerializer):
             for name, value in obj[_VALUES].items()
         }
         if isinstance(records := values.get(_CANDIDATES), dict):
-            values[_CANDIDATES] = [self._row(record) for record in records.values()]
+            values[_CANDIDATES] = [self._row(name, record) for name, record in records.items()]
         return {**obj, _VALUES: values}
 
     def _put_together(self, obj: Any) -> Any:
         if _is_job(obj) and isinstance(obj.arg[_SHARED[0]], int):  # those of before there were parts are whole
-            obj.arg = {**obj.arg, **dict(zip(_SHARED, self._read([obj.arg[name] for name in _SHARED]), strict=True))}
+            obj.arg = {**obj.arg, **dict(self._read([obj.arg[name] for name in _SHARED]))}
         elif isinstance(obj, dict) and _VALUES in obj:
             values = obj[_VALUES]
             for value in values.values():
                 for each in value if isinstance(value, list) else ():
                     self._put_together(each)
             if isinstance(rows := values.get(_CANDIDATES), list):
-                values[_CANDIDATES] = {record["name"]: record for record in self._read(rows)}
+                values[_CANDIDATES] = dict(self._read(rows))
         return obj
 
-    def _row(self, part: Any) -> int:
-        """Of a part, which is written unless it is there."""
+    def _row(self, name: str, part: Any) -> int:
+        """The id of a part, which is written unless it was the last of that name."""
         with self._lock:
-            if (known := self._ids.get(id(part))) is not None:
-                return known[1]
+            before = self._latest.get(name)
+            if before and before[0] is part:
+                return before[1]
             kind, content = super().dumps_typed(part)
-            row = _named(content)
-            if row not in self._rows:
-                packed = zlib.compress(content, 1)
-                self._database.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (row, kind, packed))
-                self._rows.add(row)
-            self._ids[id(part)] = part, row
+            row = _id(name, kind, content)
+            packed = zlib.compress(content, 1)
+            self._database.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", (row, name, kind, packed))
+            if before and self._replaced is not None:
+                self._replaced.add(before[1])
+                self._replaced.discard(row)
+            self._latest[name] = part, row
             return row
 
-    def _read(self, rows: Sequence[int]) -> Iterator[Any]:
-        """Raises `Damage`."""
+    def _read(self, rows: Sequence[int]) -> Iterator[tuple[str, Any]]:
+        """Parts by their names; raises `Damage`."""
         found = self._database.execute(
-            "SELECT id, kind, content FROM parts WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(rows),)
+            "SELECT id, name, kind, content FROM parts WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(rows),),
         )
-        parts = {row: (kind, content) for row, kind, content in found}
+        parts = {row: rest for row, *rest in found}
         for row in rows:
-            kind, packed = parts.get(row, ("", b""))
+            name, kind, packed = parts.get(row, ("", "", b""))
             try:
                 content = zlib.decompress(packed)
             except zlib.error as error:
-                raise Damage("lacks what a step holds") from error
-            if _named(content) != row:
+                raise Damage("lacks a part of a step") from error
+            if _id(name, kind, content) != row:
                 raise Damage("holds a part of a step that is not what was written")
-            yield super().loads_typed((kind, content))
-
-
-def _parts(checkpoint: Mapping[str, Any]) -> Iterator[Any]:
-    """What of a step is a part."""
-    for value in checkpoint[_VALUES].values():
-        for job in filter(_is_job, value if isinstance(value, list) else ()):
-            yield from (job.arg[name] for name in _SHARED)
-    if isinstance(records := checkpoint[_VALUES].get(_CANDIDATES), dict):
-        yield from records.values()
+            yield name, super().loads_typed((kind, content))
 
 
 def _is_job(value: object) -> bool:
@@ -139,5 +140,5 @@ def _is_job(value: object) -> bool:
     return isinstance(value, Send) and isinstance(value.arg, dict) and {*_SHARED} <= value.arg.keys()
 
 
-def _named(content: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], signed=True)
+def _id(name: str, kind: str, content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(f"{name} {kind} ".encode() + content).digest()[:8], signed=True)
