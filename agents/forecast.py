@@ -95,9 +95,11 @@ class Forecast:
         powers = _matrix(found, keys)
         squares = pdist(powers @ self._axes(*keys), "sqeuclidean")
         square = float(np.median(squares)) or 1.0
-        covariance = np.exp(-squareform(squares) / (2 * square)) + _NOISE * np.eye(len(judged))
+        np.exp(np.divide(squares, -2 * square, out=squares), out=squares)
+        covariance = squareform(squares)
+        np.fill_diagonal(covariance, 1 + _NOISE)
+        factor = cho_factor(covariance.T, overwrite_a=True)  # which is symmetric, and so is not copied
         fitness = np.array(list(judged.values()))
-        factor = cho_factor(covariance)
         return _Fit(
             judged, keys, powers, square, factor, cho_solve(factor, (fitness - fitness.mean()) / (fitness.std() or 1.0))
         )

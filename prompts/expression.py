@@ -37,8 +37,9 @@ def mutations(expression: str, names: Sequence[str], rng: random.Random) -> list
     """Many that are a few edits from `expression`: a power changed, or a factor of layers or of channels exchanged for
     a fresh one, of `names`, added or dropped."""
     made: list[str] = []
+    whole = exponents(expression)
     for _ in range(_MUTATIONS):
-        powers = exponents(expression)
+        powers: Mapping[str, float] = whole
         for _ in range(rng.randint(1, _EDITS)):
             powers = _edited(powers, names, rng)
         made.append(product(powers))
@@ -89,10 +90,11 @@ def exponents(expression: str) -> dict[str, float]:
     """The expression as powers of features, the rate of its decay under "exp", and boosts as powers of 2."""
     found: dict[str, float] = {}
     for factor in split(expression):
-        if decay := re.fullmatch(r"exp\((.+) \* depth\)", factor):
-            key, power = "exp", float(decay[1])
-        elif boost := re.fullmatch(r"\((.+?) (if .+) else 1\)", factor):
-            key, power = boost[2], math.log2(float(boost[1]))
+        if factor.startswith("exp("):
+            key, power = "exp", float(factor.removeprefix("exp(").removesuffix(" * depth)"))
+        elif factor.startswith("("):
+            number, _, condition = factor.removeprefix("(").removesuffix(" else 1)").partition(" if ")
+            key, power = f"if {condition}", math.log2(float(number))
         else:
             key, _, digits = factor.partition("**")
             power = float(digits or 1)
