@@ -104,7 +104,7 @@ def code_of(sentence: str) -> tuple[str, str]:
     )
 
 
-@lru_cache(4096)
+@lru_cache(512)  # of the latest that were judged, and of parents
 def expression_of(code: str) -> str | None:
     """The expression in code that `code_of` made, or None for any other code."""
     of_layers = re.search(r"\ndef score\(layer\):\n(?:    .+\n)+?    return (.+)\n", code)
