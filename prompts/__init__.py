@@ -16,6 +16,7 @@ def _environment() -> Environment:
         loader=PackageLoader("prompts", "templates"),
         undefined=StrictUndefined,
         autoescape=False,  # the readers are language models
+        auto_reload=False,  # or each use looks whether the file has changed
         trim_blocks=True,
         lstrip_blocks=True,
     )
