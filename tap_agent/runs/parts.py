@@ -7,6 +7,7 @@ a row of its own whose id is a digest of it, so that a step grows by nine bytes 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sqlite3
 import threading
@@ -81,10 +82,7 @@ class Serializer(JsonPlusSerializer):
             return sent
         if not isinstance(obj, dict) or _VALUES not in obj:
             return obj
-        values = {
-            name: [self._taken_apart(each) for each in value] if isinstance(value, list) else value
-            for name, value in obj[_VALUES].items()
-        }
+        values = {name: [*map(self._taken_apart, its)] if _sent(its) else its for name, its in obj[_VALUES].items()}
         if isinstance(records := values.get(_CANDIDATES), dict):
             values[_CANDIDATES] = [self._row(name, record) for name, record in records.items()]
         return {**obj, _VALUES: values}
@@ -94,9 +92,8 @@ class Serializer(JsonPlusSerializer):
             obj.arg = {**obj.arg, **dict(self._read([obj.arg[name] for name in _SHARED]))}
         elif isinstance(obj, dict) and _VALUES in obj:
             values = obj[_VALUES]
-            for value in values.values():
-                for each in value if isinstance(value, list) else ():
-                    self._put_together(each)
+            for job in itertools.chain(*filter(_sent, values.values())):
+                self._put_together(job)
             if isinstance(rows := values.get(_CANDIDATES), list):
                 values[_CANDIDATES] = dict(self._read(rows))
         return obj
@@ -133,6 +130,11 @@ class Serializer(JsonPlusSerializer):
             if _id(name, kind, content) != row:
                 raise Damage("holds a part of a step that is not what was written")
             yield name, super().loads_typed((kind, content))
+
+
+def _sent(value: object) -> bool:
+    """Whether it is what is sent in one step."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Send)
 
 
 def _is_job(value: object) -> bool:
