@@ -8,7 +8,7 @@ in its exponents. Nothing is run or measured for it.
 
 from __future__ import annotations
 
-import ast
+import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -155,5 +155,5 @@ def _holds(condition: str, layer: _Layer) -> bool:
     name, *compared = condition.split()
     if not compared:
         return bool(layer[name])
-    relation, value = compared[0], ast.literal_eval(compared[1])
+    relation, value = compared[0], json.loads(compared[1].replace("'", '"'))
     return bool(layer[name] > value if relation == ">" else layer[name] == value)

@@ -17,7 +17,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 
 from agents.answer import LONGEST_CODE, LONGEST_TEXT, MOST_CALLS, REASONING, SUBMIT, Answer, Ending
-from tools.sandbox import parse
+from tools.syntax import parse
 
 SUBMITTING = (SUBMIT, "propose")
 """tools of which one call in an answer counts: that of a search, and the refiner's"""

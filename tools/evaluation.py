@@ -28,7 +28,8 @@ from tap_eval.proxies.features import Features
 from tap_eval.proxies.fitness import rank_correlation
 from tap_eval.proxies.proxy import Failure, Rejection, checked_scores
 from tap_eval.quantization.quantizer import Allocation, LayerBits
-from tools.sandbox import JSON, Sandbox, forbidden, parse
+from tools.sandbox import JSON, Sandbox, forbidden
+from tools.syntax import parse
 
 _KEPT = 64
 """pieces of code whose trees are not read again: each is looked at more than once while it is judged"""

@@ -32,7 +32,6 @@ import sys
 import sysconfig
 import threading
 import time
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import LONGEST_MESSAGE, Failure, Rejection
 from tap_eval.scratch import scratch
 from tools.guard import guarded
+from tools.syntax import parse
 
 JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
 
@@ -102,16 +102,6 @@ def published() -> str:
 - At most {_LONGEST_CODE:,} characters, and for the layers of all networks together {limits.seconds:g} s and
   {limits.memory_bytes // 2**20} MiB. Other networks have thousands of channels a layer, so never loop over
   channels inside a loop over channels. What is printed is dropped."""
-
-
-def parse(code: str) -> ast.Module:
-    """The syntax tree of `code`, without the warnings that CPython prints of odd code; raises as `ast.parse` does."""
-    with _PARSING, warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
-        return ast.parse(code)
-
-
-_PARSING = threading.Lock()  # the filters of warnings belong to all threads
 
 
 def forbidden(code: str) -> Rejection | None:
