@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --constraint constraints.txt
 
-.PHONY: run test lint lock lowest audit
+.PHONY: run test lint lock least lowest audit
 
 run: .venv/ready
 	$(BIN)/tap-agent run --budget 2.5bit --bits 2,3,4,8
@@ -25,14 +25,23 @@ lock: .venv/tested
 	$(BIN)/python .ci/lock.py .venv/frozen constraints.txt
 	touch .venv/ready .venv/tested
 
-# whether the least releases that pyproject.toml admits install together and pass; TESTS=FOLDER takes some tests alone
+# whether tests that touch each of them pass with the least releases that pyproject.toml admits, but of torch and
+# torchvision, of what the program imports
+TOUCHING := tests/agents/test_models.py tests/tap_eval/images/test_sources.py \
+	tests/agents/test_proposer.py::test_the_embedded_model_draws_anew_in_each_round \
+	tests/tap_agent/page/test_page.py::test_a_page_shows_more_conversations_at_once_than_it_keeps_open
+least: .venv/tested
+	.ci/least
+	OMP_NUM_THREADS=1 .venv-least/bin/python -m pytest -q $(TOUCHING)
+
+# whether the least releases of all, those that only tests need too, install together and pass; TESTS=FOLDER takes some
+# tests alone
 TESTS ?= tests
-LEAST := .venv-lowest/bin/uv pip install --python .venv-lowest
 lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
-	$(LEAST) --resolution lowest-direct --editable '.[onnx]' --group dev
-	$(LEAST) --no-deps --require-hashes --requirement embedded.txt
+	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct --editable '.[onnx]' --group dev
+	.venv-lowest/bin/uv pip install --python .venv-lowest --no-deps --require-hashes --requirement embedded.txt
 	.venv-lowest/bin/python -m pytest -q $(TESTS)
 
 # known weaknesses of what constraints.txt holds

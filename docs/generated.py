@@ -8,12 +8,14 @@ import typing
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from agents.models import OTHER, PROVIDERS
+from tap_agent.exit import Exit
 from tap_agent.settings.fields import Setting, flag_of
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.baselines.baselines import RULES
@@ -63,11 +65,14 @@ def settings(model: type[BaseModel]) -> str:
 def plans(kind: str) -> str:
     """A line a plan: what goes wrong, the command, what it says, its exit code, and what is kept."""
     rows = [
-        (each.what, f"`tap-agent {each.command}`", _said(each.sees), f"{each.exit.value} {each.exit.name.lower()}",
-         each.kept)
+        (each.what, f"`tap-agent {each.command}`", _said(each.sees), _ending(each.exit), each.kept)
         for each in PLANS if each.kind == kind
     ]  # fmt: skip
     return _table(("what goes wrong", "command", "it says", "exit code", "what is kept"), rows)
+
+
+def _ending(code: Exit | Signals) -> str:
+    return f"that of {code.name}" if isinstance(code, Signals) else f"{code.value} {code.name.lower()}"
 
 
 def _said(part: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tap_eval.sealed import UPDATE, VERSION, damaged, digest, newer
-from tap_eval.storage import CACHE, writing
+from tap_eval.storage import CACHE, replacing
 
 _SEAL = "sealed"
 
@@ -57,15 +55,9 @@ class Kept:
         path = self._path(name)
         if path is None:
             return
-        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         plain = {each: tensor.cpu().contiguous() for each, tensor in tensors.items()}
-        with writing(path, CACHE):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file(plain, partial, {_SEAL: _mark(name, plain)})
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with replacing(path, CACHE) as fresh:
+            save_file(plain, fresh, {_SEAL: _mark(name, plain)})
 
     def _path(self, name: str) -> Path | None:
         return self.folder and self.folder / name[:2] / f"{name}.safetensors"

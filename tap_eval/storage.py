@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that take no files: told as what they are, whoever meets them."""
+"""Disks that are full, folders that take no files, files that may not be read: told as what they are, to whoever."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,15 +38,51 @@ def trouble(error: BaseException) -> str | None:
     return os.strerror(code) if code is not None and code in _FULL | _REFUSED else None
 
 
+def told(error: BaseException, path: Path | None = None, next_step: str = RUN) -> StorageMistake | None:
+    """The sentence about what was in the way of writing `path`, or without one of whatever; None as from `trouble`.
+
+    A file that may not be read is named, and not said to be one that cannot be written.
+    """
+    if (reason := trouble(error)) is None:
+        return None
+    met = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else path
+    if met and not readable(met):
+        return StorageMistake(f"{met} cannot be read ({reason}): see to its permissions, then go on.")
+    if path is None and isinstance(error, PermissionError):  # which may have been about reading what cannot be seen
+        return StorageMistake(f"{met or 'a file'} cannot be opened ({reason}): see to its permissions, then go on.")
+    return StorageMistake(f"{path or met or 'a file'} cannot be written ({reason}): {next_step}.")
+
+
+def readable(path: Path | str) -> bool:
+    """Whether a file or a folder may be read, unless it is not there."""
+    may, there = (
+        os.access(path, mode, effective_ids=os.access in os.supports_effective_ids) for mode in (os.R_OK, os.F_OK)
+    )
+    return may or not there
+
+
 @contextmanager
 def writing(path: Path, next_step: str) -> Iterator[None]:
-    """Raises `StorageMistake`, which names `path`, where it cannot be written."""
+    """Raises `StorageMistake`, which names `path`, where it cannot be written; see `told`."""
     try:
         yield
     except Exception as error:
-        if (reason := trouble(error)) is None:
+        if (mistake := told(error, path, next_step)) is None:
             raise
-        raise StorageMistake(f"{path} cannot be written ({reason}): {next_step}.") from error
+        raise mistake from error
+
+
+@contextmanager
+def replacing(path: Path, next_step: str = RUN) -> Iterator[Path]:
+    """Where to write what takes the place of the file at `path`, whole or not at all; raises `StorageMistake`.
+
+    Its folder is made.
+    """
+    with writing(path, next_step):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
+            yield Path(fresh) / path.name
+            os.replace(Path(fresh) / path.name, path)
 
 
 def settle(path: Path) -> None:

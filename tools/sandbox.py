@@ -212,8 +212,10 @@ class Sandbox(Protocol):
         ...
 
 
-# Limits that a worker cannot raise, an empty environment, and no terminal for its panics.
+# Limits that a worker cannot raise, an empty environment, no terminal for its panics, and no Ctrl-C, which a terminal
+# sends to it too: it would die of it, and its candidate would be judged by that.
 _LAUNCHER = """#!/bin/sh
+trap '' INT
 ulimit -c 0 && ulimit -f 0 && ulimit -n 16 && ulimit -t {cpu_seconds} || exit 1
 ulimit -v {kibibytes} 2>/dev/null || {without}
 exec env -i {binary} "$@" 2>/dev/null

@@ -22,8 +22,8 @@ from tap_agent.commands.studio import studio
 from tap_agent.commands.table import table
 from tap_agent.commands.ui import ui
 from tap_agent.exit import Exit
-from tap_eval.mistake import Mistake, StorageMistake
-from tap_eval.storage import RUN, trouble
+from tap_eval.mistake import Mistake
+from tap_eval.storage import told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,12 +57,9 @@ def run_app() -> None:
     except Mistake as mistake:
         _tell(mistake)
     except Exception as error:
-        if (reason := trouble(error)) is None:
+        if (sentence := told(error)) is None:
             raise
-        path = getattr(error, "filename", None) or "a file"
-        if isinstance(error, PermissionError):  # of a write, `writing` would have told
-            _tell(StorageMistake(f"{path} cannot be opened ({reason}): see to its permissions, then go on."))
-        _tell(StorageMistake(f"{path} cannot be written ({reason}): {RUN}."))
+        _tell(sentence)
 
 
 def _tell(mistake: Mistake) -> NoReturn:

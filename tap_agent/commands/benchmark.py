@@ -21,7 +21,7 @@ _FILE = "Parquet file of measured allocations; without one, that of ResNet-20 on
 
 
 @benchmark.command()
-@takes_settings_of("apply")
+@takes_settings_of("apply", but=("baselines", "channel_groups", "finish", "sandbox"))  # which change nothing here
 def build(
     path: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
     config: ConfigOption = None,

@@ -30,7 +30,7 @@ from tap_agent.settings.read import Given, dump, mapping, read_settings
 from tap_eval import sealed
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
-from tap_eval.storage import RUN, settle, writing
+from tap_eval.storage import readable, replacing, settle, writing
 
 NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
@@ -330,7 +330,7 @@ def check_file(path: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces the file at `path` at once; raises `StorageMistake`."""
+    """Replaces the file at `path`, whole or not at all; raises `StorageMistake`."""
     with replacing(path) as fresh:
         fresh.write_text(text)
 
@@ -345,14 +345,6 @@ def write_sealed(path: Path, text: str) -> None:
 def _put_sealed(path: Path, text: str) -> None:
     path.write_text(sealed.sealed(text))
     settle(path)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of the file at `path`, at once and as soon as it is written."""
-    with writing(path, RUN), tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
-        yield Path(fresh) / path.name
-        os.replace(Path(fresh) / path.name, path)
 
 
 def as_file(proxy: Proxy) -> str:
@@ -372,6 +364,6 @@ def runs(folder: Path) -> list[RunFolder]:
     """The runs under `folder`, the newest first."""
     if not folder.is_dir():
         return []
-    named = [path for path in folder.iterdir() if path.name.isprintable()]  # others cannot be shown
+    named = [path for path in folder.iterdir() if path.name.isprintable() and readable(path)]  # others cannot be shown
     found = [RunFolder(path) for path in named if (path / "config.yaml").is_file()]
     return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime, reverse=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tap_agent.runs.folder import RunMistake, check_file, replacing, write
+from tap_agent.runs.folder import RunMistake, check_file, write
 from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
 from tap_eval.export import pt2, safetensors
@@ -21,6 +21,7 @@ from tap_eval.export.extra import Weights, onnx
 from tap_eval.export.remaining import Remaining, remaining_of
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ExportMistake
+from tap_eval.storage import replacing
 
 ALLOCATION = ".json"
 """ending of files of bits"""

@@ -177,6 +177,8 @@ def read_subject(what: str) -> Subject:
         return ProxySubject(f"{folder.name}/{best.name}", best.thought, best.code, _beside(path))
     try:
         text = path.read_text()
+    except PermissionError:  # which is told as what it is
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ProxyMistake(f"{path} is no proxy and no run: give {KINDS}.") from error
     if path.suffix == ".json" or text.lstrip().startswith("{"):

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from tap_agent.runs.folder import replacing
 from tap_agent.tables.line import Line, column
+from tap_eval.storage import replacing
 
 KEY = b"tap-agent table"
 """of the file's metadata, under which is the plan that it came of"""

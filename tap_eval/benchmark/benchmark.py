@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +25,7 @@ from tap_eval.proxies.features import Features, Inputs
 from tap_eval.proxies.fitness import LayerScores
 from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation
+from tap_eval.storage import replacing
 
 SHIPPED = Path(__file__).with_name("resnet20-cifar10.parquet")
 """ResNet-20 on CIFAR-10, which comes with the program"""
@@ -207,23 +206,21 @@ def build(
 
 
 def write(path: Path, benchmark: Benchmark) -> None:
-    """Into a Parquet file, whole or not at all. Raises `BenchmarkMistake` where none can be written."""
+    """Into a Parquet file, whole or not at all. Raises `StorageMistake`."""
     columns = _columns(benchmark.entries)
     about = benchmark.about.model_copy(update={"rows": _digest(benchmark.about, columns)})
     table = pa.table(columns, _SCHEMA.with_metadata({_KEY: about.model_dump_json().encode()}))
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-    except OSError as error:
-        raise BenchmarkMistake(f"{path} cannot be written ({error.strerror or error}): name another file.") from error
+    with replacing(path, "make room there, or name another file") as fresh:
+        parquet.write_table(table, fresh, compression="zstd")
 
 
 def read(path: Path) -> Benchmark:
     """From a file of `write`. Raises `BenchmarkMistake` for any other, and for one that was changed since."""
     try:
-        table = parquet.ParquetFile(path).read()
+        with path.open("rb") as file:
+            table = parquet.ParquetFile(file).read()
+    except PermissionError:  # which is told as what it is
+        raise
     except FileNotFoundError as error:
         raise BenchmarkMistake(f"{path} is not there: tap-agent benchmark build --out {path} makes one.") from error
     except (OSError, pa.ArrowException) as error:

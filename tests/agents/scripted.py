@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, cast
 
@@ -36,7 +38,8 @@ def refusal(status: int, words: object, **headers: str) -> Answer:
 class ChatServer(ThreadingHTTPServer):
     """Listens on a free port of localhost; `script` maps a request to an answer, and `asked` keeps the requests.
 
-    Each answer takes `delay` seconds; one that `dribbles` never ends, though something comes all the time.
+    Each answer takes `delay` seconds, and comes once `answers` is set; one that `dribbles` never ends, though something
+    comes all the time.
     An answer with a `finish_reason` ends for that reason; of one that is `half` the rest never comes.
     In the Responses API it answers `response`.
     """
@@ -52,7 +55,10 @@ class ChatServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.refuses = False
         self.delay = 0.0
+        self.answers = threading.Event()
+        self.answers.set()
         self.dribbles = False
+        self.connections: set[socket.socket] = set()
         self.models: list[str] = []
         self.response: list[dict[str, Any]] = []
 
@@ -64,9 +70,35 @@ class ChatServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """Not there for as long as this lasts: connections are refused, and those that there are end."""
+        self.__exit__()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        yield
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.server_bind()
+        self.server_activate()
+        self.__enter__()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of whoever has not waited for an answer."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        cast(ChatServer, self.server).connections.add(self.connection)
+
+    def finish(self) -> None:
+        cast(ChatServer, self.server).connections.discard(self.connection)
+        super().finish()
 
     def do_GET(self) -> None:
         server = cast(ChatServer, self.server)
@@ -80,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.keys.append(self.headers["Authorization"].removeprefix("Bearer "))
             message = server.script(request)
         time.sleep(server.delay)
+        server.answers.wait()
         if "status" in message:
             self._answer(message["status"], {"error": {"message": message["words"]}}, message["headers"])
             return

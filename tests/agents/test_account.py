@@ -18,7 +18,7 @@ from agents.answer import Answer
 from agents.proposer import naming_failures
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.mistake import StorageMistake
-from tests.faults.plans import full
+from tests.faults.faults import full
 
 PRICES = {"paid": (1.0, 10.0)}
 """a call of 1,000 tokens in and 100 out costs 0.002 USD"""
@@ -88,7 +88,7 @@ def test_an_answer_that_is_not_what_was_written_is_asked_for_again(tmp_path: Pat
 def test_a_full_disk_is_not_blamed_on_the_language_model(tmp_path: Path) -> None:
     with Account(tmp_path / "calls.sqlite") as account:
         with (
-            full(tmp_path, tmp_path),
+            full(),
             pytest.raises(StorageMistake, match=r"calls.sqlite cannot be written \(.*make room"),
             naming_failures("go on"),
         ):

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+import signal
 from dataclasses import dataclass
-from pathlib import Path
-
-import pytest
 
 from tap_agent.exit import Exit
-from tap_agent.runs.folder import RunFolder
+from tests.agents.scripted import refusal
 from tests.faults import damage
+from tests.faults.faults import (
+    Fault,
+    answered,
+    cached,
+    down,
+    down_midway,
+    dribbling,
+    every_file_cut,
+    file,
+    forgotten,
+    full,
+    hanging,
+    impatient,
+    nothing,
+    read_only,
+    refusing,
+    typed,
+    written_elsewhere,
+)
 
-ROOT = Path(__file__).parents[2]
 RUN = "run"
 """the folder that commands name"""
 SETTINGS = [
-    "--population", "3", "--generations", "1", "--search", "100", "--test", "100", "--draws", "1",
-    "--baselines", "uniform", "--no-second-budget", "--no-finish",
+    "--population", "2", "--generations", "1", "--search", "100", "--test", "100", "--draws", "1",
+    "--baselines", "uniform", "--no-second-budget", "--no-finish", "--llm", "scripted",
 ]  # fmt: skip
-Fault = Callable[[Path, Path], AbstractContextManager[object]]
-"""what befalls a run in a folder, and the cache; it lasts as long as the context"""
+"""of every run, with the address of its server"""
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,16 @@ class Plan:
     what: str
     fault: Fault
     command: str
-    exit: Exit
+    exit: Exit | signal.Signals
+    """a signal is what ends it"""
     sees: str
     """part of what is said; where nothing is to be said, \"\" """
     kept: str
     ended: bool = False
     then: str | None = None
     """the command after which, the fault being over, the run is as if nothing had happened; "" where it is at once"""
+    sent: tuple[signal.Signals, ...] = ()
+    """what the program gets, one after the other, while a call of its language model is under way"""
 
     @property
     def name(self) -> str:
@@ -49,104 +62,21 @@ class Plan:
         return f"{self.what}: {self.command}"
 
 
-def file(name: str, how: Callable[[Path], None]) -> Fault:
-    """A file of the run."""
-
-    def befall(run: Path, cache: Path) -> AbstractContextManager[object]:
-        how(run / name)
-        return nullcontext()
-
-    return befall
-
-
-def cached(pattern: str, how: Callable[[Path], None]) -> Fault:
-    """All files of the cache like `pattern`."""
-
-    def befall(run: Path, cache: Path) -> AbstractContextManager[object]:
-        found = [path for path in cache.rglob(pattern) if path.is_file()]
-        assert found
-        for path in found:
-            how(path)
-        return nullcontext()
-
-    return befall
-
-
-@contextmanager
-def full(run: Path, cache: Path) -> Iterator[None]:
-    """No file can get longer, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def every_file_cut(run: Path, cache: Path) -> AbstractContextManager[object]:
-    """Measurements, rounded weights and trained network are cut."""
-    for pattern in ("measurements.sqlite", "*.safetensors"):
-        cached(pattern, damage.cut)(run, cache)
-    return nullcontext()
-
-
-def forgotten(of: Fault) -> Fault:
-    """The same, when nothing has been measured yet."""
-
-    def befall(run: Path, cache: Path) -> AbstractContextManager[object]:
-        with closing(sqlite3.connect(cache / "measurements.sqlite")) as database, database:
-            database.execute("DELETE FROM ledger")
-        return of(run, cache)
-
-    return befall
-
-
-def read_only(which: Callable[[Path, Path], Path]) -> Fault:
-    """A folder whose files others may read, and nobody write."""
-
-    @contextmanager
-    def befall(run: Path, cache: Path) -> Iterator[None]:
-        place = which(run, cache)
-        modes = {path: path.stat().st_mode for path in (place, *place.rglob("*"))}
-        try:
-            for path in modes:
-                path.chmod(0o555 if path.is_dir() else 0o444)
-            with nobody():
-                yield
-        finally:
-            for path, mode in modes.items():
-                path.chmod(mode)
-
-    return befall
-
-
-@contextmanager
-def written_elsewhere(run: Path, cache: Path) -> Iterator[None]:
-    """Another process writes the run."""
-    with RunFolder(run).held():
-        yield
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """As a user without rights, which root is not; skips the test where that user cannot read the program."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        for place in (ROOT / "tap_agent" / "__main__.py", Path(pytest.__file__)):
-            if not os.access(place, os.R_OK, effective_ids=True):
-                pytest.skip(f"root does without its rights here, and then may not read {place}")
-        yield
-    finally:
-        os.seteuid(0)
-
-
+NEW = "run --out new"
 RESUME = "resume run"
 APPLY = "apply uniform:3 --search 100 --test 100 --draws 1 --baselines uniform"
 AGAIN = "all; the rest of the search gives what it would have given"
 WHOLE = "the run, as it was"
+NOTHING = "nothing is left of it"
+TALK = "what was said; `again` goes on"
+GOES_ON = "continue with: tap-agent resume run"
+BUSY = refusal(429, "busy", retry_after="1")
+FAILING = refusal(500, "out of order", retry_after="0")
+WRONG_KEY = refusal(401, "no such key")
+CUT = {"half": b'{"id": "x", "object": "chat.completion", "choices": [{"index": 0, "mess'}
+CUT_STREAM = {"role": "assistant", "content": "Since the", "broken": True}
+NO_JSON = {"raw": b"<html>Bad gateway</html>"}
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 ASIDE = "the damaged file too, beside it as FILE.damaged"
 PLANS = [
     # files of a run
@@ -189,16 +119,45 @@ PLANS = [
     Plan("caches", "the measurements are of a newer version", cached("measurements.sqlite", damage.newer), RESUME,
          Exit.DAMAGED, "measurements.sqlite was written by a newer version of tap-agent", WHOLE),
     # disks
-    Plan("disks", "the disk is full when a run begins", full, "run --out new", Exit.STORAGE,
-         "cannot be written (File too large): make room there, or point TMPDIR at", "nothing is left of it"),
+    Plan("disks", "the disk is full when a run begins", full, NEW, Exit.STORAGE,
+         "cannot be written (File too large): make room there, or point TMPDIR at", NOTHING),
     Plan("disks", "the disk is full while a run goes on", full, RESUME, Exit.STORAGE, "cannot be written", AGAIN,
          then=RESUME),
     Plan("disks", "the disk of the cache is full", forgotten(full), APPLY, Exit.STORAGE,
          "make room, or point TAP_CACHE at a folder that takes files", "what was measured before"),
-    Plan("disks", "the run's folder is read-only", read_only(lambda run, cache: run), RESUME, Exit.RUN,
+    Plan("disks", "the run's folder is read-only", read_only(lambda place: place.run), RESUME, Exit.RUN,
          "cannot be written", WHOLE),
-    Plan("disks", "the cache is read-only", forgotten(read_only(lambda run, cache: cache)), APPLY, Exit.STORAGE,
+    Plan("disks", "the cache is read-only", forgotten(read_only(lambda place: place.cache)), APPLY, Exit.STORAGE,
          "make room, or point TAP_CACHE at a folder that takes files", "what was measured before"),
+    # servers of language models
+    Plan("models", "the server is down when a run begins", down, NEW, Exit.MODEL,
+         "): start the server, or give another --base-url, or take --llm embedded", NOTHING),
+    Plan("models", "the server refuses the key when a run begins", refusing, NEW, Exit.MODEL,
+         "refuses the key in OPENAI_API_KEY (401): set a valid one", NOTHING),
+    Plan("models", "the server goes down within a generation", down_midway, RESUME, Exit.MODEL,
+         "Connection error. (All connection attempts failed)): see to it, then resume the run", AGAIN, then=RESUME),
+    Plan("models", "the server refuses the key within a search", answered(WRONG_KEY), RESUME, Exit.MODEL,
+         "Error code: 401 - no such key): see to it, then resume the run", AGAIN, then=RESUME),
+    Plan("models", "the server is busy (429, Retry-After: 1), then well", answered(BUSY), RESUME, Exit.OK, "", AGAIN,
+         then=""),
+    Plan("models", "the server fails (500) three times, then is well", answered(*[FAILING] * 3), RESUME, Exit.MODEL,
+         "Error code: 500 - out of order): see to it, then resume the run", AGAIN, then=RESUME),
+    Plan("models", "an answer is cut off, then the server is well", answered(CUT), RESUME, Exit.OK, "", AGAIN, then=""),
+    Plan("models", "answers are no JSON", answered(*[NO_JSON] * 3), RESUME, Exit.MODEL,
+         "the language model failed (scripted: the server's answer is garbled", AGAIN, then=RESUME),
+    Plan("models", "an answer has no end", impatient(dribbling), RESUME, Exit.MODEL,
+         "the language model failed (scripted: no whole answer within 1 s)", AGAIN, then=RESUME),
+    Plan("models", "the server takes a request and says nothing", impatient(hanging), RESUME, Exit.MODEL,
+         "the language model failed (scripted: no whole answer within 1 s)", AGAIN, then=RESUME),
+    Plan("models", "a stream is cut off in a conversation", typed("Why?\nquit\n", answered(CUT_STREAM)), "chat run",
+         Exit.OK, "the language model failed (scripted: ConnectionError: the answer was cut off)", TALK, ended=True),
+    # signals
+    Plan("signals", "Ctrl-C (SIGINT) within a generation", nothing, RESUME, Exit.INTERRUPTED, GOES_ON, AGAIN,
+         then=RESUME, sent=(INT,)),
+    Plan("signals", "Ctrl-C twice", nothing, RESUME, Exit.INTERRUPTED, "", AGAIN, then=RESUME, sent=(INT, INT)),
+    Plan("signals", "SIGTERM within a generation", nothing, RESUME, TERM, "", AGAIN, then=RESUME, sent=(TERM,)),
+    Plan("signals", "the terminal is closed (SIGHUP) within a generation", nothing, RESUME, HUP, "", AGAIN, then=RESUME,
+         sent=(HUP,)),
     # clocks
     Plan("clocks", "the clock was put back by a century within a run", file("events.jsonl", damage.of_another_day),
          "resume run --max-minutes 60", Exit.OK, "", AGAIN, then=""),

@@ -250,6 +250,13 @@ def test_a_killed_worker_costs_one_run(sandbox: MontySandbox) -> None:
 
 
 @LINUX
+def test_ctrl_c_in_a_terminal_which_workers_get_too_fails_no_candidate(sandbox: MontySandbox) -> None:
+    answer = while_it_loops(sandbox, lambda worker: os.kill(int(worker.name), signal.SIGINT))
+    assert isinstance(answer, Rejection)
+    assert answer.failure is Failure.TIMEOUT  # as without it
+
+
+@LINUX
 def test_a_worker_that_is_killed_before_it_has_answered_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

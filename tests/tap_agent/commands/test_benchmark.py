@@ -57,6 +57,8 @@ def test_what_cannot_be_held_is_named(file: Path, tmp_path: Path, capsys: pytest
     assert tap("benchmark", "score", "paper", "--file", str(tmp_path / "none.parquet")) == Exit.BENCHMARK
     for flags in (["--least", "4", "--most", "3"], ["--count", "5000", "--search", "200"]):
         assert tap("benchmark", "build", "--out", str(tmp_path / "x.parquet"), *flags) == Exit.BENCHMARK
+    for flag, value in (("--baselines", "uniform"), ("--sandbox", "e2b"), ("--channel-groups", "2")):
+        assert tap("benchmark", "build", "--out", str(tmp_path / "x.parquet"), flag, value) == Exit.USAGE
     assert not (tmp_path / "x.parquet").exists()
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 from tap_agent.exit import Exit
 from tap_agent.runs.folder import RunFolder
 from tap_agent.settings.model import Settings
-from tests.faults.plans import nobody
+from tests.faults.faults import nobody
 from tests.tap_agent.program import tap
 
 MISTAKES: list[tuple[list[str], Exit, str]] = [
@@ -102,17 +105,41 @@ def test_folders_that_are_no_runs_and_proxies_that_are_none(work: Path, capsys: 
         assert sentence in capsys.readouterr().err
 
 
-def test_a_file_that_may_not_be_read_is_not_said_to_be_one_that_cannot_be_written(
-    work: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def shared(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which everybody may do anything, with a run that has not begun."""
+    with tempfile.TemporaryDirectory() as folder:
+        RunFolder.create(Path(folder) / "run", Settings())
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o777)
+        monkeypatch.chdir(folder)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("run/config.yaml", "resume run"), ("run/result.json", "report run"), ("run/checkpoints.sqlite", "resume run"),
+        ("proxy.py", "apply proxy.py"), ("some.parquet", "benchmark score --file some.parquet"),
+    ],
+)  # fmt: skip
+def test_a_file_that_may_not_be_read_is_not_said_to_be_another_or_one_that_cannot_be_written(
+    shared: Path, capsys: pytest.CaptureFixture[str], name: str, command: str
 ) -> None:
-    work.chmod(0o755)
-    outcome = RunFolder.create(work / "run", Settings()).outcome
-    outcome.write_text("{}")
-    outcome.chmod(0)
+    (shared / name).touch()
+    (shared / name).chmod(0)
     with nobody():
-        assert tap("report", "run") == Exit.STORAGE
+        assert tap(*command.split()) == Exit.STORAGE
     said = " ".join(capsys.readouterr().err.split())
-    assert "run/result.json cannot be opened (Permission denied): see to its permissions, then go on." in said
+    assert re.search(rf"{name} cannot be read \([^)]+\): see to its permissions, then go on\.", said), said
+
+
+def test_a_run_of_another_user_hides_no_other(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shared / "run").rename(shared / "mine")
+    RunFolder.create(shared / "theirs", Settings()).path.chmod(0)
+    with nobody():
+        assert tap("list", ".") == Exit.OK
+    assert "mine" in capsys.readouterr().out
 
 
 def test_help_explains_every_option(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,10 @@ from tap_eval.images.images import Splits
 from tap_eval.images.sources import digits, split
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.mistake import BenchmarkMistake
+from tap_eval.mistake import BenchmarkMistake, StorageMistake
 from tap_eval.networks.digits import DigitsCNN, load_digits_cnn
 from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
+from tests.faults.faults import full
 
 EDGES = (2.0, 4.0, 8.0)
 
@@ -134,8 +135,15 @@ def test_a_file_that_is_none_or_was_changed_is_refused(built: Benchmark, tmp_pat
     write(path, replace(built, about=built.about.model_copy(update={"format": 2})))
     with pytest.raises(BenchmarkMistake, match="of another version of this program"):
         read(path)
-    with pytest.raises(BenchmarkMistake, match="cannot be written"):
-        write(path / "below.parquet", built)
+
+
+def test_on_a_full_disk_a_file_stays_as_it_was(built: Benchmark, tmp_path: Path) -> None:
+    path = tmp_path / "digits.parquet"
+    write(path, built)
+    before = path.read_bytes()
+    with full(), pytest.raises(StorageMistake, match=r"digits.parquet cannot be written \(.*: make room there"):
+        write(path, built)
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [before]
 
 
 def test_what_baselines_foretell_is_least_where_they_allocate(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL import __version__ as pillow
 from torchvision.datasets.folder import pil_loader
 
 from tap_agent.settings.read import read_settings
@@ -18,6 +19,7 @@ from tap_eval.images.sources import open_source, split
 from tap_eval.mistake import ImagesMistake
 from tests.tap_eval.images.pictures import saved, write_folder, write_parquet
 
+OLD = int(pillow.partition(".")[0]) < 13
 RAMP = np.tile(np.linspace(0, 1, 16), (16, 1))
 LEVELS = np.rint(RAMP * 255).astype(np.uint8)
 SIXTEEN = (RAMP * 65535).astype(np.uint16)
@@ -100,7 +102,8 @@ def test_a_user_says_what_is_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
-        *((mode, "tiff") for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB")),
+        *((mode, "tiff") for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "LAB")),
+        pytest.param("YCbCr", "tiff", marks=pytest.mark.skipif(OLD, reason="Pillow cannot read back what it saves")),
         *((mode, "png") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
         *((mode, "jpeg") for mode in ("L", "RGB", "CMYK", "YCbCr")),
         ("RGBA", "webp"),
