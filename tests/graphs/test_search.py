@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from agents.proposer import Proposer
 from graphs.search import Search, SearchSettings
 from graphs.state import Bits, Candidate, SearchState
 from tap_eval.measuring.bench import Bench
+from tap_eval.proxies.proxy import Failure, Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
-from tools.sandbox import MontySandbox
+from tools.sandbox import JSON, MontySandbox
 
 KEYS = ["params", "macs", "depth", "weight_l2", "weight_std", "input_std", "activation_std", "weight_absmax"]
 CONFIG: RunnableConfig = {"configurable": {"thread_id": "1"}, "recursion_limit": 1000, "max_concurrency": 4}
@@ -114,6 +115,34 @@ def test_a_search_goes_through_its_generations_and_returns_the_best(open_run: An
         assert (each["template"] == "initialization") == (each["parents"] == [])
     assert len(state["population"]) == 4
     assert len(run.final) == 1
+
+
+class Busy(MontySandbox):
+    """On a machine that has too little time for what it was given `late` times from when that is set."""
+
+    late = 0
+
+    def run(self, code: str, call: str, inputs: Mapping[str, JSON]) -> JSON | Rejection:
+        if not self.late:
+            return super().run(code, call, inputs)
+        self.late -= 1
+        return self.limits.hit(Failure.TIMEOUT)
+
+
+def test_what_a_candidate_gave_in_time_is_computed_again_however_busy_the_machine_is(bench: Bench) -> None:
+    final: list[SearchState] = []
+    with ChatServer(script) as server, Busy() as sandbox:
+        proposer = Proposer(LanguageModel("scripted", server.url), [bench], sandbox)
+
+        def emit(event: dict[str, Any]) -> None:
+            if event["event"] == "chosen":
+                sandbox.late = 2
+
+        search = Search(lambda: proposer, SETTINGS, emit, final.append, lambda name: None)  # events were lost
+        search.graph().compile().invoke(START, CONFIG)
+        assert sandbox.late == 0
+    candidates = final[-1]["candidates"].values()
+    assert all(each["allocations"] for each in candidates if not each["failure"])
 
 
 def test_the_state_is_plain_json_without_anything_large(open_run: Any, tmp_path: Path) -> None:
