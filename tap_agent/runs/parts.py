@@ -34,7 +34,6 @@ _CANDIDATES = "candidates"
 _SHARED = ("known", "judged", "library")
 """what of a job is a part"""
 _VALUES = "channel_values"
-Damage = sealed.Damage
 
 
 class Serializer(JsonPlusSerializer):
@@ -63,7 +62,7 @@ class Serializer(JsonPlusSerializer):
         """Raises `Damage`."""
         kind, _, seal = data[0].partition(" ")
         if seal and seal != f"{sealed.VERSION} {sealed.digest(data[1])}":
-            raise Damage("holds a step that is not what was written")
+            raise sealed.Damage("holds a step that is not what was written")
         return self._put_together(super().loads_typed((kind, zlib.decompress(data[1]) if seal else data[1])))
 
     def drop(self) -> None:
@@ -126,9 +125,9 @@ class Serializer(JsonPlusSerializer):
             try:
                 content = zlib.decompress(packed)
             except zlib.error as error:
-                raise Damage("lacks a part of a step") from error
+                raise sealed.Damage("lacks a part of a step") from error
             if _id(name, kind, content) != row:
-                raise Damage("holds a part of a step that is not what was written")
+                raise sealed.Damage("holds a part of a step that is not what was written")
             yield name, super().loads_typed((kind, content))
 
 
