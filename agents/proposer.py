@@ -37,6 +37,7 @@ from agents.briefing import briefing
 from agents.chat import ModelMistake, reason
 from agents.forecast import Forecast
 from agents.models import Models
+from agents.prior import Prior
 from agents.reading import fault, notes
 from prompts import expression, grammar, render
 from tap_eval.measuring.bench import Bench
@@ -147,7 +148,7 @@ class Proposer:
 
     @cached_property
     def _forecast(self) -> Forecast:
-        return Forecast([bench.features for bench in self.benches])
+        return Forecast([bench.features for bench in self.benches], Prior(self.benches, self.fitness))
 
     def propose(self, assignment: Assignment, known: Known) -> Attempt:
         """Runs one agent to the end; its failures come back as a `Rejection`, the machinery's raise.

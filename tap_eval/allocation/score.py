@@ -37,4 +37,9 @@ def importance(scores: Sequence[float]) -> np.ndarray:
     else:
         z = values / max(np.abs(values).max(), 1e-300)  # so that squares do not overflow
         z = (z - z.mean()) / (z.std() or 1.0)
+    return squashed(z)
+
+
+def squashed(z: np.ndarray) -> np.ndarray:
+    """Importance, of any shape, from logarithms that are counted from their mean."""
     return np.exp(REACH * np.tanh(z / REACH))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from agents.forecast import Forecast, _matrix
+from agents.forecast import Forecast
+from agents.prior import Powers, matrix
 from prompts import grammar
 from prompts.expression import BOOSTS, exponents, mutations, product
 from tap_eval.measuring.bench import Bench
@@ -21,6 +23,11 @@ LAYERS: list[dict[str, Any]] = [
     {"params": 4.0**place, "depth": place / 8, "weight_std": 4.0 ** (3 * place % 8), "out_channels": 1}
     for place in range(8)
 ]
+
+
+def level(expressions: Sequence[Powers]) -> np.ndarray:
+    """Foretells nothing."""
+    return np.zeros(len(expressions))
 
 
 def worth(expression: str) -> float:
@@ -37,23 +44,23 @@ def test_what_is_promising_is_better_than_what_is_drawn() -> None:
 
     judged = {expression: worth(expression) for expression in drawn(20)}
     many = drawn(60)
-    offered = Forecast([LAYERS]).promising(many, judged, 3)
+    offered = Forecast([LAYERS], level).promising(many, judged, 3)
     ranks = sorted(many, key=worth, reverse=True)
     assert sum(ranks.index(each) for each in offered) / 3 < 8  # 30 by chance
-    assert Forecast([LAYERS, LAYERS]).promising(many, judged, 3) == offered
+    assert Forecast([LAYERS, LAYERS], level).promising(many, judged, 3) == offered
 
 
 def test_what_was_judged_is_not_offered_again() -> None:
     judged = {f"params**{power}": power for power in (0.5, 1.5, 2, 2.5)}
-    assert Forecast([LAYERS]).promising([*judged, "depth"], judged, 3) == ["depth"]
-    assert Forecast([LAYERS]).promising(list(judged), judged, 2) == ["params**2.5", "params**2"]
+    assert Forecast([LAYERS], level).promising([*judged, "depth"], judged, 3) == ["depth"]
+    assert Forecast([LAYERS], level).promising(list(judged), judged, 2) == ["params**2.5", "params**2"]
 
 
 @pytest.mark.parametrize(
     "judged", [{}, {"depth": 1.0}, dict.fromkeys(("depth", "params", "params**2", "depth**2"), 0.5)]
 )
 def test_where_nothing_is_known_a_hand_is_offered_all_the_same(judged: dict[str, float]) -> None:
-    offered = Forecast([LAYERS]).promising(["weight_std", "weight_std**-1", "params**0.5"], judged, 2)
+    offered = Forecast([LAYERS], level).promising(["weight_std", "weight_std**-1", "params**0.5"], judged, 2)
     assert len(set(offered)) == 2
 
 
@@ -65,7 +72,7 @@ def test_alike_is_what_gives_like_scores(channel_bench: Bench, sandbox: MontySan
     expressions += [each for each in mutations("macs**-0.5 * weight_l2", names, rng) if "channel" not in each]
     powers = [exponents(expression) for expression in expressions]
     keys = sorted({key for each in powers for key in each})
-    points = _matrix(powers, keys) @ Forecast([channel_bench.features])._axes(*keys)
+    points = matrix(powers, keys) @ Forecast([channel_bench.features], level)._axes(*keys)
     expected = []
     for expression in expressions:
         _, code = grammar.code_of(f'{{"thought": "T.", "expression": "{expression}"}}')
