@@ -71,6 +71,14 @@ class Stopping(Exception):
     """A call that does not begin, since its run was interrupted."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interrupt while a call was under way, whose `answer` came all the same: it is paid for."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
 class CallFailed(Exception):
     """A request without an answer; `free` where the server refused it, `again` where another try may help."""
 
@@ -224,11 +232,11 @@ class Account(AbstractContextManager["Account"]):
         end: dict[str, Any] = {}
         try:
             answer = send()
-            end = {"answer": _kept(answer)}
-            if answer.tokens:
-                end |= {"tokens_in": answer.tokens[0], "tokens_out": answer.tokens[1]}
-                end["cost"] = self._cost(call.llm, *answer.tokens)
+            end = self._end(call, answer)
             return answer
+        except Interrupted as late:
+            end = self._end(call, late.answer)
+            raise
         except CallFailed as failed:
             end = {"error": str(failed)} | ({"tokens_in": 0, "tokens_out": 0, "cost": 0.0} if failed.free else {})
             raise
@@ -241,6 +249,14 @@ class Account(AbstractContextManager["Account"]):
                     f"UPDATE calls SET {', '.join(f'{name} = :{name}' for name in columns)} WHERE id = :row",  # noqa: S608
                     {"row": row, **columns},
                 )
+
+    def _end(self, call: Call, answer: Answer) -> dict[str, Any]:
+        """What is written down of an answered call."""
+        end: dict[str, Any] = {"answer": _kept(answer)}
+        if answer.tokens:
+            end |= {"tokens_in": answer.tokens[0], "tokens_out": answer.tokens[1]}
+            end["cost"] = self._cost(call.llm, *answer.tokens)
+        return end
 
     def _reserve(self, call: Call) -> int:
         """Commits the row of a call that may be sent, and gives its id.

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Collection, Coroutine, Mapping
+from concurrent.futures import wait
 from typing import Any, Literal
 
 import openai
@@ -20,7 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from tenacity.nap import sleep_using_event
 from tenacity.wait import wait_exponential_jitter
 
-from agents.account import CallFailed, Conversation
+from agents.account import CallFailed, Conversation, Interrupted
 from agents.answer import REASONING, Answer
 from agents.connection import loop
 from agents.parameters import Parameter, Refused, accepted, named, without
@@ -156,11 +157,17 @@ class MeteredChat(ChatOpenAI):
         return whole.message
 
     def _send(self, asked: Coroutine[Any, Any, BaseMessage], seconds: float, tools: Collection[str]) -> Answer:
-        """One try of a model that may call `tools`; raises `CallFailed`, whose words hold no key."""
+        """One try of a model that may call `tools`; raises `CallFailed`, whose words hold no key.
+
+        An interrupt waits for an answer that nobody reads on the way, and is `Interrupted` with it.
+        """
+        under_way = asyncio.run_coroutine_threadsafe(asyncio.wait_for(asked, seconds), loop())
         try:
-            message = asyncio.run_coroutine_threadsafe(asyncio.wait_for(asked, seconds), loop()).result()
-            assert isinstance(message, AIMessage)
-            return self._answer(message, tools)
+            return self._answer(under_way.result(), tools)
+        except KeyboardInterrupt:
+            if self.streams or wait([under_way]).not_done or under_way.exception():
+                raise
+            raise Interrupted(self._answer(under_way.result(), tools)) from None
         except TimeoutError as error:
             raise CallFailed(f"{self.conversation.llm}: no whole answer within {self.seconds:g} s") from error
         except Exception as error:
@@ -180,8 +187,9 @@ class MeteredChat(ChatOpenAI):
         """The error in a sentence without the key, which servers like to repeat."""
         return str(redacted(f"{self.conversation.llm}: {reason(error)}", self._secret))[:250]
 
-    def _answer(self, message: AIMessage, tools: Collection[str]) -> Answer:
+    def _answer(self, message: BaseMessage, tools: Collection[str]) -> Answer:
         """The record of what was said, without the key: from here on it is kept, in logs, caches and replays."""
+        assert isinstance(message, AIMessage)
         said = read(message, tools).model_dump(mode="json")
         return Answer.model_validate(redacted(said, self._secret))
 

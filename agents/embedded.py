@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import SecretStr
@@ -72,7 +72,7 @@ class GrammarChat(MeteredChat):
         with _TURN:  # the server answers one at a time; the call begins when it is its turn
             return super()._send(asked, self.seconds, tools)
 
-    def _answer(self, message: AIMessage, tools: Collection[str]) -> Answer:
+    def _answer(self, message: BaseMessage, tools: Collection[str]) -> Answer:
         answer = super()._answer(message, tools)
         try:
             thought, code = code_of(answer.content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -101,6 +102,9 @@ def test_a_plan(plan: Plan, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys:
             assert tap(*plan.then.split()) == Exit.OK
         assert facts(run) == facts(runs.ended)
         assert len({request["seed"] for request in runs.server.asked}) <= 1  # of the proposal without an answer
+        if plan.sent:  # an answer that comes after one Ctrl-C is kept
+            again = len(runs.server.asked) - len({json.dumps(each, sort_keys=True) for each in runs.server.asked})
+            assert (again == 0) == (plan.sent == (signal.SIGINT,))
         assert before["config.yaml"] == (run / "config.yaml").read_bytes()
         assert 0 < RunFolder(run).finished().seconds < 3600
 
@@ -124,10 +128,10 @@ def interrupted(command: list[str], signals: Sequence[signal.Signals], server: C
         while not server.asked:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        for number in signals:
+        for place, number in enumerate(signals):
+            if place:
+                time.sleep(1)  # till the one before is heard, else both are one
             os.killpg(process.pid, number)
-            if number != signals[-1]:
-                time.sleep(1)  # till it is heard, else both are one
         if len(signals) == 1:
             server.answers.set()
         _, said = process.communicate(timeout=60)
