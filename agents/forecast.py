@@ -24,7 +24,7 @@ from prompts.expression import CHANNEL, exponents
 
 _NOISE = 0.1
 """variance of what like expressions differ by, where that of what the prior leaves is 1: single roundings"""
-_SHARES = np.geomspace(0.02, 1.5, 12)
+_SHARES = np.geomspace(0.03, 1.2, 6)
 """standard deviations of what the prior leaves, where that of fitness is 1; the likeliest is taken"""
 _LEVEL, _SLOPE = 100.0, 10.0
 """variances of the line, which say next to nothing of it, where those of fitness and of what is foretold are 1"""

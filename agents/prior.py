@@ -37,21 +37,25 @@ class Prior:
         self._weights = weights
 
     @cached_property
-    def _relaxations(self) -> list[Relaxation]:
-        return [Relaxation(bench.layers, bench.task.choices, bench.task.budget) for bench in self._benches]
+    def _networks(self) -> list[list[tuple[Bench, Relaxation]]]:
+        """Each with its budgets."""
+        found: dict[str, list[tuple[Bench, Relaxation]]] = {}
+        for bench in self._benches:
+            relaxation = Relaxation(bench.layers, bench.task.choices, bench.task.budget)
+            found.setdefault(bench.digest, []).append((bench, relaxation))
+        return list(found.values())
 
     def __call__(self, expressions: Sequence[Powers]) -> np.ndarray:
-        """The fitness (Q,) of each, without its optional terms; `exp(-KL)` stands for accuracy too."""
+        """The fitness (Q,) of each, without its optional terms; `exp(-KL)` is in place of whatever else counts."""
         fitness = np.zeros(len(expressions))
-        for bench, relaxation in zip(self._benches, self._relaxations, strict=True):
+        for alike in self._networks:
+            bench, errors = alike[0][0], np.array(alike[0][0].layer_errors)
             of_layers = _logarithms(expressions, bench.features)
-            if bench.foretelling:
-                worth = np.array([bench.foretelling(np.exp(each - each.max()).tolist()) for each in of_layers])
-            else:
-                shares = _shares(expressions, bench.features, bench.task.choices.channel_groups)
-                worth = np.exp(-relaxation.errors(of_layers[:, :, None] + shares) @ bench.layer_errors)
-            rho = _rank_correlations(of_layers, np.array(bench.layer_errors))
-            fitness += self._weights.alpha * rho + (1 - self._weights.alpha) * worth
+            units = of_layers[:, :, None] + _shares(expressions, bench.features, bench.task.choices.channel_groups)
+            rho = _rank_correlations(of_layers, errors)
+            for _, relaxation in alike:
+                worth = np.exp(-relaxation.errors(units) @ errors)
+                fitness += self._weights.alpha * rho + (1 - self._weights.alpha) * worth
         return fitness / len(self._benches)
 
 

@@ -18,7 +18,7 @@ from tap_eval.preparing.layers import Layer
 
 _LEAST, _MOST = -60.0, 10.0
 """logarithms of prices, at which all take the most bits and the fewest"""
-_HALVINGS = 30
+_HALVINGS = 26
 
 
 class Relaxation:
@@ -42,24 +42,27 @@ class Relaxation:
 
         A layer's channels are in G groups of one size; where all of them have the same score they are one.
         """
-        count, groups = len(logarithms), logarithms.shape[2]
-        z = logarithms - logarithms.mean((1, 2), keepdims=True)
-        importance = squashed(z)[..., None] / groups
-        losses = importance * self._errors[:, None]
-        costs = np.broadcast_to(self._costs[:, None] / groups, losses.shape)
-        errors = np.broadcast_to(self._errors[:, None] / groups, losses.shape)
+        count, layers, groups = logarithms.shape
+        z = (logarithms - logarithms.mean((1, 2), keepdims=True)).reshape(count, -1)
+        errors, costs = (each.repeat(groups, axis=0) / groups for each in (self._errors, self._costs))
+        losses, first = squashed(z)[..., None] * errors, errors.shape[1] * np.arange(len(errors))
 
-        def at(price: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            taken = (losses + np.exp(price)[:, None, None, None] * costs).argmin(3)[..., None]
-            cost, left = (np.take_along_axis(each, taken, 3).sum((2, 3)) for each in (costs, errors))
-            return cost.sum(1), left
+        def taken(price: np.ndarray) -> np.ndarray:
+            found: np.ndarray = first + (losses + np.exp(price)[:, None, None] * costs).argmin(2)
+            return found
+
+        def spent(chosen: np.ndarray) -> np.ndarray:
+            found: np.ndarray = costs.take(chosen).sum(1)
+            return found
 
         low, high = np.full(count, _LEAST), np.full(count, _MOST)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            above = at(middle)[0] > self._limit
+            above = spent(taken(middle)) > self._limit
             low, high = np.where(above, middle, low), np.where(above, high, middle)
-        (cost, left), (less, more_left) = at(low), at(high)
-        share = np.clip((self._limit - less) / np.maximum(cost - less, 1e-9), 0, 1)[:, None]
-        found: np.ndarray = (more_left + share * (left - more_left)) / self._errors.max(1)
+        more, fewer = taken(low), taken(high)
+        most, least = spent(more), spent(fewer)
+        share = np.clip((self._limit - least) / np.maximum(most - least, 1e-9), 0, 1)[:, None]
+        left = share * errors.take(more) + (1 - share) * errors.take(fewer)
+        found: np.ndarray = left.reshape(count, layers, groups).sum(2) / self._errors.max(1)
         return found

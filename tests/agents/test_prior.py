@@ -55,14 +55,3 @@ def test_fitness_is_foretold_as_the_allocator_would_have_it(channel_bench: Bench
     assert spearmanr(found, expected)[0] > 0.97
     single = Prior(benches, weights)([exponents(start)])
     assert single[0] == pytest.approx(found[0])
-
-
-def test_where_allocations_were_measured_before_it_is_the_fitness_itself(
-    channel_bench: Bench, sandbox: MontySandbox
-) -> None:
-    channel_bench.foretelling = lambda scores: scores[0] / max(scores)
-    expressions = ["params", "weight_std**2", "weight_absmax * channel.weight_l2"]
-    found = Prior([channel_bench], FitnessWeights(0.2, worth="benchmark"))([exponents(each) for each in expressions])
-    for expression, foretold in zip(expressions, found, strict=True):
-        measured = measure(judged(expression, [channel_bench], sandbox), [channel_bench])
-        assert foretold == pytest.approx(0.2 * measured.rho[0] + 0.8 * measured.foretelling[0])
