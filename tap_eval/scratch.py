@@ -17,19 +17,24 @@ from pathlib import Path
 if sys.platform != "win32":  # where there is no such lock, and a folder of a killed process stays
     import fcntl
 
-_PREFIX = "tap-scratch-"
+_PREFIX, _BESIDE = "tap-scratch-", ".new-"
+_NOT_YET = ".tap-"
+"""begins a name under which nobody takes a folder for one that is not held"""
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """An empty temporary folder that is gone after the block; first those that dead processes have left go."""
-    _clean()
-    # under this name nobody takes it for one that is not held
-    folder = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """An empty temporary folder that is gone after the block: hidden in `place`, or where temporary folders are.
+
+    First those that dead processes have left there go.
+    """
+    place, prefix = (place, _BESIDE) if place else (Path(tempfile.gettempdir()), _PREFIX)
+    _clean(place, prefix)
+    folder = Path(tempfile.mkdtemp(prefix=_NOT_YET, dir=place))
     with ExitStack() as held:
         with suppress(OSError):  # where there are no locks, nobody can have this one, and nobody removes it
             held.enter_context(_held(folder))
-        folder = folder.rename(folder.with_name(folder.name[1:]))
+        folder = folder.rename(folder.with_name(prefix + folder.name.removeprefix(_NOT_YET)))
         try:
             yield folder
         finally:
@@ -50,10 +55,10 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def _clean() -> None:
+def _clean(place: Path, prefix: str) -> None:
     if sys.platform == "win32":
         return
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for folder in place.glob(f"{prefix}*"):
         with suppress(OSError):  # another's, held, or gone since
             if folder.lstat().st_uid == os.getuid():
                 with _held(folder):

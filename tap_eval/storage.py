@@ -6,12 +6,12 @@ import errno
 import os
 import re
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tap_eval.mistake import StorageMistake
+from tap_eval.scratch import scratch
 
 CACHE = "make room, or point TAP_CACHE at a folder that takes files"
 RUN = "make room there or see to its permissions, then go on"
@@ -80,9 +80,9 @@ def replacing(path: Path, next_step: str = RUN) -> Iterator[Path]:
     """
     with writing(path, next_step):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
-            yield Path(fresh) / path.name
-            os.replace(Path(fresh) / path.name, path)
+        with scratch(path.parent) as fresh:
+            yield fresh / path.name
+            os.replace(fresh / path.name, path)
 
 
 def settle(path: Path) -> None:

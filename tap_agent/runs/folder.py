@@ -30,6 +30,7 @@ from tap_agent.settings.read import Given, dump, mapping, read_settings
 from tap_eval import sealed
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
+from tap_eval.scratch import scratch
 from tap_eval.storage import readable, replacing, settle, writing
 
 NETWORKS = (".safetensors", ".onnx")
@@ -65,10 +66,10 @@ class RunFolder:
     def create(path: Path, settings: Settings) -> RunFolder:
         """A new folder at `path`; raises `RunMistake` when something is there already."""
         make_parent(path)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as fresh:
+        with scratch(path.parent) as fresh:
             with writing(path, _OUT):
-                _put_sealed(Path(fresh) / "config.yaml", dump(settings))
-            (Path(fresh) / "proxies").mkdir()
+                _put_sealed(fresh / "config.yaml", dump(settings))
+            (fresh / "proxies").mkdir()
             try:
                 path.mkdir()
             except FileExistsError as error:
@@ -76,7 +77,7 @@ class RunFolder:
                     f"{path} exists already: give another --out, or continue it with `tap-agent resume {path}`."
                 ) from error
             for entry in ("proxies", "config.yaml"):
-                os.replace(Path(fresh) / entry, path / entry)
+                os.replace(fresh / entry, path / entry)
         return RunFolder(path)
 
     @staticmethod

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tap_eval.scratch import scratch
+from tap_eval.storage import replacing
 
 HOLD = """
 from tap_eval.scratch import scratch
+from tap_eval.storage import replacing
 with scratch() as folder:
     (folder / "file").touch()
     print(folder, flush=True)
@@ -55,3 +57,33 @@ def test_what_a_killed_process_has_left_goes_with_the_next_start_and_nothing_els
             assert own != other
     alive.communicate("\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tap-sandbox-of-others", "tap-scratch-link"]
+
+
+REPLACE = """
+from pathlib import Path
+from tap_eval.storage import replacing
+with replacing(Path("file")) as fresh:
+    fresh.write_text("half")
+    print(fresh.resolve(), flush=True)
+    input()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_what_was_half_written_when_its_process_was_killed_goes_when_the_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("before")
+    process = subprocess.Popen(
+        [sys.executable, "-c", REPLACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert process.stdout
+    half = Path(process.stdout.readline().strip())
+    with replacing(tmp_path / "other") as fresh:
+        fresh.write_text("other")
+    assert half.exists()
+    process.kill()
+    process.wait()
+    assert (tmp_path / "file").read_text() == "before"
+    with replacing(tmp_path / "file") as fresh:
+        fresh.write_text("after")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "after", "other": "other"}
