@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import cast
 
 from tap_eval.allocation.allocator import allocate
-from tap_eval.allocation.budget import check_within
+from tap_eval.allocation.budget import Budget, check_within
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import Scores, layer_score
 from tap_eval.measuring.bench import Bench
@@ -215,15 +215,21 @@ def _budget(bench: Bench) -> JSON:
     """What a proxy's own `allocate` gets as `budget`: of one in bytes, what is left for the weights."""
     budget, choices = bench.task.budget, bench.task.choices
     layers, activation = bench.layers, max(choices.activations)
-    whole = budget.unit == "B"
+    whole, timed = budget.unit == "B", budget.unit == "s"
     return {
+        **({"costs": [_costs(budget, layer, choices, activation) for layer in layers]} if timed else {}),
         "limit": budget.weights_limit(layers, choices.weights, activation) if whole else budget.limit(layers),
-        "unit": "bit operations" if budget.unit == "BOPs" else "bits of weights",
+        "unit": {"BOPs": "bit operations", "s": "nanoseconds"}.get(budget.unit, "bits of weights"),
         "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in layers],
         "activation_bits": activation,
         "channel_groups": choices.channel_groups,
         "bits_a_mixed_channel": 8 if whole else 0,
     }
+
+
+def _costs(budget: Budget, layer: Layer, choices: Choices, activation: int) -> dict[str, JSON]:
+    """What a layer takes of the limit at each choice of bits, which is a text as keys of JSON are."""
+    return {str(weight): budget.cost(layer, weight, activation) for weight, _ in choices.of(layer)}
 
 
 def _own_allocation(value: object, bench: Bench) -> Allocation | Rejection:

@@ -41,7 +41,7 @@ def apply(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="3bit (on average), 87% (smaller), 0.1MB, or 1.2GBOPs; several, as 2bit,3bit,4bit, give a curve. "
+            help="3bit (on average), 87% (smaller), 0.1MB, 1.2GBOPs or 2ms; several, as 2bit,3bit,4bit, give a curve. "
             "Without one, baselines get the size that uniform:BITS or an allocation file takes, and a proxy gets the "
             "budget of its run or config, or 3bit.",
             rich_help_panel=BITS,

@@ -39,4 +39,4 @@ def near(bench: Bench, bits: float) -> list[Budget]:
     choices, own = bench.task.choices.weights, bench.task.budget
     whole = [each for each in range(min(choices), max(choices) + 1) if abs(each - round(bits)) <= REACH]
     found = [Budget.parse(f"{each}bit") for each in whole]
-    return [each for each in found if own.unit == "BOPs" or each.limit(bench.layers) != own.limit(bench.layers)]
+    return [each for each in found if own.unit in ("BOPs", "s") or each.limit(bench.layers) != own.limit(bench.layers)]

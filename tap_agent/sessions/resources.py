@@ -22,6 +22,7 @@ from graphs.search import SearchSettings
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_eval.allocation.budget import Budget, spent
 from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.latency import Latencies
 from tap_eval.benchmark.benchmark import Benchmark, read
 from tap_eval.device import CPU, DeviceMistake, chosen, found
 from tap_eval.images.images import room_in
@@ -148,7 +149,8 @@ class Resources(AbstractContextManager["Resources"]):
         )
         return Bench(
             name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
-            notes=notes, advance=advance, device=device,
+            latencies=Latencies.read(network.latencies) if network.latencies else None, notes=notes, advance=advance,
+            device=device,
         )  # fmt: skip
 
     @cached_property
@@ -252,7 +254,7 @@ def second(bench: Bench) -> list[Budget]:
     most = uniform(bench.layers, max(choices.weights), max(choices.activations))
     for factor in (_BESIDE, 1 / _BESIDE):
         budget = bench.beside(own.times(factor))
-        least = sum(budget.cost(layer, *choices.of(layer)[0]) for layer in bench.layers)
+        least = sum(budget.cost(layer, *budget.options(layer, choices)[0]) for layer in bench.layers)
         if least < budget.limit(bench.layers) < spent(most, bench.layers, budget):
             return [budget]
     return []

@@ -75,10 +75,12 @@ class NetworkSettings(_Model):
     """Images to report the result on: the last."""
     transform: Annotated[Transform | None, Flag(NETWORK, "run apply")] = None
     """In place of what torchvision's weights or the image source declare, as resize=256,crop=224."""
+    latencies: Annotated[Path | None, Flag(NETWORK, "run apply")] = None
+    """CSV file of what layers take on the device: layer, weight_bits, activation_bits, ms; for a budget in time."""
     budget: str | None = None
     """In place of the run's."""
 
-    @field_validator("weights", "classes")
+    @field_validator("weights", "classes", "latencies")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """A run can be resumed from any folder."""
@@ -106,8 +108,8 @@ class Settings(_Model):
     networks: tuple[NetworkSettings, ...] = Field(default_factory=lambda: (NetworkSettings(),), min_length=1)
     """The benchmark set: a proxy is worth what it achieves on all of them."""
     budget: Annotated[str, Flag(BITS, "run", label="Budget", common=True)] = "3bit"
-    """Of weights alone 3bit (on average) or 87% (smaller), of the whole network 0.1MB, or 1.2GBOPs. Of several, as in \
-2.25bit,3bit, candidates are measured at each, and the first counts in the table."""
+    """Of weights alone 3bit (on average) or 87% (smaller), of the whole network 0.1MB, 1.2GBOPs, or 2ms. Of several, \
+as in 2.25bit,3bit, candidates are measured at each, and the first counts in the table."""
     second_budget: Annotated[bool, Flag(BITS, "run")] = True
     """Measure candidates at a second budget too, a fifth above the one that is given if there is but one."""
     bits: Annotated[tuple[int, ...], Flag(BITS, "run apply", label="Bits", common=True)] = (2, 4, 8)

@@ -64,6 +64,7 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     Where rows were allocated at several budgets, each names its own, and the order is that of the budgets.
     """
     operations = any(budget.lower().endswith("bops") for budget in budgets)
+    timed = any(row.latency is not None for row in rows)
     table = Table(
         title="Top-1 accuracy", title_justify="left", caption=cell(sizes_text(rows)) or None, caption_justify="left"
     )
@@ -77,7 +78,8 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     searched = any(row.search for row in rows)
     left = any(row.in_float for row in rows)
     middle = [
-        *(["in float32"] if left else []), *(["GBOPs"] if operations else []), *(["search"] if searched else []),
+        *(["in float32"] if left else []), *(["GBOPs"] if operations else []), *(["ms"] if timed else []),
+        *(["search"] if searched else []),
     ]  # fmt: skip
     head, counted = head_of_test(rows)
     for name in ("allocation from", "bits", "KiB", *middle, head, "KL"):
@@ -96,6 +98,8 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
             cells.append(in_float_text(row.in_float))
         if operations:
             cells.append(f"{row.bops / 1e9:.3g}")
+        if timed:
+            cells.append("" if row.latency is None else f"{row.latency:.3g}")
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
         cells += [top1_text(row.test, count=counted), kl_text(row.test)]

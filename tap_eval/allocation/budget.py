@@ -1,4 +1,4 @@
-"""The budget: a limit on the size of weights, on the whole network or on bit operations, which is never exceeded."""
+"""The budget: a limit on the size of weights, on the whole network, on bit operations or on time, never exceeded."""
 
 from __future__ import annotations
 
@@ -11,50 +11,57 @@ from fractions import Fraction
 from typing import Literal
 
 from tap_eval.allocation.choices import Choices, uniform
+from tap_eval.allocation.latency import Latencies
 from tap_eval.allocation.size import INPUT, fixed_bytes, is_mixed, over_channels, row_bytes
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation, LayerBits
 from tap_eval.quantization.sums import NONE, Ranged
 
-BUDGETS = "3bit, 87%, 0.1MB or 1.2GBOPs"
-_FORM = re.compile(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*(?:(bits?)|(%)|([KMGT]?i?)(BOPs|B))\s*", re.IGNORECASE)
+BUDGETS = "3bit, 87%, 0.1MB, 1.2GBOPs or 2ms"
+_FORM = re.compile(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*(?:(bits?)|(%)|([KMGT]?i?)(BOPs|B)|([um]?)(s))\s*", re.IGNORECASE)
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _PREFIX = {prefix.upper(): factor for prefix, factor in (_DECIMAL | _BINARY).items()}
+_TIME = {"u": 10**3, "m": 10**6, "": 10**9}
+"""nanoseconds"""
 _DIGITS = 4
 """of the smallest budget that a refusal names"""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit as the user wrote it: on the size of weights, the whole packed network, or bit operations an image.
+    """A limit as the user wrote it: on the size of weights, the whole packed network, bit operations or time an image.
 
     In average bits and in per cent it is about the bits of weights alone; in bytes about everything that
-    `tap_eval.allocation.size.Size` counts.
+    `tap_eval.allocation.size.Size` counts; in seconds about the sum of the layers' latencies.
     """
 
     text: str
-    unit: Literal["bit", "%", "B", "BOPs"]
+    unit: Literal["bit", "%", "B", "BOPs", "s"]
     amount: Fraction
-    """exactly as written, so that a limit is not a bit off"""
+    """exactly as written, so that a limit is not a bit off; of time in nanoseconds"""
     rest: int = 0
     """bytes of the network that no layer holds and that stay in float32, which a budget in bytes is about too"""
     sums: Ranged = NONE
     """values that are rounded between layers, whose scales count likewise"""
+    latencies: Latencies | None = None
+    """without which no layer's time is known"""
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Reads `3bit`, `87%` (smaller than float32 by that much), `0.1MB` or `1.2GBOPs`."""
+        """Reads `3bit`, `87%` (smaller than float32 by that much), `0.1MB`, `1.2GBOPs` or `2ms`."""
         match = _FORM.fullmatch(text)
         if not match:
             raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
-        amount, bits, percent, prefix, unit = match.groups()
+        amount, bits, percent, prefix, unit, part, second = match.groups()
         value = Fraction(amount)
         if bits:
             return Budget(text.strip(), "bit", value)
         if percent:
             return Budget(text.strip(), "%", value)
+        if second:
+            return Budget(text.strip(), "s", value * _TIME[part.lower()])
         factor = _PREFIX.get(prefix.upper())
         if factor is None:
             raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
@@ -76,14 +83,15 @@ class Budget:
     @property
     def about(self) -> str:
         """What is limited, in words."""
-        return {"B": "the whole packed network", "BOPs": "operations an image"}.get(self.unit, "weights alone")
+        about = {"B": "the whole packed network", "BOPs": "operations an image", "s": "latency an image"}
+        return about.get(self.unit, "weights alone")
 
-    def beside(self, rest: int, sums: Ranged = NONE) -> Budget:
-        """The same for a network of which `rest` bytes stay in float32, with `sums` between layers."""
-        return replace(self, rest=rest, sums=sums)
+    def beside(self, rest: int, sums: Ranged = NONE, latencies: Latencies | None = None) -> Budget:
+        """The same for a network of which `rest` bytes stay in float32, with `sums` between layers and `latencies`."""
+        return replace(self, rest=rest, sums=sums, latencies=latencies)
 
     def limit(self, layers: Sequence[Layer]) -> int:
-        """The most that the bits of `layers` may cost: bits of weights, bytes of rows and of channels' bits, or BOPs.
+        """The most that the bits of `layers` may cost: bits of weights, bytes of rows and of channels' bits, BOPs, ns.
 
         Of a budget in bytes, what is there at any bits is taken off, so that little may be left, or less than nothing.
         """
@@ -93,6 +101,7 @@ class Budget:
             "%": (100 - self.amount) * 32 * params / 100,
             "B": self.amount - self._fixed(layers),
             "BOPs": self.amount,
+            "s": self.amount,
         }[self.unit]
         return math.floor(exact)
 
@@ -102,13 +111,21 @@ class Budget:
     def options(self, layer: Layer, choices: Choices) -> list[tuple[int, int]]:
         """The (weight, activation) bits that `layer` may take, the cheapest first."""
         options = choices.of(layer)
+        if self.unit == "s":  # fewer bits need not be faster
+            weight, activation = min(options, key=lambda bits: self.cost(layer, *bits))
+            return sorted(options, key=lambda bits: (bits[0] != weight, bits[0], bits[1] != activation, bits[1]))
         return sorted(options, key=lambda bits: (bits[0], -bits[1])) if self.unit == "B" else options
 
     def cost(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
         """What `layer`, or so many of its channels, take of the limit.
 
-        params * bits; of a budget in bytes those of the packed rows; of BOPs macs * weight bits * activation bits.
+        params * bits; of a budget in bytes those of the packed rows; of BOPs macs * weight bits * activation bits; of
+        time what was measured, in nanoseconds. Raises `BudgetMistake` where that is not known.
         """
+        if self.unit == "s":
+            if not self.latencies:
+                raise BudgetMistake(f"a budget of {self.text} needs the latencies of layers: give --latencies FILE.")
+            return self.latencies.of(layer, weight_bits, activation_bits)
         if self.unit == "BOPs":
             return over_channels(layer.macs, layer, weight_bits) * activation_bits
         if self.unit == "B":
@@ -142,7 +159,7 @@ def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) ->
         steps = ["raise the budget"]
         if min(choices.weights) > 2:
             steps.append("allow fewer bits with --bits")
-        if budget.unit == "BOPs" and min(choices.activations) > 2:
+        if budget.unit in ("BOPs", "s") and min(choices.activations) > 2:
             steps.append("allow fewer with --activation-bits")
         if choices.pin_ends:
             steps.append("leave out --pin-ends")
@@ -166,8 +183,9 @@ def _written(least: int, layers: Sequence[Layer], budget: Budget) -> str:
 def _with_prefix(amount: Fraction, like: Budget, rounding: str) -> str:
     """Of a few digits, in the unit of another and with prefixes of its kind."""
     binary = like.text.lower().removesuffix(like.unit.lower()).endswith("i")
-    prefixes = _BINARY if binary else _DECIMAL
-    prefix = [each for each, factor in prefixes.items() if each == "" or factor <= amount][-1]
+    prefixes = _TIME if like.unit == "s" else _BINARY if binary else _DECIMAL
+    least = min(prefixes, key=lambda prefix: prefixes[prefix])
+    prefix = [each for each, factor in prefixes.items() if each == least or factor <= amount][-1]
     return f"{_rounded(amount / prefixes[prefix], rounding)}{prefix}{like.unit}"
 
 
@@ -190,6 +208,8 @@ def most_uniform(layers: Sequence[Layer], activation_bits: int, budget: Budget) 
     """The most equal weight bits, from 8 down to 2, that `budget` allows; None where none are."""
     for bits in range(8, 1, -1):
         same = uniform(layers, bits, activation_bits)
+        if budget.unit == "s" and budget.latencies and budget.latencies.total(layers, same) is None:
+            continue
         if spent(same, layers, budget) <= budget.limit(layers):
             return same
     return None
@@ -199,5 +219,5 @@ def check_within(allocation: Allocation, layers: Sequence[Layer], budget: Budget
     """Raises `BudgetMistake` when `allocation` is above the budget, by however little."""
     over = spent(allocation, layers, budget) - budget.limit(layers)
     if over > 0:
-        unit = {"BOPs": "bit operations", "B": "bytes"}.get(budget.unit, "bits of weights")
+        unit = {"BOPs": "bit operations", "B": "bytes", "s": "nanoseconds"}.get(budget.unit, "bits of weights")
         raise BudgetMistake(f"the allocation is {over:,} {unit} above the budget of {budget.text}.")

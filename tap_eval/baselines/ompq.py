@@ -19,6 +19,7 @@ from tap_eval.allocation.budget import most_uniform, spent
 from tap_eval.baselines.gradients import Network
 from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains
 from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import BudgetMistake
 from tap_eval.quantization.quantizer import Allocation
 
 _VERSION = 1
@@ -89,6 +90,8 @@ def grams(bench: Bench) -> list[list[list[float]]]:
 
 
 def _find(bench: Bench, _: Effort) -> Found:
+    if bench.task.budget.unit == "s":
+        raise BudgetMistake("its programme is linear in bits, as time is not: leave ompq out.")
     found, seconds = bench.once(["grams", _VERSION], lambda: grams(bench))
     gain = gains(linear_cka(torch.tensor(found, dtype=torch.float64)).numpy())
     cost = Cost(len(bench.splits.calibrations[0]), 1, seconds)

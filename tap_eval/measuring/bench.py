@@ -20,6 +20,7 @@ import torch
 
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import uniform
+from tap_eval.allocation.latency import Latencies
 from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
@@ -66,17 +67,20 @@ class Bench:
         *,
         spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
         output: str | None = None,
+        latencies: Latencies | None = None,
         notes: Sequence[str] = (),
         advance: Advance = silent,
         device: torch.device = CPU,
     ) -> None:
         """`spread` brings measuring from `device` to others, or to other machines; `output` names the logits among what
-        the network returns; `notes` say how the network came about; `advance` is told of what takes long.
+        the network returns; `latencies` are what a budget in time is about; `notes` say how the network came about;
+        `advance` is told of what takes long.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
         self.name = name
         self.splits = splits
+        self.latencies = latencies
         self._bounds = bounds or Bounds()
         calibration = splits.calibrations[0].pixels
         prepared = prepare(
@@ -121,7 +125,7 @@ class Bench:
 
     def beside(self, budget: Budget) -> Budget:
         """`budget` as it is of this network, whose rest in float32 counts within bytes, as do scales of sums."""
-        return budget.beside(FLOAT * self.prepared.left, self.sums)
+        return budget.beside(FLOAT * self.prepared.left, self.sums, self.latencies)
 
     def _fitted(self, task: Task, budget: Budget) -> Task:
         return task.fitted(self.beside(budget), self.layers, self.name)

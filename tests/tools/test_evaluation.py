@@ -9,6 +9,7 @@ import pytest
 
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.latency import Latencies
 from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
@@ -118,6 +119,23 @@ def test_an_allocator_of_a_proxy_is_told_what_a_budget_in_bytes_leaves_for_weigh
     assert (
         "bytes above the budget of 6.6KB"
         in refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [8] * len(layers)\n", bench, sandbox).message
+    )
+
+
+def test_an_allocator_of_a_proxy_is_told_what_layers_cost_in_time(
+    network: DigitsCNN, splits: Splits, cache: Path, sandbox: MontySandbox, bench: Bench, tmp_path: Path
+) -> None:
+    rows = [f"{layer.name},{bits},8,{0.001 * bits}" for layer in bench.layers for bits in (2, 4, 8)]
+    (tmp_path / "device.csv").write_text("\n".join(["layer,weight_bits,activation_bits,ms", *rows]))
+    latencies = Latencies.read(tmp_path / "device.csv")
+    task = Task(Choices(), Budget.parse("45us"))
+    timed = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"), latencies=latencies)
+    most = "max([b for b in [2, 4, 8] if sum([c[str(b)] for c in budget['costs']]) <= budget['limit']])"
+    found = scored(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [{most}] * len(layers)\n", [timed], sandbox)
+    assert found.allocations[0].weights == (4,) * 10
+    assert (
+        "the allocation is 35,000 nanoseconds above the budget of 45us"
+        in refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [8] * len(layers)\n", timed, sandbox).message
     )
 
 

@@ -132,6 +132,28 @@ def test_several_budgets_give_a_curve_and_one_that_cannot_be_met_is_left_out(
     assert "a budget of 1bit is below" in capsys.readouterr().err
 
 
+def test_a_budget_in_time_holds_and_rows_tell_theirs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tap("apply", "uniform:8", *DIGITS, "--out", "all.json") == Exit.OK
+    layers = [layer["name"] for layer in json.loads((work / "all.json").read_text())["networks"][0]["layers"]]
+    rows = [f"{name},{bits},8,{0.01 * bits}" for name in layers for bits in (2, 4, 8)]
+    (work / "device.csv").write_text("\n".join(["layer,weight_bits,activation_bits,ms", *rows]))
+    timed = ["--latencies", "device.csv", "--baselines", "uniform,hawq_v3,ompq", *DIGITS]
+    capsys.readouterr()
+    assert tap("apply", "paper", "--budget", "0.5ms", *timed, "--out", "bits.json") == Exit.OK
+    said = capsys.readouterr()
+    assert "left out: OMPQ: its programme is linear in bits" in " ".join((said.out + said.err).split())
+    (network,) = json.loads((work / "bits.json").read_text())["networks"]
+    bits = [sum(layer["weight_bits"]) / len(layer["weight_bits"]) if isinstance(layer["weight_bits"], list)
+            else layer["weight_bits"] for layer in network["layers"]]  # fmt: skip
+    assert network["latency"] == pytest.approx(0.01 * sum(bits))
+    assert network["latency"] <= 0.5
+    assert re.search(r"uniform W4A8 .*│ +0\.4 +│", said.out)
+    assert tap("apply", "paper", "--budget", "0.1ms", *timed) == Exit.BUDGET
+    assert "below what the smallest bits need, 200us" in capsys.readouterr().err
+    assert tap("apply", "paper", "--budget", "1ms", *DIGITS) == Exit.BUDGET
+    assert "needs the latencies of layers: give --latencies FILE" in capsys.readouterr().err
+
+
 def test_a_budget_holds_for_every_network(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = {"network": "digits", "search": 100, "test": 100}
     (work / "two.yaml").write_text(yaml.safe_dump({"networks": [network, {**network, "budget": "4bit"}]}))
