@@ -141,9 +141,10 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
 
 def _latency(bench: Bench, allocations: Sequence[Allocation]) -> float | None:
     """ms an image, the mean over allocations."""
-    if bench.latencies is None:
+    latencies = bench.task.latencies
+    if latencies is None:
         return None
-    found = [bench.latencies.total(bench.layers, bits) for bits in allocations]
+    found = [latencies.total(bench.layers, bits) for bits in allocations]
     known = [each for each in found if each is not None]
     return statistics.mean(known) / NANOSECONDS if len(known) == len(found) else None
 

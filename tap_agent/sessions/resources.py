@@ -119,6 +119,7 @@ class Resources(AbstractContextManager["Resources"]):
             settings.sums,
             settings.activation_ranges,
             settings.attention_activations,
+            Latencies.read(network.latencies) if network.latencies else None,
         )
         loaded = load_network(network.network, network.weights, self.cache, network.weights_entry)
         notes = loaded.notes
@@ -149,8 +150,7 @@ class Resources(AbstractContextManager["Resources"]):
         )
         return Bench(
             name, loaded.network, splits, task, self.ledger, bounds, spread=self._spread, output=network.output,
-            latencies=Latencies.read(network.latencies) if network.latencies else None, notes=notes, advance=advance,
-            device=device,
+            notes=notes, advance=advance, device=device,
         )  # fmt: skip
 
     @cached_property

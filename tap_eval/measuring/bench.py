@@ -20,7 +20,6 @@ import torch
 
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import uniform
-from tap_eval.allocation.latency import Latencies
 from tap_eval.allocation.size import FLOAT, Size, full_size, packed_size
 from tap_eval.device import CPU, key_of
 from tap_eval.images.images import Splits
@@ -67,20 +66,17 @@ class Bench:
         *,
         spread: Callable[[Measurer], Measures] = lambda measurer: measurer,
         output: str | None = None,
-        latencies: Latencies | None = None,
         notes: Sequence[str] = (),
         advance: Advance = silent,
         device: torch.device = CPU,
     ) -> None:
         """`spread` brings measuring from `device` to others, or to other machines; `output` names the logits among what
-        the network returns; `latencies` are what a budget in time is about; `notes` say how the network came about;
-        `advance` is told of what takes long.
+        the network returns; `notes` say how the network came about; `advance` is told of what takes long.
 
         Raises a `Mistake` when images and network do not fit, or the budget cannot be met.
         """
         self.name = name
         self.splits = splits
-        self.latencies = latencies
         self._bounds = bounds or Bounds()
         calibration = splits.calibrations[0].pixels
         prepared = prepare(
@@ -95,7 +91,8 @@ class Bench:
         """by which scores are judged where no allocation is to be measured for them"""
         self.sums = NONE
         """values that are rounded between layers"""
-        self.task = self._fitted(task, task.budget)
+        self.task = task
+        self.task = self._fitted(task.budget)
         self._ledger = ledger
         self._notes = notes
         outputs = self._outputs().shape[1]
@@ -121,14 +118,14 @@ class Bench:
             self._in_full,
         )
         self.sums = self._local.between
-        self.task = self._fitted(task, task.budget)
+        self.task = self._fitted(task.budget)
 
     def beside(self, budget: Budget) -> Budget:
         """`budget` as it is of this network, whose rest in float32 counts within bytes, as do scales of sums."""
-        return budget.beside(FLOAT * self.prepared.left, self.sums, self.latencies)
+        return budget.beside(FLOAT * self.prepared.left, self.sums, self.task.latencies)
 
-    def _fitted(self, task: Task, budget: Budget) -> Task:
-        return task.fitted(self.beside(budget), self.layers, self.name)
+    def _fitted(self, budget: Budget) -> Task:
+        return self.task.fitted(self.beside(budget), self.layers, self.name)
 
     def at(self, budget: Budget, name: str | None = None) -> Bench:
         """The same network to be fitted to another budget, under a `name` of its own where one is given.
@@ -139,7 +136,7 @@ class Bench:
         """
         self.digest  # noqa: B018 it takes a pass, and every look into the ledger needs it
         other = copy.copy(self)
-        other.task = self._fitted(self.task, budget)
+        other.task = self._fitted(budget)
         other.name = name or self.name
         vars(other).pop("described_task", None)
         return other

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tap_eval.allocation.budget import Budget, check_feasible
 from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.latency import Latencies
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.proxies.features import Inputs
@@ -36,6 +37,8 @@ class Task:
     """how ranges of activations are chosen; keys have it from `Bench.rounded_by`"""
     attention: Attention = field(default="8", repr=False)
     """whether the operands of products of two activations are in 8 bits, likewise"""
+    latencies: Latencies | None = None
+    """of the layers, for budgets in time"""
 
     def fitted(self, budget: Budget, layers: Sequence[Layer], name: str) -> Task:
         """With a `budget`, which is `beside` what stays in float32 of the network called `name`, of these layers.

@@ -127,9 +127,8 @@ def test_an_allocator_of_a_proxy_is_told_what_layers_cost_in_time(
 ) -> None:
     rows = [f"{layer.name},{bits},8,{0.001 * bits}" for layer in bench.layers for bits in (2, 4, 8)]
     (tmp_path / "device.csv").write_text("\n".join(["layer,weight_bits,activation_bits,ms", *rows]))
-    latencies = Latencies.read(tmp_path / "device.csv")
-    task = Task(Choices(), Budget.parse("45us"))
-    timed = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"), latencies=latencies)
+    task = Task(Choices(), Budget.parse("45us"), latencies=Latencies.read(tmp_path / "device.csv"))
+    timed = Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))
     most = "max([b for b in [2, 4, 8] if sum([c[str(b)] for c in budget['costs']]) <= budget['limit']])"
     found = scored(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [{most}] * len(layers)\n", [timed], sandbox)
     assert found.allocations[0].weights == (4,) * 10
