@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -94,6 +95,27 @@ def test_a_run_that_measured_everything_is_raced_again(tmp_path: Path, run: Call
     )
     subprocess.run([sys.executable, "-m", "tap_agent", "run", "--config", "tiny.yaml", "--out", "ended"], check=True)
     assert "| 0.02 | 1 of 1 | 1.000 |" in run(["race.py", "ended"])
+
+
+def test_what_is_foreseen_is_held_against_what_was_measured(run: Callable[[list[str]], str]) -> None:
+    settings = [
+        "--population",
+        "20",
+        "--generations",
+        "0",
+        "--search",
+        "60",
+        "--test",
+        "60",
+        "--draws",
+        "1",
+        "--no-finish",
+    ]
+    command = [sys.executable, "-m", "tap_agent", "run", *settings, "--baselines", "uniform", "--budget", "2.5bit"]
+    subprocess.run([*command, "--out", "once"], check=True)
+    table = run(["foreseen.py", "once"])
+    assert re.search(r"\| 0 \| layer errors \| 0\.[4-9]", table), table
+    assert "| 8 | both |" in table
 
 
 def test_a_run_that_is_killed_twice_comes_to_what_it_would_have_come_to(run: Callable[[list[str]], str]) -> None:
