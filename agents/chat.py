@@ -161,13 +161,17 @@ class MeteredChat(ChatOpenAI):
 
         An interrupt waits for an answer that nobody reads on the way, and is `Interrupted` with it.
         """
-        under_way = asyncio.run_coroutine_threadsafe(asyncio.wait_for(asked, seconds), loop())
+
+        async def answered() -> Answer:
+            return self._answer(await asyncio.wait_for(asked, seconds), tools)
+
+        under_way = asyncio.run_coroutine_threadsafe(answered(), loop())
         try:
-            return self._answer(under_way.result(), tools)
+            return under_way.result()
         except KeyboardInterrupt:
             if self.streams or wait([under_way]).not_done or under_way.exception():
                 raise
-            raise Interrupted(self._answer(under_way.result(), tools)) from None
+            raise Interrupted(under_way.result()) from None
         except TimeoutError as error:
             raise CallFailed(f"{self.conversation.llm}: no whole answer within {self.seconds:g} s") from error
         except Exception as error:

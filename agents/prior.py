@@ -49,12 +49,12 @@ class Prior:
         """The fitness (Q,) of each, without its optional terms; `exp(-KL)` is in place of whatever else counts."""
         fitness = np.zeros(len(expressions))
         for alike in self._networks:
-            bench, errors = alike[0][0], np.array(alike[0][0].layer_errors)
+            bench = alike[0][0]
             of_layers = _logarithms(expressions, bench.features)
             units = of_layers[:, :, None] + _shares(expressions, bench.features, bench.task.choices.channel_groups)
-            rho = _rank_correlations(of_layers, errors)
-            for _, relaxation in alike:
-                worth = np.exp(-relaxation.errors(units) @ errors)
+            for its, relaxation in alike:
+                worth = np.exp(-relaxation.errors(units) @ its.layer_errors)
+                rho = _rank_correlations(of_layers, np.array(its.layer_errors))
                 fitness += self._weights.alpha * rho + (1 - self._weights.alpha) * worth
         return fitness / len(self._benches)
 
@@ -101,10 +101,10 @@ def _shares(expressions: Sequence[Powers], layers: Sequence[Layer], groups: int)
         columns = np.array([floored(layer["channels"][key.removeprefix(CHANNEL)]) for key in keys])
         scores = kinds @ columns
         scores = np.sort(np.exp(scores - scores.max(1, keepdims=True)), axis=1)
-        ends = np.linspace(0, scores.shape[1], groups + 1).round().astype(int)[:-1]
-        sums = np.add.reduceat(scores, np.minimum(ends, scores.shape[1] - 1), axis=1)
-        counts = np.diff(ends, append=scores.shape[1])
-        found[:, place] = np.log(sums / np.maximum(counts, 1) / scores.mean(1, keepdims=True))
+        parts = np.array_split(scores, min(groups, scores.shape[1]), axis=1)
+        parts += parts[-1:] * (groups - len(parts))
+        means = np.stack([part.mean(1) for part in parts], axis=1)
+        found[:, place] = np.log(means / scores.mean(1, keepdims=True))
     return found[which.ravel()]
 
 

@@ -115,7 +115,7 @@ class Trial:
     def ended(self) -> bool:
         """Whether the run goes on to its end, and leaves nothing half-written."""
         done = self._start("resume", str(self.run)).wait()
-        return done == 0 and RunFolder(self.run).has_ended() and not [*self.run.parent.rglob(".new-*/*")]
+        return done == 0 and RunFolder(self.run).has_ended() and not [*self.run.parent.rglob(".tap-of-*/*")]
 
     def facts(self) -> dict[str, Any]:
         """What the run has come to, without what a clock put there."""

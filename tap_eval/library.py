@@ -24,7 +24,7 @@ from tap_eval.measuring.measurer import Bounds
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.task import Attention
 from tap_eval.measuring.weights import RoundedWeights, silent
-from tap_eval.mistake import ExportMistake, ProxyMistake
+from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared, attending
@@ -110,6 +110,10 @@ def quantize(
     carried = _sums(prepared, images, activation_ranges) if sums == "int8" else None
     between = ranged(carried.recorded(prepared.batch), prepared.modules) if carried else NONE
     between = replace(between, own=between.own + len(prepared.operands))
+    if Budget.parse(budget).unit == "s":
+        raise BudgetMistake(
+            f"{budget} is a budget in time, for which no latencies can be given here: give one of size."
+        )
     limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left, between), Choices(tuple(bits))
     check_feasible(prepared.layers, choices, limit)
     allocation = _allocated(rule, prepared, images, choices, limit)

@@ -7,6 +7,7 @@ process, and whoever makes the next one removes those that nobody holds.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from pathlib import Path
 if sys.platform != "win32":  # where there is no such lock, and a folder of a killed process stays
     import fcntl
 
-_PREFIX, _BESIDE = "tap-scratch-", ".new-"
-_NOT_YET = ".tap-"
+_PREFIX = "tap-scratch-"
+_BESIDE = f".tap-of-{platform.node()}-"
+"""of this machine alone: where a folder is shared, other machines need not see its locks"""
+_NOT_YET = ".making-"
 """begins a name under which nobody takes a folder for one that is not held"""
 
 

@@ -219,7 +219,7 @@ def _budget(bench: Bench) -> JSON:
     return {
         **({"costs": [_costs(budget, layer, choices, activation) for layer in layers]} if timed else {}),
         "limit": budget.weights_limit(layers, choices.weights, activation) if whole else budget.limit(layers),
-        "unit": {"BOPs": "bit operations", "s": "nanoseconds"}.get(budget.unit, "bits of weights"),
+        "unit": {"BOPs": "bit operations", "s": "picoseconds"}.get(budget.unit, "bits of weights"),
         "bits": [sorted({weight for weight, _ in choices.of(layer)}) for layer in layers],
         "activation_bits": activation,
         "channel_groups": choices.channel_groups,

@@ -103,6 +103,7 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "head": head,
         "left": any(row.in_float for row in rows),
+        "timed": any(row.latency_ms is not None for row in rows),
         "in_float": in_float_text,
         "kl": kl_text,
         "found": found_text,

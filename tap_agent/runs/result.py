@@ -58,8 +58,8 @@ class Row(_Record):
     in_float: float = 0.0
     """share of the network's weights that no layer holds and that stay in float32, in [0, 1]"""
     bops: int
-    latency: float | None = None
-    """ms an image, the sum of the layers'; None where that is not known"""
+    latency_ms: float | None = None
+    """an image, the sum of the layers'; None where that is not known"""
     allocation: Bits | None = None
     search: MeasuredTop1 | None
     test: MeasuredTop1

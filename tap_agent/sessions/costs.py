@@ -127,7 +127,14 @@ def _proxy_cost(subject: ProxySubject, bench: Bench, resources: Resources) -> di
         return [found.scoring_seconds, found.allocation_seconds]
 
     task = bench.task
-    what = [subject.code, task.budget.text, repr(task.choices), task.inputs, resources.settings.sandbox]
+    what = [
+        subject.code,
+        task.budget.text,
+        repr(task.latencies),
+        repr(task.choices),
+        task.inputs,
+        resources.settings.sandbox,
+    ]
     scoring, allocating = bench.once(["proxy seconds", *what], timed).value
     images = len(bench.splits.calibrations[0]) if task.inputs == "statistics" else 0
     return {"images": images, "scoring": scoring, "allocating": allocating}

@@ -11,7 +11,7 @@ from typing import Literal
 from graphs.state import Bits
 from tap_agent.runs.result import MeasuredTop1, Row, RowCost
 from tap_agent.settings.model import Settings
-from tap_eval.allocation.latency import NANOSECONDS
+from tap_eval.allocation.latency import PICOSECONDS
 from tap_eval.allocation.size import bops, weight_size
 from tap_eval.baselines.baselines import baselines
 from tap_eval.measuring.accuracy import Accuracy
@@ -128,7 +128,7 @@ def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance 
         parts=sizes[0].parts() if len(sizes) == 1 else {},
         in_float=bench.prepared.share_left,
         bops=round(statistics.mean(bops(bench.layers, bits) for bits in entry.allocations)),
-        latency=_latency(bench, entry.allocations),
+        latency_ms=_latency(bench, entry.allocations),
         allocation=Bits.of(entry.allocations[0]) if len(entry.allocations) == 1 else None,
         search=mean("search", False) if search else None,
         test=mean("test", True),
@@ -146,7 +146,7 @@ def _latency(bench: Bench, allocations: Sequence[Allocation]) -> float | None:
         return None
     found = [latencies.total(bench.layers, bits) for bits in allocations]
     known = [each for each in found if each is not None]
-    return statistics.mean(known) / NANOSECONDS if len(known) == len(found) else None
+    return statistics.mean(known) / PICOSECONDS if len(known) == len(found) else None
 
 
 def full_precision(bench: Bench, *, search: bool = True) -> Row:

@@ -69,7 +69,7 @@ def allocated(chosen: Chosen, *, scales: bool) -> dict[str, Any]:
         "size_bytes": row.size_bytes,
         "size_parts": row.parts,
         "bops": row.bops,
-        "latency": row.latency,
+        "latency_ms": row.latency_ms,
         "search": row.search.model_dump() if row.search else None,
         "test": row.test.model_dump(),
         "finished": bench.keeps_finished(chosen.allocation),

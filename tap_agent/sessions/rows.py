@@ -172,7 +172,7 @@ def _line(row: Row, full: Row, variant: Variant, protocol: str, images: int = 0)
         "size": [row.size_bytes / 2**20],
         "smaller": [100 * (1 - row.size_bytes / full.size_bytes)],
         "bops": [row.bops / 1e9],
-        **({} if row.latency is None else {"latency": [row.latency]}),
+        **({} if row.latency_ms is None else {"latency": [row.latency_ms]}),
         **{name: [value] for name, value in cost.items() if value},
     }
     return Line(

@@ -112,9 +112,9 @@ def check_same(before: Sequence[Mapping[str, Any]], benches: Sequence[Bench]) ->
     for bench in benches:
         own = content_of(bench)
         for what, was in contents.get(bench.name, {}).items():
-            if own[what] != was:
+            if (now := own.get(what, "none")) != was:
                 raise RunMistake(
-                    f"{bench.name} has other {what} than when the run began ({own[what][:8]}, and not {was[:8]}): put "
+                    f"{bench.name} has other {what} than when the run began ({now[:8]}, and not {was[:8]}): put "
                     "those back, or begin anew with `tap-agent run`."
                 )
 
@@ -129,7 +129,7 @@ def content_of(bench: Bench) -> dict[str, str]:
         "further calibration images": digest(further.encode()),
         "search images": splits.search.digest,
         "test images": splits.test.digest,
-    }
+    } | ({"latencies": bench.task.latencies.content} if bench.task.latencies else {})
 
 
 class SearchSession(AbstractContextManager["SearchSession"]):

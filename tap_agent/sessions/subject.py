@@ -62,7 +62,8 @@ class UniformSubject:
             return uniform(bench.layers, self.bits, activation)
         if found := most_uniform(bench.layers, activation, task.budget):
             return found
-        raise BudgetMistake(f"{bench.name}: {LEAST} bits everywhere are above {task.budget.text}: raise the budget.")
+        least = "all bits of which every layer has a latency" if task.budget.unit == "s" else f"{LEAST} bits"
+        raise BudgetMistake(f"{bench.name}: {least} everywhere are above {task.budget.text}: raise the budget.")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def figured(settings: Settings) -> dict[str, Any]:
     """Those settings on which the figures of given bits depend, as a config has them; none is of a language model."""
     flags = {name: flag_of(field) for name, field in Settings.model_fields.items()}
     names = {name for name, flag in flags.items() if flag and flag.panel in (NETWORK, BITS)} | _FIGURED
-    found = settings.model_dump(mode="json", include=names - {"budget"}, exclude={"networks": {"__all__": {"budget"}}})
+    found = settings.model_dump(
+        mode="json", include=names - {"budget"}, exclude={"networks": {"__all__": {"budget", "latencies"}}}
+    )
     return {name: found[name] for name in Settings.model_fields if name in found}
 
 

@@ -75,7 +75,7 @@ class NetworkSettings(_Model):
     """Images to report the result on: the last."""
     transform: Annotated[Transform | None, Flag(NETWORK, "run apply")] = None
     """In place of what torchvision's weights or the image source declare, as resize=256,crop=224."""
-    latencies: Annotated[Path | None, Flag(NETWORK, "run apply")] = None
+    latencies: Annotated[Path | None, Flag(NETWORK, "run apply", label="Latencies")] = None
     """CSV file of what layers take on the device: layer, weight_bits, activation_bits, ms; for a budget in time."""
     budget: str | None = None
     """In place of the run's."""

@@ -77,7 +77,7 @@ COLUMNS = {
     "size": Column("size", "MiB", ".3g"),
     "smaller": Column("smaller", "%", ".2f"),
     "bops": Column("operations", "GBOPs", ".4g"),
-    "latency": Column("latency", "ms", ".3g"),
+    "latency": Column("layers' latencies", "ms", ".3g"),
     "images": Column("images", "", ",.0f"),
     "steps": Column("steps", "", ",.0f"),
     "seconds": Column("bits found in", "s", ".3g"),

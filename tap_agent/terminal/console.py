@@ -64,7 +64,7 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
     Where rows were allocated at several budgets, each names its own, and the order is that of the budgets.
     """
     operations = any(budget.lower().endswith("bops") for budget in budgets)
-    timed = any(row.latency is not None for row in rows)
+    timed = any(row.latency_ms is not None for row in rows)
     table = Table(
         title="Top-1 accuracy", title_justify="left", caption=cell(sizes_text(rows)) or None, caption_justify="left"
     )
@@ -99,7 +99,7 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
         if operations:
             cells.append(f"{row.bops / 1e9:.3g}")
         if timed:
-            cells.append("" if row.latency is None else f"{row.latency:.3g}")
+            cells.append("" if row.latency_ms is None else f"{row.latency_ms:.3g}")
         if searched:
             cells.append(f"{100 * row.search.top1:.1f}" if row.search else "")
         cells += [top1_text(row.test, count=counted), kl_text(row.test)]

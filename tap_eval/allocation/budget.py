@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Literal
 
 from tap_eval.allocation.choices import Choices, uniform
-from tap_eval.allocation.latency import Latencies
+from tap_eval.allocation.latency import PICOSECONDS, Latencies
 from tap_eval.allocation.size import INPUT, fixed_bytes, is_mixed, over_channels, row_bytes
 from tap_eval.mistake import BudgetMistake
 from tap_eval.preparing.layers import Layer
@@ -23,8 +23,7 @@ _FORM = re.compile(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*(?:(bits?)|(%)|([KMGT]?i?)
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _PREFIX = {prefix.upper(): factor for prefix, factor in (_DECIMAL | _BINARY).items()}
-_TIME = {"u": 10**3, "m": 10**6, "": 10**9}
-"""nanoseconds"""
+_TIME = {"u": PICOSECONDS // 1000, "m": PICOSECONDS, "": PICOSECONDS * 1000}
 _DIGITS = 4
 """of the smallest budget that a refusal names"""
 
@@ -40,7 +39,7 @@ class Budget:
     text: str
     unit: Literal["bit", "%", "B", "BOPs", "s"]
     amount: Fraction
-    """exactly as written, so that a limit is not a bit off; of time in nanoseconds"""
+    """exactly as written, so that a limit is not a bit off; of time in picoseconds"""
     rest: int = 0
     """bytes of the network that no layer holds and that stay in float32, which a budget in bytes is about too"""
     sums: Ranged = NONE
@@ -91,7 +90,7 @@ class Budget:
         return replace(self, rest=rest, sums=sums, latencies=latencies)
 
     def limit(self, layers: Sequence[Layer]) -> int:
-        """The most that the bits of `layers` may cost: bits of weights, bytes of rows and of channels' bits, BOPs, ns.
+        """The most that the bits of `layers` may cost: bits of weights, bytes of rows and of channels' bits, BOPs, ps.
 
         Of a budget in bytes, what is there at any bits is taken off, so that little may be left, or less than nothing.
         """
@@ -120,7 +119,7 @@ class Budget:
         """What `layer`, or so many of its channels, take of the limit.
 
         params * bits; of a budget in bytes those of the packed rows; of BOPs macs * weight bits * activation bits; of
-        time what was measured, in nanoseconds. Raises `BudgetMistake` where that is not known.
+        time what was measured, in picoseconds. Raises `BudgetMistake` where that is not known.
         """
         if self.unit == "s":
             if not self.latencies:
@@ -157,14 +156,17 @@ def check_feasible(layers: Sequence[Layer], choices: Choices, budget: Budget) ->
     least = spent(Allocation(*zip(*cheapest, strict=True)), layers, budget)
     if least > budget.limit(layers):
         steps = ["raise the budget"]
-        if min(choices.weights) > 2:
+        if budget.unit == "s":
+            steps.append("give other --bits")
+        elif min(choices.weights) > 2:
             steps.append("allow fewer bits with --bits")
         if budget.unit in ("BOPs", "s") and min(choices.activations) > 2:
             steps.append("allow fewer with --activation-bits")
         if choices.pin_ends:
             steps.append("leave out --pin-ends")
+        which = "fastest" if budget.unit == "s" else "smallest"
         raise BudgetMistake(
-            f"a budget of {budget.text} is below what the smallest bits need, {_written(least, layers, budget)}: "
+            f"a budget of {budget.text} is below what the {which} bits need, {_written(least, layers, budget)}: "
             f"{' or '.join(steps)}."
         )
 
@@ -219,5 +221,6 @@ def check_within(allocation: Allocation, layers: Sequence[Layer], budget: Budget
     """Raises `BudgetMistake` when `allocation` is above the budget, by however little."""
     over = spent(allocation, layers, budget) - budget.limit(layers)
     if over > 0:
-        unit = {"BOPs": "bit operations", "B": "bytes", "s": "nanoseconds"}.get(budget.unit, "bits of weights")
-        raise BudgetMistake(f"the allocation is {over:,} {unit} above the budget of {budget.text}.")
+        unit = {"BOPs": "bit operations", "B": "bytes", "s": "ms"}.get(budget.unit, "bits of weights")
+        amount = f"{over / PICOSECONDS:.3g}" if budget.unit == "s" else f"{over:,}"
+        raise BudgetMistake(f"the allocation is {amount} {unit} above the budget of {budget.text}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
@@ -18,15 +19,18 @@ COLUMNS = ("layer", "weight_bits", "activation_bits", "ms")
 _FORM = f"a CSV file with the columns {', '.join(COLUMNS)}"
 _BYTES = 2**24
 """of a file at most: some hundred thousand rows"""
-_MOST = 10**9
+_MOST = 10**6
 """ms of a layer at most"""
-NANOSECONDS = 10**6
+PICOSECONDS = 10**9
 """of a ms"""
 
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of layers by their names, at weight and activation bits, in whole nanoseconds."""
+    """Of layers by their names, at weight and activation bits, in picoseconds.
+
+    They are so short that it is next to nothing what is lost where each output channel has a whole number of them.
+    """
 
     source: str
     """the file"""
@@ -43,18 +47,19 @@ class Latencies:
         try:
             if path.stat().st_size > _BYTES:
                 raise BudgetMistake(f"{path} has {path.stat().st_size:,} bytes: give latencies in {_FORM}.")
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
+            rows = csv.DictReader(text.splitlines(), restval="")
+            given = list(rows)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise BudgetMistake(f"{path} cannot be read as latencies ({error}): give {_FORM}.") from error
-        rows = csv.DictReader(text.splitlines())
         if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
             raise BudgetMistake(f"{path} has no column {missing[0]}: give {_FORM}.")
         table: dict[tuple[str, int, int], int] = {}
-        for number, row in enumerate(rows, 2):
+        for number, row in enumerate(given, 2):
             try:
                 key = row["layer"], int(row["weight_bits"]), int(row["activation_bits"])
                 ms = Decimal(row["ms"])
-            except (TypeError, ValueError, DecimalException) as error:
+            except (ValueError, DecimalException) as error:
                 raise BudgetMistake(
                     f"{path}, line {number} holds no number where one is to be: give {_FORM}."
                 ) from error
@@ -64,17 +69,18 @@ class Latencies:
                 raise BudgetMistake(
                     f"{path}, line {number}: {key[0]} at {_bits(*key[1:])} is there twice: give it once."
                 )
-            table[key] = math.ceil(ms * NANOSECONDS)
+            table[key] = math.ceil(ms * PICOSECONDS)
         return Latencies(str(path), digest(text.encode()), table)
 
     def of(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
-        """Nanoseconds of `layer`, of which each output channel has its equal share; raises `BudgetMistake`."""
+        """Of `layer`, of which each output channel has its equal share, or of some of its channels; raises
+        `BudgetMistake`."""
         channels = (weight_bits,) * layer.out_channels if isinstance(weight_bits, int) else weight_bits
-        each = {bits: self._whole(layer, bits, activation_bits) for bits in set(channels)}
-        return -(-sum(each[bits] for bits in channels) // layer.out_channels)
+        counts = Counter(channels)
+        return sum(self._whole(layer, bits, activation_bits) // layer.out_channels * counts[bits] for bits in counts)
 
     def total(self, layers: Sequence[Layer], allocation: Allocation) -> int | None:
-        """Nanoseconds of all of them with these bits; None where those of one are not known."""
+        """Of all of them with these bits; None where those of one are not known."""
         try:
             return sum(map(self.of, layers, allocation.weights, allocation.activations))
         except BudgetMistake:

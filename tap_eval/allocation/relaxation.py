@@ -34,11 +34,12 @@ class Relaxation:
             for layer, each in zip(layers, options, strict=True)
         ]
         self._costs = np.array(costs, np.float64)
+        self._most = 4.0 ** -min(choices.weights)
         self._limit = budget.limit(layers)
 
     def errors(self, logarithms: np.ndarray) -> np.ndarray:
         """Of scores whose `logarithms` (Q, L, G) are given, the squared errors of rounding that are left in each layer
-        (Q, L), as shares of those at its fewest bits.
+        (Q, L), as shares of those that weights have at the fewest bits to choose from.
 
         A layer's channels are in G groups of one size; where all of them have the same score they are one.
         """
@@ -64,5 +65,5 @@ class Relaxation:
         most, least = spent(more), spent(fewer)
         share = np.clip((self._limit - least) / np.maximum(most - least, 1e-9), 0, 1)[:, None]
         left = share * errors.take(more) + (1 - share) * errors.take(fewer)
-        found: np.ndarray = left.reshape(count, layers, groups).sum(2) / self._errors.max(1)
+        found: np.ndarray = left.reshape(count, layers, groups).sum(2) / self._most
         return found

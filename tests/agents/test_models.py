@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -182,3 +185,25 @@ def test_an_answer_that_is_known_from_the_account_is_not_asked_for_again(bench: 
     assert isinstance(attempt.outcome, Scored)
     assert (attempt.tokens, attempt.tool_calls) == (30, ("run_code",))
     assert [len(request["messages"]) for request in server.asked] == [2, 4, 4]
+
+
+GARBLED: Answer = {"role": "assistant", "content": "", "finish_reason": "error"}
+
+
+@pytest.mark.parametrize("comes", [proposal("Because.", GOOD), GARBLED])
+def test_an_interrupt_waits_for_the_answer_and_stays_an_interrupt_whatever_comes(
+    comes: Answer, bench: Bench, sandbox: MontySandbox
+) -> None:
+    def script(_: dict[str, Any]) -> Answer:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # so that it is heard before the answer is there
+        return comes
+
+    before, account = signal.signal(signal.SIGINT, signal.default_int_handler), Account()
+    try:
+        with ChatServer(script) as server, pytest.raises(KeyboardInterrupt):
+            propose(f"m@{server.url}", bench, sandbox, account)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(server.asked) == account.spent().calls == 1
+    assert len(account.answers()) == ("tool_calls" in comes)

@@ -30,7 +30,7 @@ def judged(expression: str, benches: list[Bench], sandbox: MontySandbox) -> Scor
 
 def left(allocation: Allocation, bench: Bench) -> float:
     """The layer errors, of which each falls fourfold a bit, in the sum."""
-    lowest = 4.0 ** -min(bench.task.choices.weights) + 4.0**-8
+    lowest = 4.0 ** -min(bench.task.choices.weights)
     return sum(
         error
         * float(np.mean([4.0**-each + 4.0**-8 for each in (bits if isinstance(bits, tuple) else (bits,))]))

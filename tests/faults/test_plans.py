@@ -93,7 +93,7 @@ def test_a_plan(plan: Plan, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys:
         assert (code, plan.sees in said) == (plan.exit, True), said
         assert "Traceback" not in said
         assert ("language model failed" in said) == (plan.kind == "models" and plan.sees != "" and plan.command != NEW)
-        assert not list(Path(folder).rglob(".new-*"))
+        assert not list(Path(folder).rglob(".tap-of-*"))
         if plan.then is None:
             assert written(run) == hurt
             assert {path.name for path in Path(folder).iterdir()} == {RUN, "cache"}

@@ -15,7 +15,6 @@ from tap_eval.storage import replacing
 
 HOLD = """
 from tap_eval.scratch import scratch
-from tap_eval.storage import replacing
 with scratch() as folder:
     (folder / "file").touch()
     print(folder, flush=True)

@@ -133,7 +133,7 @@ def test_an_allocator_of_a_proxy_is_told_what_layers_cost_in_time(
     found = scored(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [{most}] * len(layers)\n", [timed], sandbox)
     assert found.allocations[0].weights == (4,) * 10
     assert (
-        "the allocation is 35,000 nanoseconds above the budget of 45us"
+        "the allocation is 0.035 ms above the budget of 45us"
         in refused(f"{SENSITIVITY}{SCORES}{ALLOCATE}return [8] * len(layers)\n", timed, sandbox).message
     )
 

@@ -10,7 +10,7 @@ import pytest
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget, check_feasible, check_within, most_uniform, spent
 from tap_eval.allocation.choices import Choices, uniform
-from tap_eval.allocation.latency import Latencies
+from tap_eval.allocation.latency import PICOSECONDS, Latencies
 from tap_eval.allocation.score import importance
 from tap_eval.mistake import BudgetMistake
 from tap_eval.quantization.quantizer import Allocation
@@ -73,22 +73,33 @@ def test_channels_take_their_share_and_are_never_above(tmp_path: Path) -> None:
         sum(MS[each] for each in (bits if isinstance(bits, tuple) else (bits,) * 4)) / 4 * (1 + layer.index)
         for layer, bits in zip(LAYERS, found.weights, strict=True)
     )
-    assert spent(found, LAYERS, limit) == pytest.approx(expected * 1e6, abs=len(LAYERS))
-    assert spent(found, LAYERS, limit) <= 300_000
+    assert spent(found, LAYERS, limit) == pytest.approx(expected * PICOSECONDS)
+    assert spent(found, LAYERS, limit) <= 0.3 * PICOSECONDS
+
+
+@pytest.mark.parametrize("budget", ["40.004us", "40.01us", "80.008us", "0.1ms"])
+def test_groups_of_channels_cost_no_more_than_their_layer(tmp_path: Path, budget: str) -> None:
+    """Where all bits take the same time, and that is no multiple of the channels."""
+    same = "".join(f"{layer.name},{bits},8,0.010001\n" for layer in LAYERS for bits in (2, 4, 8))
+    limit = within(budget, latencies(tmp_path, HEAD + same))
+    assert allocate([[1.0, 2.0, 50.0, 900.0] for _ in LAYERS], LAYERS, Choices(channel_groups=4), limit).most == 8
 
 
 def test_uniform_bits_are_those_that_were_measured(tmp_path: Path) -> None:
     found = latencies(tmp_path, HEAD + rows())
     assert most_uniform(LAYERS, 8, within("0.49ms", found)) == uniform(LAYERS, 4)
     assert most_uniform(LAYERS, 8, within("0.5ms", found)) == uniform(LAYERS, 8)
-    assert found.total(LAYERS, uniform(LAYERS, 8)) == 500_000
+    assert found.total(LAYERS, uniform(LAYERS, 8)) == 500 * PICOSECONDS // 1000
     assert found.total(LAYERS, uniform(LAYERS, 3)) is None
 
 
 def test_other_amounts_are_written_as_a_user_would(tmp_path: Path) -> None:
     limit = within("0.1ms", latencies(tmp_path, HEAD + rows()))
     assert limit.times(Budget.parse("12bit").amount / 10).text == "120us"
-    with pytest.raises(BudgetMistake, match=r"a budget of 0.1ms is below what the smallest bits need, 200us: raise"):
+    with pytest.raises(
+        BudgetMistake,
+        match=r"a budget of 0.1ms is below what the fastest bits need, 200us: raise the budget or give other --bits",
+    ):
         check_feasible(LAYERS, Choices(), limit)
 
 
@@ -101,6 +112,7 @@ def test_other_amounts_are_written_as_a_user_would(tmp_path: Path) -> None:
         ),
         (HEAD + "stem,two,8,1\n", "line 2 holds no number where one is to be: give a CSV file"),
         (HEAD + "stem,2,8\n", "line 2 holds no number"),
+        (HEAD + "stem,2,8,1" + "0" * 200_000, r"cannot be read as latencies \(field larger"),
         (HEAD + "stem,2,8,-1\n", "line 2: -1 is no latency in ms"),
         (HEAD + "stem,2,8,1e999999999\n", "line 2: 1e999999999 is no latency in ms"),
         (HEAD + "stem,2,8,nan\n", "line 2: nan is no latency in ms"),
