@@ -47,7 +47,7 @@ def test_all_images_are_held_against_those_that_the_run_began_with(bench: Bench)
         assert {name for name in began if began[name] != changed[name]} == {what}
         with pytest.raises(RunMistake, match=f"^digits has other {what} than when the run began"):
             check_same([{"network": "digits", "content": changed}, *before], [bench])
-    with pytest.raises(RunMistake, match="^digits has other latencies than when the run began"):
+    with pytest.raises(RunMistake, match=r"^digits has other latencies than when the run began"):
         check_same([{"network": "digits", "content": {**began, "latencies": "0123"}}], [bench])
     older = {"weights": began["weights"], "search images": began["search images"]}
     check_same([{"network": "digits", "content": older}], [bench])
