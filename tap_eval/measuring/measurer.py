@@ -18,12 +18,12 @@ import torch
 
 from tap_eval.device import CPU, alone, on, out_of_memory
 from tap_eval.images.images import Images, Splits
-from tap_eval.measuring.devices import brought
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
 from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.measuring.recorder import Recorder
+from tap_eval.measuring.resident import brought
 from tap_eval.measuring.weights import Advance, RoundedWeights, one_thread_each, silent
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
