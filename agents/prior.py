@@ -37,24 +37,24 @@ class Prior:
         self._weights = weights
 
     @cached_property
-    def _networks(self) -> list[list[tuple[Bench, Relaxation]]]:
+    def _networks(self) -> list[tuple[_Scores, list[tuple[Bench, Relaxation]]]]:
         """Each with its budgets."""
-        found: dict[str, list[tuple[Bench, Relaxation]]] = {}
+        found: dict[str, tuple[_Scores, list[tuple[Bench, Relaxation]]]] = {}
         for bench in self._benches:
             relaxation = Relaxation(bench.layers, bench.task.choices, bench.task.budget)
-            found.setdefault(bench.digest, []).append((bench, relaxation))
+            scores = _Scores(bench.features, bench.task.choices.channel_groups)
+            found.setdefault(bench.digest, (scores, []))[1].append((bench, relaxation))
         return list(found.values())
 
     def __call__(self, expressions: Sequence[Powers]) -> np.ndarray:
         """The fitness (Q,) of each, without its optional terms; `exp(-KL)` is in place of whatever else counts."""
         fitness = np.zeros(len(expressions))
-        for alike in self._networks:
-            bench = alike[0][0]
-            of_layers = _logarithms(expressions, bench.features)
-            units = of_layers[:, :, None] + _shares(expressions, bench.features, bench.task.choices.channel_groups)
-            for its, relaxation in alike:
-                worth = np.exp(-relaxation.errors(units) @ its.layer_errors)
-                rho = _rank_correlations(of_layers, np.array(its.layer_errors))
+        for scores, alike in self._networks:
+            of_layers = scores.of_layers(expressions)
+            units, ranks = of_layers[:, :, None] + scores.of_groups(expressions), rankdata(of_layers, axis=1)
+            for bench, relaxation in alike:
+                worth = np.exp(-relaxation.errors(units) @ bench.layer_errors)
+                rho = _correlations(ranks, rankdata(bench.layer_errors))
                 fitness += self._weights.alpha * rho + (1 - self._weights.alpha) * worth
         return fitness / len(self._benches)
 
@@ -78,42 +78,57 @@ def matrix(expressions: Sequence[Powers], keys: Sequence[str]) -> np.ndarray:
     return np.array([[each.get(key, 0.0) for key in keys] for each in expressions])
 
 
+class _Scores:
+    """Logarithms of the scores that expressions give one network; those of a feature are taken once."""
+
+    def __init__(self, layers: Sequence[Layer], groups: int) -> None:
+        self._layers = layers
+        self._groups = groups
+        self._features: dict[str, np.ndarray] = {}
+        self._channels: dict[str, list[np.ndarray]] = {}
+
+    def of_layers(self, expressions: Sequence[Powers]) -> np.ndarray:
+        """(Q, L)."""
+        keys = _keys(expressions, False)
+        for key in keys:
+            if key not in self._features:
+                self._features[key] = logarithms(key, self._layers)
+        columns = np.array([self._features[key] for key in keys]).reshape(len(keys), len(self._layers))
+        found: np.ndarray = matrix(expressions, keys).reshape(len(expressions), len(keys)) @ columns
+        return found
+
+    def of_groups(self, expressions: Sequence[Powers]) -> np.ndarray:
+        """Of groups of channels, of like scores, over those of their layers (Q, L, G)."""
+        keys = _keys(expressions, True)
+        if self._groups == 1 or not keys:
+            return np.zeros((len(expressions), len(self._layers), 1))
+        for key in keys:
+            if key not in self._channels:
+                name = key.removeprefix(CHANNEL)
+                self._channels[key] = [floored(layer["channels"][name]) for layer in self._layers]
+        kinds, which = np.unique(matrix(expressions, keys), axis=0, return_inverse=True)
+        found = np.zeros((len(kinds), len(self._layers), self._groups))
+        for place in range(len(self._layers)):
+            scores = kinds @ np.array([self._channels[key][place] for key in keys])
+            scores = np.sort(np.exp(scores - scores.max(1, keepdims=True)), axis=1)
+            size, longer = divmod(scores.shape[1], self._groups)  # cut as `np.array_split` does
+            ends = np.cumsum([0] + [size + 1] * longer + [size] * (self._groups - longer))
+            starts = np.minimum(ends[:-1], scores.shape[1] - 1)
+            means = np.add.reduceat(scores, starts, axis=1) / np.maximum(np.diff(ends), 1)
+            found[:, place] = np.log(means / scores.mean(1, keepdims=True))
+        return found[which.ravel()]
+
+
 def _keys(expressions: Sequence[Powers], channels: bool) -> list[str]:
     return sorted({key for each in expressions for key in each if key.startswith(CHANNEL) == channels})
 
 
-def _logarithms(expressions: Sequence[Powers], layers: Sequence[Layer]) -> np.ndarray:
-    """Of the scores of layers (Q, L)."""
-    found = np.zeros((len(expressions), len(layers)))
-    for key, powers in zip(keys := _keys(expressions, False), matrix(expressions, keys).T, strict=True):
-        found += np.outer(powers, logarithms(key, layers))
+def _correlations(rows: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Of each of `rows` (Q, L), which are ranks, with `ranks` (L,); 0 where either is constant."""
+    rows, ranks = rows - rows.mean(1, keepdims=True), ranks - ranks.mean()
+    lengths = np.sqrt((rows**2).sum(1) * (ranks**2).sum())
+    found: np.ndarray = rows @ ranks / np.where(lengths, lengths, 1.0)
     return found
-
-
-def _shares(expressions: Sequence[Powers], layers: Sequence[Layer], groups: int) -> np.ndarray:
-    """Logarithms of the scores of groups of channels, of like scores, over those of their layers (Q, L, G)."""
-    keys = _keys(expressions, True)
-    if groups == 1 or not keys:
-        return np.zeros((len(expressions), len(layers), 1))
-    kinds, which = np.unique(matrix(expressions, keys), axis=0, return_inverse=True)
-    found = np.zeros((len(kinds), len(layers), groups))
-    for place, layer in enumerate(layers):
-        columns = np.array([floored(layer["channels"][key.removeprefix(CHANNEL)]) for key in keys])
-        scores = kinds @ columns
-        scores = np.sort(np.exp(scores - scores.max(1, keepdims=True)), axis=1)
-        parts = np.array_split(scores, min(groups, scores.shape[1]), axis=1)
-        parts += parts[-1:] * (groups - len(parts))
-        means = np.stack([part.mean(1) for part in parts], axis=1)
-        found[:, place] = np.log(means / scores.mean(1, keepdims=True))
-    return found[which.ravel()]
-
-
-def _rank_correlations(rows: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Spearman's rho of each of `rows` (Q, L) with `errors` (L,); 0 where either is constant."""
-    ranks, theirs = rankdata(rows, axis=1), rankdata(errors)
-    ranks, theirs = ranks - ranks.mean(1, keepdims=True), theirs - theirs.mean()
-    lengths = np.sqrt((ranks**2).sum(1) * (theirs**2).sum())
-    return ranks @ theirs / np.where(lengths, lengths, 1.0)
 
 
 def _holds(condition: str, layer: Layer) -> bool:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 if sys.platform != "win32":  # where there is no such lock, and a folder of a killed process stays
@@ -29,7 +30,7 @@ _NOT_YET = ".making-"
 def scratch(place: Path | None = None) -> Iterator[Path]:
     """An empty temporary folder that is gone after the block: hidden in `place`, or where temporary folders are.
 
-    First those that dead processes have left there go.
+    First those go that dead processes have left there, once a process.
     """
     place, prefix = (place, _BESIDE) if place else (Path(tempfile.gettempdir()), _PREFIX)
     _clean(place, prefix)
@@ -58,6 +59,7 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
+@lru_cache(256)  # once is enough, for looking takes as long as there are files
 def _clean(place: Path, prefix: str) -> None:
     if sys.platform == "win32":
         return

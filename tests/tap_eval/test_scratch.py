@@ -69,12 +69,12 @@ with replacing(Path("file")) as fresh:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
-def test_what_was_half_written_when_its_process_was_killed_goes_when_the_file_is_written(tmp_path: Path) -> None:
+def test_what_was_half_written_when_its_process_was_killed_goes_when_another_writes_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("before")
+    command, environment = [sys.executable, "-c", REPLACE], {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
-        [sys.executable, "-c", REPLACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    )
     assert process.stdout
     half = Path(process.stdout.readline().strip())
     with replacing(tmp_path / "other") as fresh:
@@ -83,6 +83,5 @@ def test_what_was_half_written_when_its_process_was_killed_goes_when_the_file_is
     process.kill()
     process.wait()
     assert (tmp_path / "file").read_text() == "before"
-    with replacing(tmp_path / "file") as fresh:
-        fresh.write_text("after")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "after", "other": "other"}
+    subprocess.run(command, cwd=tmp_path, env=environment, input="\n", text=True, check=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "half", "other": "other"}
