@@ -19,7 +19,7 @@ FAILURES_SHOWN = 3
 THOUGHTS_SHOWN = 6
 TRIED_SHOWN = 8
 """of what was made of a parent, the latest"""
-_JUDGED_SHOWN = 256
+_JUDGED_SHOWN = 128
 """expressions from whose fitness that of others is foreseen, the latest: the time for it grows with their cube"""
 _LONGEST_LINE = 240
 """characters of a thought in a line"""
