@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -57,12 +57,6 @@ class _Fit:
     """of the covariance, by Cholesky"""
     weights: np.ndarray
     """(N,), which times the covariance are fitness from its mean, in standard deviations"""
-
-    def line(self, foretold: np.ndarray) -> np.ndarray:
-        """What spans the line at what is `foretold` (Q,), so that its products are covariances (Q, 2)."""
-        of = self.foretold
-        slope = (foretold - of.mean()) / (of.std() or 1.0)
-        return np.column_stack([np.full(len(foretold), math.sqrt(_LEVEL)), math.sqrt(_SLOPE) * slope])
 
 
 class Forecast:
@@ -111,15 +105,14 @@ class Forecast:
         np.fill_diagonal(alike, 1 + _NOISE)
         fitness = np.array(list(judged.values()))
         fitness = (fitness - fitness.mean()) / (fitness.std() or 1.0)
-        fits = []
+        line, fits = _line(foretold, foretold), []
         for share in _SHARES:
-            fit = _Fit(judged, keys, powers, foretold, square, share, (alike, True), fitness)
-            line = fit.line(foretold)
             factor = cho_factor(share**2 * alike + line @ line.T, lower=True)
             weights = cho_solve(factor, fitness)
             likelihood = -fitness @ weights / 2 - np.log(np.diag(factor[0])).sum()
-            fits.append((likelihood, replace(fit, factor=factor, weights=weights)))
-        return max(fits, key=lambda each: each[0])[1]
+            fits.append((likelihood, share, factor, weights))
+        _, *likeliest = max(fits, key=lambda each: each[0])
+        return _Fit(judged, keys, powers, foretold, square, *likeliest)
 
     def _foretold(self, judged: Mapping[str, float], found: Sequence[Powers]) -> np.ndarray:
         """What the prior says of the judged, of most of which the last fit knows it."""
@@ -132,9 +125,9 @@ class Forecast:
         """Mean and standard deviation (Q,) of what has exponents `asked`; Eqs. 2.25 and 2.26 there."""
         keys = [*fit.keys, *sorted({key for each in asked for key in each} - set(fit.keys))]
         axes = self._axes(*keys)
-        seen, line = fit.powers @ axes[: len(fit.keys)], fit.line(foretold)
+        seen, line = fit.powers @ axes[: len(fit.keys)], _line(foretold, fit.foretold)
         alike = np.exp(-cdist(matrix(asked, keys) @ axes, seen, "sqeuclidean") / (2 * fit.square))
-        across = fit.share**2 * alike + line @ fit.line(fit.foretold).T
+        across = fit.share**2 * alike + line @ _line(fit.foretold, fit.foretold).T
         own = fit.share**2 + (line**2).sum(1)
         variance = own - np.einsum("qn,nq->q", across, cho_solve(fit.factor, across.T))
         return across @ fit.weights, np.sqrt(np.maximum(variance, 0.0))
@@ -147,6 +140,13 @@ class Forecast:
                 self._columns[key] = np.concatenate([_column(key, layers) for layers in self._networks])
         columns = np.array([self._columns[key] for key in keys])
         return np.transpose(np.asarray(np.linalg.qr(columns.T, mode="r")))
+
+
+def _line(foretold: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """What spans the line through what is foretold `of` the judged, where (Q,) is `foretold`: its products, of (Q, 2),
+    are covariances."""
+    slope = (foretold - of.mean()) / (of.std() or 1.0)
+    return np.column_stack([np.full(len(foretold), math.sqrt(_LEVEL)), math.sqrt(_SLOPE) * slope])
 
 
 def _column(key: str, layers: Sequence[Layer]) -> np.ndarray:

@@ -186,8 +186,7 @@ def _with_prefix(amount: Fraction, like: Budget, rounding: str) -> str:
     """Of a few digits, in the unit of another and with prefixes of its kind."""
     binary = like.text.lower().removesuffix(like.unit.lower()).endswith("i")
     prefixes = _TIME if like.unit == "s" else _BINARY if binary else _DECIMAL
-    least = min(prefixes, key=lambda prefix: prefixes[prefix])
-    prefix = [each for each, factor in prefixes.items() if each == least or factor <= amount][-1]
+    prefix = [each for each, factor in prefixes.items() if factor <= amount or each == next(iter(prefixes))][-1]
     return f"{_rounded(amount / prefixes[prefix], rounding)}{prefix}{like.unit}"
 
 

@@ -75,8 +75,7 @@ class Latencies:
     def of(self, layer: Layer, weight_bits: LayerBits, activation_bits: int) -> int:
         """Of `layer`, of which each output channel has its equal share, or of some of its channels; raises
         `BudgetMistake`."""
-        channels = (weight_bits,) * layer.out_channels if isinstance(weight_bits, int) else weight_bits
-        counts = Counter(channels)
+        counts = {weight_bits: layer.out_channels} if isinstance(weight_bits, int) else Counter(weight_bits)
         return sum(self._whole(layer, bits, activation_bits) // layer.out_channels * counts[bits] for bits in counts)
 
     def total(self, layers: Sequence[Layer], allocation: Allocation) -> int | None:
