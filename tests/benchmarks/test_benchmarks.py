@@ -126,6 +126,20 @@ def test_a_run_that_is_killed_twice_comes_to_what_it_would_have_come_to(run: Cal
     assert ended.value.code == 0
 
 
+def test_what_is_measured_of_reliability_is_written_into_its_page(
+    tmp_path: Path, run: Callable[[list[str]], str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"# {part}\n<!-- measured: {part} -->\nold\n<!-- end -->\n" for part in ("soak", "kills")))
+    with pytest.raises(SystemExit) as ended:
+        run(["reliability.py", "soak", "--candidates", "16", "--page", str(page)])
+    assert ended.value.code == 0
+    said = page.read_text()
+    assert re.search(r"# soak\n<!-- measured: soak -->\n\nOn .*, at commit [0-9a-f]{7,}.* --candidates 16`:\n\n\| cand", said)
+    assert said.count("\n| 16 | ") == 1 and said.count("old") == 1
+    assert said.endswith("# kills\n<!-- measured: kills -->\nold\n<!-- end -->\n")
+
+
 def test_controllers_are_compared_by_measured_allocations(tmp_path: Path, run: Callable[[list[str]], str]) -> None:
     config, given = tmp_path / "tiny.yaml", tmp_path / "given.parquet"
     config.write_text("networks: [{network: digits, search: 60, test: 60}]\npopulation: 3\ngenerations: 2\n")

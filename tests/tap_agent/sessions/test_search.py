@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,7 +17,7 @@ from tap_eval.images.images import Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
 from tap_eval.networks.digits import load_digits_cnn
-from tests.tap_agent.program import tap
+from tests.tap_agent.program import REPLAY, tap
 
 
 def test_a_run_of_which_only_the_report_is_left_is_not_concluded_with_other_weights(
@@ -51,6 +53,23 @@ def test_all_images_are_held_against_those_that_the_run_began_with(bench: Bench)
         check_same([{"network": "digits", "content": {**began, "latencies": "0123"}}], [bench])
     older = {"weights": began["weights"], "search images": began["search images"]}
     check_same([{"network": "digits", "content": older}], [bench])
+
+
+def test_what_was_there_before_a_search_can_be_collected_after_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Circle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    monkeypatch.setenv("TAP_CACHE", str(cache))
+    circle = Circle()
+    left = weakref.ref(circle)
+    settings = ["--population", "2", "--generations", "0", "--search", "60", "--test", "60", "--draws", "1"]
+    assert tap("run", *settings, "--baselines", "uniform", "--llm", REPLAY, "--out", str(tmp_path / "run")) == Exit.OK
+    del circle
+    gc.collect()
+    assert left() is None
 
 
 class Measured:
