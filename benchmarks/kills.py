@@ -134,6 +134,7 @@ class Trial:
             env={**os.environ, "TAP_CACHE": str(self._cache), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup ignores
         )
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
