@@ -29,7 +29,7 @@ from tap_eval.storage import replacing
 
 SHIPPED = Path(__file__).with_name("resnet20-cifar10.parquet")
 """ResNet-20 on CIFAR-10, which comes with the program"""
-_KEY = b"tap benchmark"
+_KEY = "tap benchmark"
 _LEAST = 8
 """allocations of a range of size, below which ranks say next to nothing"""
 _SIDE_BY_SIDE = 8
@@ -209,16 +209,20 @@ def write(path: Path, benchmark: Benchmark) -> None:
     """Into a Parquet file, whole or not at all. Raises `StorageMistake`."""
     columns = _columns(benchmark.entries)
     about = benchmark.about.model_copy(update={"rows": _digest(benchmark.about, columns)})
-    table = pa.table(columns, _SCHEMA.with_metadata({_KEY: about.model_dump_json().encode()}))
-    with replacing(path, "make room there, or name another file") as fresh:
-        parquet.write_table(table, fresh, compression="zstd")
+    with (
+        replacing(path, "make room there, or name another file") as fresh,
+        parquet.ParquetWriter(fresh, _SCHEMA, compression="zstd", store_schema=False) as file,
+    ):
+        file.write_table(pa.table(columns, _SCHEMA))
+        file.add_key_value_metadata({_KEY: about.model_dump_json()})  # once; in the schema it would be there twice
 
 
 def read(path: Path) -> Benchmark:
     """From a file of `write`. Raises `BenchmarkMistake` for any other, and for one that was changed since."""
     try:
-        with path.open("rb") as file:
-            table = parquet.ParquetFile(file).read()
+        with path.open("rb") as opened:
+            file = parquet.ParquetFile(opened)
+            table, held = file.read(), (file.metadata.metadata or {}).get(_KEY.encode())
     except PermissionError:  # which is told as what it is
         raise
     except FileNotFoundError as error:
@@ -227,7 +231,6 @@ def read(path: Path) -> Benchmark:
         raise BenchmarkMistake(
             f"{path} is no Parquet file that can be read ({_line(error)}): build it again."
         ) from error
-    held = (table.schema.metadata or {}).get(_KEY)
     if held is None or not table.schema.remove_metadata().equals(_SCHEMA):
         raise BenchmarkMistake(
             f"{path} holds no measured allocations, or those of another version: tap-agent benchmark build makes them."
