@@ -151,19 +151,19 @@ class KeptWeights:
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._kept: OrderedDict[tuple[QuantizedLayer, Affine, LayerBits], Packed] = OrderedDict()
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(packed.size for packed in self._kept.values())
+        self.size = 0
+        """in bytes"""
 
     def recall(self, layer: IntegerLayer, bits: LayerBits) -> Packed:
         """The weight of `layer` at `bits`, packed now if it is not there."""
         key = (layer.quantized, layer.affine, bits)
-        packed = self._kept.pop(key, None) or layer.pack(layer.quantized.quantized(bits))
-        self._kept[key] = packed
+        packed = self._kept.get(key)
+        if packed is None:
+            packed = self._kept[key] = layer.pack(layer.quantized.quantized(bits))
+            self.size += packed.size
+        self._kept.move_to_end(key)
         while len(self._kept) > 1 and self.size > self._memory:
-            self._kept.popitem(last=False)
+            self.size -= self._kept.popitem(last=False)[1].size
         return packed
 
 
