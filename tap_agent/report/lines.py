@@ -17,6 +17,12 @@ from tap_agent.tables.plan import Plan
 _CITED = "cited"
 _LEAST = 5
 """values over which a mean and a spread are to be"""
+_COMPARED = ("top1", "kl")
+"""what an overview has of each budget"""
+_WORDS = {"network": "network", "budget": "budget", "variant": "varied", "bits": "W/A"}
+"""of a line, with their heads"""
+_ACROSS = ("budget", "variant")
+"""what an overview may have a column for each of"""
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,7 @@ class Grid:
 def grid(lines: Sequence[Line], shows: tuple[str, ...] = ()) -> Grid:
     """The grid of lines, with the quantities of `shows`, or all."""
     names = [name for name in ordered(list(lines), shows) if name != "bops" or name in shows]
-    words = {
-        head: [getattr(line, name) for line in lines]
-        for name, head in (("network", "network"), ("budget", "budget"), ("variant", "varied"), ("bits", "W/A"))
-    }
+    words = {head: [getattr(line, name) for line in lines] for name, head in _WORDS.items()}
     kept = {head: cells for head, cells in words.items() if any(cells)}
     footnotes = list(dict.fromkeys(note for line in lines if (note := _footnote(line))))
     rows = [
@@ -70,6 +73,50 @@ def grid(lines: Sequence[Line], shows: tuple[str, ...] = ()) -> Grid:
         for place, line in enumerate(lines)
     ]
     return Grid(tuple(kept), tuple(column(name).title for name in names), tuple(rows), tuple(footnotes))
+
+
+def overview(lines: Sequence[Line]) -> Grid | None:
+    """A row for each rule that gave bits, a column for each budget, or for each variant where the budget is one.
+
+    None where there are not several of either.
+    """
+    own = [line for line in lines if line.figures and line.kind not in (_CITED, "search")]
+    names = [name for name in _COMPARED if any(name in line.figures for line in own)]
+    given = {name: list(dict.fromkeys(filter(None, (getattr(line, name) for line in own)))) for name in _ACROSS}
+    across, other = _ACROSS if len(given["budget"]) > 1 else reversed(_ACROSS)
+    heads = given[across]
+    if not names or len(heads) < 2:
+        return None
+    rows: dict[tuple[str, ...], dict[str, Line]] = {}
+    for line in own:
+        under = rows.setdefault((line.network, _rule(line), getattr(line, other), line.sees, line.kind), {})
+        under.update(dict.fromkeys([getattr(line, across)] if getattr(line, across) else heads, line))
+    titles = {"network": 0, _WORDS[other]: 2, "sees": 3}
+    kept = {title: place for title, place in titles.items() if any(key[place] for key in rows)}
+    cells = [
+        Cells(
+            kind=key[-1],
+            label=key[1],
+            words=tuple(key[place] for place in kept.values()),
+            figures=tuple(_compared(under[head], names) if head in under else "" for head in heads),
+            notes=(),
+            footnote=0,
+        )
+        for key, under in rows.items()
+    ]
+    return Grid(tuple(kept), tuple(heads), tuple(cells), ())
+
+
+def compared(lines: Sequence[Line]) -> str:
+    """What the cells of an overview hold."""
+    names = [name for name in _COMPARED if any(name in line.figures for line in lines)]
+    return f"{', '.join(column(name).title for name in names)}:"
+
+
+def _compared(line: Line, names: Sequence[str]) -> str:
+    """With the bits of a row that has the same in all layers, which may be fewer than the budget allows."""
+    bits = line.row.removeprefix("uniform ") if _rule(line) != line.row else ""
+    return "\n".join(filter(None, [bits, *(figure_text(name, line.figures.get(name)) for name in names)]))
 
 
 def _footnote(line: Line) -> str:
@@ -99,22 +146,32 @@ def over_text(lines: Sequence[Line]) -> str:
 def markdown(plan: Plan, lines: Sequence[Line]) -> str:
     """The table as Markdown."""
     found = grid(lines, plan.shows)
-    heads = ["row", *found.words, *found.figures, "notes"]
     out = [f"# {plan.title}", "", *([plan.about, ""] if plan.about else [])]
-    out += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for row in found.rows:
-        note = "; ".join([*row.notes, *([f"[{row.footnote}]"] if row.footnote else [])])
-        out.append(f"| {' | '.join(_escaped(cell) for cell in (row.label, *row.words, *row.figures, note))} |")
+    if short := overview(lines):
+        out += [compared(lines), "", *_rows(short), "", "In full:", ""]
+    out += _rows(found)
     if over := over_text(lines):
         out += ["", over]
     out += ["", *(f"{number}. {text}" for number, text in enumerate(found.footnotes, 1))]
     return "\n".join(out) + "\n"
 
 
+def _rows(found: Grid) -> list[str]:
+    """Lines of Markdown."""
+    noted = any(row.notes or row.footnote for row in found.rows)
+    heads = ["row", *found.words, *found.figures, *(["notes"] if noted else [])]
+    out = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in found.rows:
+        note = "; ".join([*row.notes, *([f"[{row.footnote}]"] if row.footnote else [])])
+        cells = row.label, *row.words, *row.figures, *([note] if noted else [])
+        out.append(f"| {' | '.join(map(_escaped, cells))} |")
+    return out
+
+
 def _escaped(cell: str) -> str:
     for letter in "\\|*_<":
         cell = cell.replace(letter, f"\\{letter}")
-    return " ".join(cell.split())
+    return " ".join(cell.replace("\n", ", ").split())
 
 
 def page(plan: Plan, lines: Sequence[Line]) -> str:
@@ -125,6 +182,8 @@ def page(plan: Plan, lines: Sequence[Line]) -> str:
     return template("lines").render(
         plan=plan,
         grid=grid(lines, plan.shows),
+        overview=overview(lines),
+        compared=compared(lines),
         over=over_text(lines),
         sections=[(name, figure.to_html(**options)) for name, figure in drawn.items()],
         plotly=get_plotlyjs(),

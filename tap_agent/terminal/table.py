@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tap_agent.report.lines import grid, over_text
+from tap_agent.report.lines import Grid, compared, grid, over_text, overview
 from tap_agent.tables.line import Line
 from tap_agent.tables.plan import Plan
 from tap_agent.terminal.bar import Bar
@@ -35,12 +35,19 @@ class TableBar(Bar):
 
 
 def lines_table(plan: Plan, lines: Sequence[Line]) -> RenderableType:
-    """The table, network by network, and below it by number what is to be known of its rows."""
+    """The table, network by network, below it by number what is to be known of its rows, and its overview last."""
     found = grid(lines, plan.shows)
     notes = list(dict.fromkeys([*found.footnotes, *(note for row in found.rows for note in row.notes)]))
-    table = Table(
-        title=cell(plan.title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    below = [Text(text) for text in (plan.about, over_text(lines)) if text]
+    below += [Text(f"[{number}] {plain(text)}") for number, text in enumerate(notes, 1)]
+    short = overview(lines)
+    return Group(
+        _drawn(plan.title, found, notes), *below, *([_drawn(f"\n{compared(lines)}", short, [])] if short else [])
     )
+
+
+def _drawn(title: str, found: Grid, notes: Sequence[str]) -> Table:
+    table = Table(title=cell(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("row", min_width=_LEAST_WIDTH)
     named = found.words[:1] == ("network",)
     for head in found.words[named:]:
@@ -57,6 +64,4 @@ def lines_table(plan: Plan, lines: Sequence[Line]) -> RenderableType:
         mark = f" [dim][{', '.join(map(str, known))}][/dim]" if known else ""
         style = {"proxy": "bold", "search": "bold", "cited": "italic"}.get(row.kind, "")
         table.add_row(f"{cell(row.label)}{mark}", *map(cell, (*row.words[named:], *row.figures)), style=style)
-    below = [Text(text) for text in (plan.about, over_text(lines)) if text]
-    below += [Text(f"[{number}] {plain(text)}") for number, text in enumerate(notes, 1)]
-    return Group(table, *below)
+    return table

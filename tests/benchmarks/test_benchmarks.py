@@ -135,8 +135,11 @@ def test_what_is_measured_of_reliability_is_written_into_its_page(
         run(["reliability.py", "soak", "--candidates", "16", "--page", str(page)])
     assert ended.value.code == 0
     said = page.read_text()
-    assert re.search(r"# soak\n<!-- measured: soak -->\n\nOn .*, at commit [0-9a-f]{7,}.* --candidates 16`:\n\n\| cand", said)
-    assert said.count("\n| 16 | ") == 1 and said.count("old") == 1
+    assert re.search(
+        r"# soak\n<!-- measured: soak -->\n\nOn .*, at commit [0-9a-f]{7,}.* --candidates 16`:\n\n\| cand", said
+    )
+    assert said.count("\n| 16 | ") == 1
+    assert said.count("old") == 1
     assert said.endswith("# kills\n<!-- measured: kills -->\nold\n<!-- end -->\n")
 
 

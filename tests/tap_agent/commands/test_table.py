@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from tap_agent.exit import Exit
+from tap_agent.report.lines import overview
 from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions import apply as session
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import read_subject
 from tap_agent.settings.read import read_settings
 from tap_agent.tables.cited import cited, tables
-from tap_agent.tables.line import ordered
+from tap_agent.tables.line import Figure, Line, ordered
 from tap_agent.tables.plan import ABLATIONS, NAMED, planned
 from tap_agent.terminal.bar import Bar
 from tests.tap_agent.program import GOOD, REPLAY, tap
@@ -35,6 +36,7 @@ SETTINGS = {
     "seed": 41,  # which no other test measures
     "baselines": ["uniform", "layer_error"],
 }
+SHOWN = (("top1", ".2f"), ("kl", ".3f"))
 ROWS = {"title": "Small", "proxies": ["good.py", "channel_noise"], "cited": ["5"], "settings": SETTINGS}
 
 
@@ -106,7 +108,32 @@ def test_a_killed_table_goes_on_and_its_rows_are_what_apply_gives(
     for text in (markdown, page, said):
         assert shown in text
         assert "EMQ (cited)" in text
+    short = markdown[markdown.index("| row | network | sees | 2.5bit | 3.5bit |") :].partition("\n\n")[0]
+    cells = {row.split(" | ")[0]: row.split(" | ")[3:] for row in short.splitlines()[2:]}
+    both = [
+        ", ".join(f"{table[budget, 'measured layer error', name]['mean']:{form}}" for name, form in SHOWN)
+        for budget in ("2.5bit", "3.5bit")
+    ]
+    assert [re.sub(r" ± [\d.]+", "", cell.rstrip(" |")) for cell in cells["| measured layer error"]] == both
+    assert [cell.split(",")[0] for cell in cells["| uniform bits"]] == ["W2A8", "W3A8"]
+    assert not any("cited" in label for label in cells)
     assert not re.search(r"""(?:src|href)=["']?http""", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+
+
+def test_an_overview_has_a_column_for_each_variant_where_the_budget_is_one() -> None:
+    def line(variant: str, row: str, top1: float | None = None) -> Line:
+        figures = {} if top1 is None else {"top1": Figure(values=(top1, top1 + 2))}
+        return Line(network="digits", row=row, kind="baseline", budget="3bit", variant=variant, figures=figures)
+
+    lines = [line("a", "earlier", 70), line("b", "earlier", 80), line("a", "ompq", 60), line("b", "ompq")]
+    found = overview(lines)
+    assert found
+    assert (found.words, found.figures) == (("network", "budget"), ("a", "b"))
+    assert {row.label: row.figures for row in found.rows} == {
+        "earlier": ("71.00 ± 1.41", "81.00 ± 1.41"),
+        "ompq": ("61.00 ± 1.41", ""),
+    }
+    assert overview(lines[::2]) is None
 
 
 def test_searches_are_runs_that_are_kept_and_compared(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
