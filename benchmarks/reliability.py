@@ -1,7 +1,7 @@
 """Measures what docs/reliability.md says was measured, and writes it there, with date, commit and command.
 
-    PYTHONPATH=. python -m benchmarks.reliability
-    PYTHONPATH=. python -m benchmarks.reliability kills --times 20
+    PYTHONPATH=. python benchmarks/reliability.py
+    PYTHONPATH=. python benchmarks/reliability.py kills --times 20
 
 Its parts: plans, the tests of `tests/faults`; kills, `benchmarks.kills`; and soak, `benchmarks.soak`. One that does not
 end well is not written. The tables of what each plan expects are written from the code, by `python -m docs.generated`.
@@ -26,29 +26,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=200, help="runs that are killed")
     parser.add_argument("--candidates", type=int, default=4096, help="of the soak")
-    parser.add_argument("--plans", default="", metavar="NAMES", help="plans whose names have these, as pytest -k takes")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("parts", nargs="*", help="some of plans, kills and soak; by default all")
     chosen = parser.parse_args()
     commands = {
-        "plans": ["-m", "pytest", "-q", "--no-header", "tests/faults", *(["-k", chosen.plans] if chosen.plans else [])],
-        "kills": ["-m", "benchmarks.kills", "--times", str(chosen.times)],
-        "soak": ["-m", "benchmarks.soak", "--candidates", str(chosen.candidates)],
+        "plans": ["tests/faults"],
+        "kills": ["benchmarks/kills.py", "--times", str(chosen.times)],
+        "soak": ["benchmarks/soak.py", "--candidates", str(chosen.candidates)],
     }
     if unknown := [part for part in chosen.parts if part not in commands]:
         parser.error(f"'{unknown[0]}' is no part: give some of {', '.join(commands)}")
     page, commit, failed = chosen.page.resolve(), _commit(), False
     for part in chosen.parts or commands:
         load = os.getloadavg()[0]
-        ran = subprocess.run([sys.executable, *commands[part]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        program = ["-m", "pytest", "-q"] if part == "plans" else []
+        ran = subprocess.run(
+            [sys.executable, *program, *commands[part]], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
         print(ran.stdout, flush=True)
         if ran.returncode:
             failed = True
             continue
         when = f"On {date.today():%-d %B %Y}, at commit {commit}, on {os.cpu_count()} cores with a load of {load:.1f}"
-        page.write_text(
-            written(page.read_text(), part, f"{when}, `python {' '.join(commands[part])}`:\n\n{told(ran.stdout)}")
-        )
+        command = " ".join(["pytest" if program else "python", *commands[part]])
+        page.write_text(written(page.read_text(), part, f"{when}, `{command}`:\n\n{told(ran.stdout)}"))
     sys.exit(failed)
 
 
