@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help="some of plans, kills and soak; by default all")
     chosen = parser.parse_args()
     commands = {
-        "plans": ["tests/faults"],
+        "plans": ["-m", "pytest", "-q", "tests/faults"],
         "kills": ["benchmarks/kills.py", "--times", str(chosen.times)],
         "soak": ["benchmarks/soak.py", "--candidates", str(chosen.candidates)],
     }
@@ -39,18 +39,18 @@ def main() -> None:
     page, commit, failed = chosen.page.resolve(), _commit(), False
     for part in chosen.parts or commands:
         load = os.getloadavg()[0]
-        program = ["-m", "pytest", "-q"] if part == "plans" else []
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         ran = subprocess.run(
-            [sys.executable, *program, *commands[part]], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+            [sys.executable, *commands[part]], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
         print(ran.stdout, flush=True)
         if ran.returncode:
             failed = True
             continue
         when = f"On {date.today():%-d %B %Y}, at commit {commit}, on {os.cpu_count()} cores with a load of {load:.1f}"
-        command = " ".join(["pytest" if program else "python", *commands[part]])
-        page.write_text(written(page.read_text(), part, f"{when}, `{command}`:\n\n{told(ran.stdout)}"))
+        command = f"```bash\nPYTHONPATH=. .venv/bin/python {' '.join(commands[part])}\n```"
+        measured = f"{when}:\n\n<!-- not run: takes long -->\n\n{command}\n\n{told(ran.stdout)}"
+        page.write_text(written(page.read_text(), part, measured))
     sys.exit(failed)
 
 

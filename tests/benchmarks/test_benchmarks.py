@@ -135,9 +135,8 @@ def test_what_is_measured_of_reliability_is_written_into_its_page(
         run(["reliability.py", "soak", "--candidates", "16", "--page", str(page)])
     assert ended.value.code == 0
     said = page.read_text()
-    assert re.search(
-        r"# soak\n<!-- measured: soak -->\n\nOn .*, at commit [0-9a-f]{7,}.* --candidates 16`:\n\n\| cand", said
-    )
+    assert re.match(r"# soak\n<!-- measured: soak -->\n\nOn .*, at commit [0-9a-f]{7,}.*:\n", said)
+    assert "benchmarks/soak.py --candidates 16\n```\n\n| candidates |" in said
     assert said.count("\n| 16 | ") == 1
     assert said.count("old") == 1
     assert said.endswith("# kills\n<!-- measured: kills -->\nold\n<!-- end -->\n")
