@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+
+from docs.generated import put
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -50,7 +51,7 @@ def main() -> None:
         when = f"On {date.today():%-d %B %Y}, at commit {commit}, on {os.cpu_count()} cores with a load of {load:.1f}"
         command = f"```bash\nPYTHONPATH=. .venv/bin/python {' '.join(commands[part])}\n```"
         measured = f"{when}:\n\n<!-- not run: takes long -->\n\n{command}\n\n{told(ran.stdout)}"
-        page.write_text(written(page.read_text(), part, measured))
+        page.write_text(put(page.read_text(), f"measured: {part}", measured))
     sys.exit(failed)
 
 
@@ -58,17 +59,6 @@ def told(output: str) -> str:
     """The table of what a command printed, or its last line where there is none."""
     rows = [line for line in output.splitlines() if line.startswith("|")]
     return "\n".join(rows) if rows else f"> {output.strip().splitlines()[-1].strip('= ')}"
-
-
-def written(markdown: str, part: str, measured: str) -> str:
-    """A page with what was measured between the comment that names the part and the next that ends one."""
-    begin = f"<!-- measured: {part} -->\n"
-    text, found = re.subn(
-        f"{begin}.*?<!-- end -->", lambda _: f"{begin}\n{measured}\n\n<!-- end -->", markdown, flags=re.DOTALL
-    )
-    if found != 1:
-        raise ValueError(f"the page has {found} times {begin.strip()}, and not once")
-    return text
 
 
 def _commit() -> str:

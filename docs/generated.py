@@ -25,13 +25,24 @@ from tests.faults.plans import PLANS
 
 
 def filled(markdown: str) -> str:
-    """A page with its tables as they are now, each between a comment that names it and one that ends it."""
-    return re.sub(
-        r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->",
-        lambda found: f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]]()}\n\n<!-- end -->",
-        markdown,
-        flags=re.S,
+    """A page with its tables as they are now."""
+    for name in re.findall(r"<!-- table: ([\w ]+) -->", markdown):
+        markdown = put(markdown, f"table: {name}", TABLES[name]())
+    return markdown
+
+
+def put(markdown: str, block: str, content: str) -> str:
+    """A page with `content` between the comment that names a block and one that ends it.
+
+    Raises `ValueError` where there is none, or there are several.
+    """
+    begin = f"<!-- {block} -->\n"
+    text, found = re.subn(
+        f"{begin}.*?<!-- end -->", lambda _: f"{begin}\n{content}\n\n<!-- end -->", markdown, flags=re.DOTALL
     )
+    if found != 1:
+        raise ValueError(f"the page has {found} times {begin.strip()}, and not once")
+    return text
 
 
 def keys() -> str:

@@ -51,6 +51,8 @@ class Grid:
     rows: tuple[Cells, ...]
     footnotes: tuple[str, ...]
     """how rows were measured, or where they stand"""
+    caption: str = ""
+    """what a cell holds, where it holds several figures"""
 
 
 def grid(lines: Sequence[Line], shows: tuple[str, ...] = ()) -> Grid:
@@ -104,13 +106,8 @@ def overview(lines: Sequence[Line]) -> Grid | None:
         )
         for key, under in rows.items()
     ]
-    return Grid(tuple(kept), tuple(heads), tuple(cells), ())
-
-
-def compared(lines: Sequence[Line]) -> str:
-    """What the cells of an overview hold."""
-    names = [name for name in _COMPARED if any(name in line.figures for line in lines)]
-    return f"{', '.join(column(name).title for name in names)}:"
+    caption = f"{', '.join(column(name).title for name in names)}:"
+    return Grid(tuple(kept), tuple(heads), tuple(cells), (), caption)
 
 
 def _compared(line: Line, names: Sequence[str]) -> str:
@@ -148,7 +145,7 @@ def markdown(plan: Plan, lines: Sequence[Line]) -> str:
     found = grid(lines, plan.shows)
     out = [f"# {plan.title}", "", *([plan.about, ""] if plan.about else [])]
     if short := overview(lines):
-        out += [compared(lines), "", *_rows(short), "", "In full:", ""]
+        out += [short.caption, "", *_rows(short), "", "In full:", ""]
     out += _rows(found)
     if over := over_text(lines):
         out += ["", over]
@@ -183,7 +180,6 @@ def page(plan: Plan, lines: Sequence[Line]) -> str:
         plan=plan,
         grid=grid(lines, plan.shows),
         overview=overview(lines),
-        compared=compared(lines),
         over=over_text(lines),
         sections=[(name, figure.to_html(**options)) for name, figure in drawn.items()],
         plotly=get_plotlyjs(),

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tap_agent.report.lines import Grid, compared, grid, over_text, overview
+from tap_agent.report.lines import Grid, grid, over_text, overview
 from tap_agent.tables.line import Line
 from tap_agent.tables.plan import Plan
 from tap_agent.terminal.bar import Bar
@@ -42,7 +42,7 @@ def lines_table(plan: Plan, lines: Sequence[Line]) -> RenderableType:
     below += [Text(f"[{number}] {plain(text)}") for number, text in enumerate(notes, 1)]
     short = overview(lines)
     return Group(
-        _drawn(plan.title, found, notes), *below, *([_drawn(f"\n{compared(lines)}", short, [])] if short else [])
+        _drawn(plan.title, found, notes), *below, *([_drawn(f"\n{short.caption}", short, [])] if short else [])
     )
 
 

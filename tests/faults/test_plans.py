@@ -25,7 +25,7 @@ from tests.agents.scripted import Answer, ChatServer, refusal
 from tests.faults.faults import ROOT, Place
 from tests.faults.plans import NEW, PLANS, RUN, SETTINGS, Plan
 from tests.graphs.test_search import script
-from tests.tap_agent.program import tap
+from tests.tap_agent.program import hear, tap
 
 SAME = {"generations", "best", "table", "finalists", "candidates"}
 
@@ -123,7 +123,7 @@ def interrupted(command: list[str], signals: Sequence[signal.Signals], server: C
     process = subprocess.Popen(
         [sys.executable, "-m", "tap_agent", *command], env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=_hear,
+        preexec_fn=hear,
     )  # fmt: skip
     try:
         while not server.asked:
@@ -142,12 +142,6 @@ def interrupted(command: list[str], signals: Sequence[signal.Signals], server: C
         server.answers.set()
         process.kill()
     return abs(process.returncode), said
-
-
-def _hear() -> None:
-    """Takes signals as from a terminal: those of a shell's background job, and of nohup, are deaf to some."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _wait_for_all_of(group: int) -> None:

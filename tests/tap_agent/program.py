@@ -1,7 +1,8 @@
-"""The program, run in this process as a person runs it."""
+"""The program, run as a person runs it."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -24,3 +25,10 @@ def tap(*arguments: str) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def hear() -> None:
+    """Has a process that is about to begin take signals as from a terminal: a shell's background job, and what nohup
+    starts, is deaf to some."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -24,7 +24,7 @@ from tap_agent.runs.result import Result
 from tap_eval.device import chosen, found
 from tests.agents.scripted import Answer, ChatServer, proposal, tool_call
 from tests.graphs.test_search import script
-from tests.tap_agent.program import GOOD, REPLAY, SMALL, tap
+from tests.tap_agent.program import GOOD, REPLAY, SMALL, hear, tap
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_an_interrupt_lets_no_further_call_begin_and_says_how_to_go_on(work: Pat
         running = subprocess.Popen(
             [sys.executable, "-m", "tap_agent", "run", *SMALL, "--llm", "x", "--base-url", server.url, "--out", "c"],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
+            preexec_fn=hear,
         )  # fmt: skip
         while len(server.asked) < 4:
             assert running.poll() is None
