@@ -29,6 +29,7 @@ from benchmarks.race import ERRORS, replayed
 from graphs.search import Search
 from graphs.state import Candidate, SearchState
 from tap_agent.paths import cache_folder
+from tap_agent.sessions.final_table import measurements
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import Settings
 from tap_agent.settings.read import read_settings
@@ -100,7 +101,7 @@ def _missing(settings: Settings, wanted: Callable[[str], bool]) -> Iterator[Row]
             yield {"from": name, "fitness": fitness, "code": best.code, **row}
     with Resources(settings, cache_folder()) as resources:
         bench = resources.benches[0]
-        for name, allocations in _others(bench, count, settings.seed).items():
+        for name, allocations in _others(bench, measurements(bench, settings), settings.seed).items():
             if wanted(name):
                 yield {"from": name, **_measured(bench, allocations())}
 
@@ -108,7 +109,7 @@ def _missing(settings: Settings, wanted: Callable[[str], bool]) -> Iterator[Row]
 def _others(bench: Bench, count: int, seed: int) -> dict[str, Callable[[], Sequence[Allocation]]]:
     """What is no proxy, by its name."""
     rules = {each.label: each.allocations for each in baselines(bench, seed)}
-    return {"search over allocations": lambda: [direct(bench, count, seed)]} | {
+    return {"search over allocations": lambda: [direct(bench, count, seed).best]} | {
         name: lambda its=its: its  # type: ignore[misc]
         for name, its in rules.items()
         if name.startswith(BESIDE)

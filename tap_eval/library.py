@@ -146,7 +146,7 @@ def _allocated(
 ) -> Allocation:
     layers = prepared.layers
     if rule == "uniform":
-        same = most_uniform(layers, max(choices.activations), budget)
+        same = most_uniform(layers, choices.activations, budget)
         assert same  # the least of the choices, which are no fewer bits, are within the budget
         return same
     if isinstance(rule, str) and rule not in NAMES:

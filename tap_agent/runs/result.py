@@ -33,6 +33,7 @@ class RowCost(_Record):
     images: int
     steps: int
     seconds: float
+    rounds: bool = False
 
 
 class Row(_Record):

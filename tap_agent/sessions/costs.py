@@ -12,7 +12,7 @@ from tap_agent.sessions.apply import opening
 from tap_agent.sessions.final_table import beside, seen_by_proxies
 from tap_agent.sessions.place import Lines, Place, each_network
 from tap_agent.sessions.resources import Resources
-from tap_agent.sessions.rows import calibrated, named, proxy_subject
+from tap_agent.sessions.rows import calibrated, named, proxy_subjects
 from tap_agent.sessions.subject import ProxySubject
 from tap_agent.settings.model import NetworkSettings, Settings
 from tap_agent.tables.line import Figure, Kind, Line
@@ -26,7 +26,7 @@ from tools.evaluation import score
 
 def costs(planned: Planned, place: Place) -> Lines:
     """Of each rule on every network, once for each seed, so that it computes all again."""
-    subjects = [proxy_subject(what) for what in planned.plan.proxies]
+    subjects = proxy_subjects(planned.plan.proxies)
     runs = [RunFolder(Path(what)) for what in planned.plan.proxies if Path(what).is_dir()]
     yield from each_network(planned, partial(_of_network, planned.plan.seeds, subjects, runs, place))
 
@@ -113,11 +113,13 @@ def _add(
         lambda label: place.listener.begin(f"timing {label} on {bench.name}, seed {seed}"),
     ):
         cost = found.setdefault((budget, entry.label), _Cost("baseline", entry.sees, entry.note))
-        cost.add(entry.cost.model_dump() if entry.cost else {})
+        if entry.cost:
+            rounding = bench.rounding_seconds if entry.cost.rounds else 0.0
+            cost.add({**entry.cost.model_dump(exclude={"rounds"}), "rounding": rounding})
 
 
 def _proxy_cost(subject: ProxySubject, bench: Bench, resources: Resources) -> dict[str, float]:
-    """Images that its features are from, and seconds of scoring and of allocating, kept under what they depend on."""
+    """Images that its features are from, and seconds of computing them, of scoring and of allocating."""
 
     def timed() -> list[float]:
         for _ in range(2):  # the first time starts the sandbox
@@ -137,7 +139,8 @@ def _proxy_cost(subject: ProxySubject, bench: Bench, resources: Resources) -> di
     ]
     scoring, allocating = bench.once(["proxy seconds", *what], timed).value
     images = len(bench.splits.calibrations[0]) if task.inputs == "statistics" else 0
-    return {"images": images, "scoring": scoring, "allocating": allocating}
+    describing = bench.describing_seconds
+    return {"images": images, "describing": describing, "scoring": scoring, "allocating": allocating}
 
 
 def _line(cost: _Cost, network: str, budget: str, row: str, variant: str, protocol: str, seeds: int) -> Line:

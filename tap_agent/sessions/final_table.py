@@ -10,7 +10,9 @@ from typing import Literal
 
 from graphs.state import Bits
 from tap_agent.runs.result import MeasuredTop1, Row, RowCost
+from tap_agent.sessions.resources import second
 from tap_agent.settings.model import Settings
+from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.latency import PICOSECONDS
 from tap_eval.allocation.size import bops, weight_size
 from tap_eval.baselines.baselines import baselines
@@ -80,7 +82,7 @@ def beside(
     names: Sequence[str] = (),
 ) -> list[Entry]:
     """The baselines of the settings, or of `names`, within the budget of `bench`; see `baselines`."""
-    count = settings.population * (settings.generations + 1)
+    count = measurements(bench, settings)
     found = baselines(bench, settings.seed, names or settings.baselines, count, left_out, tell)
     return [
         Entry(
@@ -95,6 +97,14 @@ def beside(
         )
         for each in found
     ]
+
+
+def measurements(bench: Bench, settings: Settings) -> int:
+    """How many allocations of a network a search with these settings measures: each proposal at every budget."""
+    budgets = max(len(Budget.parse_all(network.budget or settings.budget)) for network in settings.networks)
+    if budgets == 1 and settings.second_budget and not settings.given:
+        budgets += len(second(bench))
+    return settings.population * (settings.generations + 1) * budgets
 
 
 def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance = lambda: None) -> Row:

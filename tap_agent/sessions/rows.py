@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,12 +32,26 @@ _TOLD = {"bits", "activation_bits", "rounding", "finish", "pin_ends"}
 
 def allocations(planned: Planned, place: Place) -> Lines:
     """The rows of every variant, network and budget, under each draw of calibration images."""
-    subjects = [proxy_subject(what) for what in planned.plan.proxies]
+    subjects = proxy_subjects(planned.plan.proxies)
     yield from each_network(planned, partial(_of_network, subjects, place))
 
 
-def proxy_subject(what: str) -> ProxySubject:
-    """The proxy that `what` names; raises `ProxyMistake` where it names something else."""
+def proxy_subjects(whats: Sequence[str]) -> list[ProxySubject]:
+    """The proxies that these name, each once; those of runs of one name have their folders in their origin.
+
+    Raises `ProxyMistake` where one names something else.
+    """
+    subjects = {path: _proxy_subject(path) for path in dict.fromkeys(str(Path(what)) for what in whats)}
+    origins = Counter(subject.origin for subject in subjects.values())
+    return [
+        subject
+        if origins[subject.origin] == 1
+        else replace(subject, origin=f"{path}/{subject.origin.rpartition('/')[2]}")
+        for path, subject in subjects.items()
+    ]
+
+
+def _proxy_subject(what: str) -> ProxySubject:
     subject = read_subject(what)
     if not isinstance(subject, ProxySubject):
         raise ProxyMistake(f"'{what}' is no proxy: give a run's folder, a proxy's .py file or a published proxy.")
@@ -164,7 +179,7 @@ def _protocol(settings: Settings, bench: Bench) -> str:
 
 def _line(row: Row, full: Row, variant: Variant, protocol: str, images: int = 0) -> Line:
     """`images` are those that proxies see something of."""
-    cost = row.cost.model_dump() if row.cost else {"images": images if row.kind == "proxy" else 0}
+    cost = row.cost.model_dump(exclude={"rounds"}) if row.cost else {"images": images if row.kind == "proxy" else 0}
     figures = {
         "top1": [100 * top1 for top1 in row.draws],
         "kl": row.kl_draws,

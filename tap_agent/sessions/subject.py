@@ -56,11 +56,11 @@ class UniformSubject:
         return f"uniform:{self.bits}" if self.bits else "uniform"
 
     def allocation(self, bench: Bench) -> Allocation:
-        """For the network of `bench`, activations at their most; raises `BudgetMistake` where none is within budget."""
-        activation, task = max(bench.task.choices.activations), bench.task
+        """For the network of `bench`, inputs at the most bits that fit; raises `BudgetMistake` where none are."""
+        task = bench.task
         if self.bits:
-            return uniform(bench.layers, self.bits, activation)
-        if found := most_uniform(bench.layers, activation, task.budget):
+            return uniform(bench.layers, self.bits, max(task.choices.activations))
+        if found := most_uniform(bench.layers, task.choices.activations, task.budget):
             return found
         least = "all bits of which every layer has a latency" if task.budget.unit == "s" else f"{LEAST} bits"
         raise BudgetMistake(f"{bench.name}: {least} everywhere are above {task.budget.text}: raise the budget.")

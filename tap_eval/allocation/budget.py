@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
@@ -205,10 +206,13 @@ def spent(allocation: Allocation, layers: Sequence[Layer], budget: Budget) -> in
     )
 
 
-def most_uniform(layers: Sequence[Layer], activation_bits: int, budget: Budget) -> Allocation | None:
-    """The most equal weight bits, from 8 down to 2, that `budget` allows; None where none are."""
-    for bits in range(8, 1, -1):
-        same = uniform(layers, bits, activation_bits)
+def most_uniform(layers: Sequence[Layer], activations: Collection[int], budget: Budget) -> Allocation | None:
+    """The most equal weight bits, from 8 down to 2, that `budget` allows; None where none are.
+
+    Inputs have the most of the bits of `activations` beside which there are any.
+    """
+    for activation, bits in itertools.product(sorted(activations, reverse=True), range(8, 1, -1)):
+        same = uniform(layers, bits, activation)
         if budget.unit == "s" and budget.latencies and budget.latencies.total(layers, same) is None:
             continue
         if spent(same, layers, budget) <= budget.limit(layers):

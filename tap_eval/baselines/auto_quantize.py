@@ -73,9 +73,9 @@ def scores(bench: Bench, bits: Sequence[int]) -> list[list[float]]:
 def _find(bench: Bench, _: Effort) -> Found:
     bits = sorted(bench.task.choices.weights)
     what = ["auto_quantize", _VERSION, QUANTIZER, bits, *bench.rounded_by]
-    found, seconds = bench.once(what, lambda: scores(bench, bits))
+    found, seconds = bench.once(what, lambda: scores(bench, bits), rounded=True)
     losses = [dict(zip(bits, each, strict=True)) for each in found]
-    return minimizing(bench, by_losses(losses), Cost(len(bench.splits.calibrations[0]), 1, seconds))
+    return minimizing(bench, by_losses(losses), Cost(len(bench.splits.calibrations[0]), 1, seconds, True))
 
 
 RULE = Rule(

@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, least
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, known_before, least
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key
 from tap_eval.measuring.stages import STAGES
 from tap_eval.quantization.quantizer import VERSION, Allocation
 
+_VERSION = 2
 COUNT, _SHARE = 1000, 10
 _FIRST = STAGES.index(0.05) + 1
 _TRIES = 100
@@ -51,10 +52,18 @@ def _divergences(bench: Bench, allocations: Sequence[Allocation], stages: int) -
 def _find(bench: Bench, effort: Effort) -> Found:
     allocations = drawn(bench, COUNT, effort.seed)
     tried = key([[each.weights, each.activations] for each in allocations])
-    what = ["best of random", tried, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by]
-    place, seconds = bench.once(what, lambda: allocations.index(best(bench, allocations)))
-    cost = Cost(bench.compared, len(allocations), seconds)
-    return Found((allocations[place],), cost, f"of {len(allocations):,} different ones")
+
+    def compute() -> tuple[int, bool]:
+        known = any(map(bench.was_seen, allocations))
+        return allocations.index(best(bench, allocations)), known
+
+    what = [
+        "best of random", _VERSION, tried, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by
+    ]  # fmt: skip
+    (place, known), seconds = bench.once(what, compute, rounded=True)
+    of = f"of {len(allocations):,} different ones"
+    cost = Cost(bench.compared, len(allocations), 0.0 if known else seconds, True)
+    return Found((allocations[place],), cost, "; ".join(filter(None, [of, known_before(known)])))
 
 
 RULE = Rule(

@@ -6,6 +6,7 @@ At most 100 products each, fewer where the estimate moves by less than a thousan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from tap_eval.measuring.ledger import Timed
 _STEPS, _TOLERANCE = 100, 1e-3
 _TINY = 1e-6
 """beside which an estimate of 0 has settled too"""
+Kind = Literal["eigenvalues", "traces"]
 Product = Callable[[Sequence[Tensor]], Gradients]
 
 
@@ -44,22 +46,25 @@ def _top_eigenvalue(product: Product, vector: Tensor) -> tuple[float, int]:
 
 
 def traces(loss: Loss, seed: int) -> tuple[list[float], int]:
-    """Traces of the Hessian by each of the weights alone, and how many products they took.
+    """The trace of the Hessian by each of the weights alone, and how many products they took.
 
-    By Hutchinson's method: the mean of v H v over random signs v. One vector of signs for all weights gives all traces
-    at once: what pairs of different weights add to v H v has mean zero.
+    By Hutchinson's method: the mean of v H v over vectors v of random signs. One of all weights together would give all
+    traces at once, but what it adds for pairs of weights is large beside them, though zero in the mean.
     """
     generator = torch.Generator().manual_seed(seed)
-    product = loss.hessian(range(len(loss.weights)))
-    sums, means = [0.0] * len(loss.weights), [0.0] * len(loss.weights)
+    found = [_trace(loss.hessian([index]), weight, generator) for index, weight in enumerate(loss.weights)]
+    return [value for value, _ in found], sum(steps for _, steps in found)
+
+
+def _trace(product: Product, weight: Tensor, generator: torch.Generator) -> tuple[float, int]:
+    total = 0.0
     for step in range(1, _STEPS + 1):
-        signs = [_signs(weight, generator) for weight in loss.weights]
-        for index, (sign, multiplied) in enumerate(zip(signs, product(signs), strict=True)):
-            sums[index] += float((sign * multiplied).sum())
-        before, means = means, [total / step for total in sums]
-        if step > 1 and all(map(_settled, means, before)):
+        signs = _signs(weight, generator)
+        (multiplied,) = product([signs])
+        before, total = total, total + float((signs * multiplied).sum())
+        if step > 1 and _settled(total / step, before / (step - 1)):
             break
-    return means, step
+    return total / step, step
 
 
 def _settled(value: float, before: float) -> bool:
@@ -75,7 +80,7 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def curvature(
-    bench: Bench, kind: str, estimate: Callable[[Loss, int], tuple[list[float], int]], seed: int
+    bench: Bench, kind: Kind, estimate: Callable[[Loss, int], tuple[list[float], int]], seed: int
 ) -> Timed[tuple[list[float], int]]:
     """An estimate for the layers of `bench`, of the mean cross entropy of calibration images; kept as `kind`."""
 
@@ -83,8 +88,8 @@ def curvature(
         network = Network(bench)
         return network.computed(lambda: estimate(network.cross_entropy(), seed))
 
-    return bench.once([kind, VERSION, seed], compute)
+    return bench.once([kind, VERSIONS[kind], seed], compute)
 
 
-VERSION = 1
-"""part of the key of what is kept: raise it when a change to gradients or to what is here changes results"""
+VERSIONS: dict[Kind, int] = {"eigenvalues": 1, "traces": 2}
+"""part of the key of what is kept: raise one when a change to gradients or to what is here changes its results"""

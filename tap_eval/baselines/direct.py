@@ -6,13 +6,14 @@ It sees what a proxy may not, measured divergences, and what it finds is of no u
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 from tap_eval.allocation.allocator import allocate
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, known_before
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
 
-_VERSION = 1
+_VERSION = 2
 _PARENTS = 4
 _START = 1.0
 """standard deviation of the first scores: of nats, of which `ln 4` are a bit"""
@@ -22,9 +23,19 @@ _TRIES = 50
 """at a change that gives other bits than all before"""
 
 
-def direct(bench: Bench, count: int, seed: int) -> Allocation:
-    """The best of `count` measured allocations of layers by mean KL divergence on the images that candidates see."""
-    rng, layers = random.Random(seed), bench.layers
+class Search(NamedTuple):
+    """What a search over allocations found, and by how many measured ones."""
+
+    best: Allocation
+    measured: int
+    known: bool
+    """whether some of them were measured before"""
+
+
+def direct(bench: Bench, count: int, seed: int) -> Search:
+    """The best of up to `count` measured allocations of layers by mean KL divergence on the images that candidates
+    see; there are fewer where none is found any more that is new."""
+    rng, layers, before = random.Random(seed), bench.layers, False
     known: dict[Allocation, tuple[float, list[float]]] = {}
     for number in range(count):
         for _ in range(_TRIES):
@@ -37,9 +48,10 @@ def direct(bench: Bench, count: int, seed: int) -> Allocation:
                 ]
             allocation = allocate(_positive(scores), layers, bench.task.choices, bench.task.budget)
             if allocation not in known:
+                before = before or bench.was_seen(allocation)
                 break
         known[allocation] = bench.searched(allocation).kl, scores
-    return min(known, key=lambda each: known[each][0])
+    return Search(min(known, key=lambda each: known[each][0]), len(known), before)
 
 
 def _positive(scores: list[float]) -> list[float]:
@@ -50,14 +62,14 @@ def _positive(scores: list[float]) -> list[float]:
 def _find(bench: Bench, effort: Effort) -> Found:
     count, seed = effort.measurements, effort.seed
 
-    def compute() -> tuple[tuple[LayerBits, ...], tuple[int, ...]]:
-        found = direct(bench, count, seed)
-        return found.weights, found.activations
+    def compute() -> tuple[tuple[LayerBits, ...], tuple[int, ...], int, bool]:
+        best, measured, known = direct(bench, count, seed)
+        return best.weights, best.activations, measured, known
 
     what = ["direct", _VERSION, count, seed, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by]
-    (weights, activations), seconds = bench.once(what, compute)
-    cost = Cost(bench.compared, count, seconds)
-    return Found((Allocation(tuple(weights), tuple(activations)),), cost)
+    (weights, activations, measured, known), seconds = bench.once(what, compute, rounded=True)
+    cost = Cost(bench.compared, measured, 0.0 if known else seconds, True)
+    return Found((Allocation(tuple(weights), tuple(activations)),), cost, known_before(known))
 
 
 RULE = Rule(

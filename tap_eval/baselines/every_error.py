@@ -15,7 +15,7 @@ def _find(bench: Bench, _: Effort) -> Found:
     tables = {bits: bench.layer_errors_at(bits) for bits in choices}
     losses = [{bits: tables[bits].value[layer.index] for bits in choices} for layer in bench.layers]
     steps, seconds = len(choices) * len(bench.layers), sum(table.seconds for table in tables.values())
-    return minimizing(bench, by_losses(losses), Cost(enough(bench.splits.search), steps, seconds))
+    return minimizing(bench, by_losses(losses), Cost(enough(bench.splits.search), steps, seconds, True))
 
 
 RULE = Rule(

@@ -7,20 +7,22 @@ from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses, minimi
 from tap_eval.measuring.bench import Bench
 
 
-def perturbations(bench: Bench, effort: Effort) -> tuple[list[dict[int, float]], Cost]:
-    """(Tr(H_i) / n_i) ||Q_b(W_i) - W_i||^2 of each layer by bits; a trace that comes out below 0 counts as 0."""
+def perturbations(bench: Bench, effort: Effort) -> tuple[list[dict[int, float]], Cost, str]:
+    """(Tr(H_i) / n_i) ||Q_b(W_i) - W_i||^2 of each layer by bits; a trace below 0 counts as 0, which is noted."""
     (found, steps), seconds = curvature(bench, "traces", traces, effort.seed)
     means = [max(trace, 0.0) / layer.params for trace, layer in zip(found, bench.layers, strict=True)]
     losses = [
         {bits: mean * error for bits, error in errors.items()}
         for mean, errors in zip(means, bench.weight_errors, strict=True)
     ]
-    return losses, Cost(len(bench.splits.calibrations[0]), steps, seconds)
+    below = sum(trace < 0 for trace in found)
+    note = f"the traces of {below} of {len(found)} layers are below 0 and count as 0" if below else ""
+    return losses, Cost(len(bench.splits.calibrations[0]), steps, seconds), note
 
 
 def _find(bench: Bench, effort: Effort) -> Found:
-    losses, cost = perturbations(bench, effort)
-    return minimizing(bench, by_losses(losses), cost)
+    losses, cost, note = perturbations(bench, effort)
+    return minimizing(bench, by_losses(losses), cost, note)
 
 
 RULE = Rule(

@@ -22,11 +22,14 @@ _NODES = 10**5
 _SCALE = 1e6
 """of the largest loss: the solver takes sums that differ by a millionth for equal"""
 _TRIES = 20
+_OPTIMAL = 0
+"""what the solver says of a solution that is known for the least"""
 
 
-def programme(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int) -> list[int]:
+def programme(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]], limit: int) -> tuple[list[int], bool]:
     """The choice of each layer, of least sum of `losses`, of which the sum of `costs` is within `limit`.
 
+    And whether that sum is known for the least, as it is not where the solver gave up.
     The solver holds the limit to a tolerance; where what it finds is above, it is asked again without these choices.
     Raises `BudgetMistake` where nothing is found.
     """
@@ -46,16 +49,17 @@ def programme(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[int]],
             break
         taken = np.flatnonzero(found.x > 0.5)
         if cost[taken].sum() <= limit:
-            return [int(place) - int(np.argmax(owner == owner[place])) for place in taken]
+            choices = [int(place) - int(np.argmax(owner == owner[place])) for place in taken]
+            return choices, found.status == _OPTIMAL
         limits.append(LinearConstraint((found.x > 0.5).astype(float), ub=len(losses) - 1))
     raise BudgetMistake("the integer programme of HAWQ-V3 finds no bits within the budget: leave hawq_v3 out.")
 
 
 def _find(bench: Bench, effort: Effort) -> Found:
-    losses, cost = perturbations(bench, effort)
+    losses, cost, note = perturbations(bench, effort)
     loss, layers, budget = by_losses(losses), bench.layers, bench.task.budget
     options = [budget.options(layer, bench.task.choices) for layer in layers]
-    taken = programme(
+    taken, least = programme(
         [[loss(place, *bits) for bits in each] for place, each in enumerate(options)],
         [
             [budget.cost(layer, *bits) + budget.range_cost(layer, bits[1]) for bits in each]
@@ -64,7 +68,8 @@ def _find(bench: Bench, effort: Effort) -> Found:
         budget.limit(layers),
     )
     allocation = Allocation(*zip(*(each[place] for each, place in zip(options, taken, strict=True)), strict=True))
-    return Found((allocation,), cost)
+    gave_up = "" if least else f"the best that the solver found in {_NODES:,} nodes"
+    return Found((allocation,), cost, "; ".join(filter(None, [note, gave_up])))
 
 
 RULE = Rule(

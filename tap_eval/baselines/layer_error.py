@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, minimizing
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_ratios, minimizing
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.layer_errors import enough
 
 
 def _find(bench: Bench, _: Effort) -> Found:
     lowest = min(bench.task.choices.weights)
-    cost = Cost(enough(bench.splits.search), len(bench.layers), bench.layer_errors_at(lowest).seconds)
-    return minimizing(bench, by_scores(bench.layer_errors), cost, "sees what a proxy may not")
+    cost = Cost(enough(bench.splits.search), len(bench.layers), bench.layer_errors_at(lowest).seconds, True)
+    return minimizing(bench, by_ratios(bench.layer_errors), cost, "sees what a proxy may not")
 
 
 RULE = Rule(

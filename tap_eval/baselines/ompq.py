@@ -113,7 +113,7 @@ def _find(bench: Bench, _: Effort) -> Found:
 
 
 def _ranges(bench: Bench) -> list[tuple[int, int]]:
-    same = most_uniform(bench.layers, max(bench.task.choices.activations), bench.task.budget)
+    same = most_uniform(bench.layers, {max(bench.task.choices.activations)}, bench.task.budget)
     return [(_LOW, _MIDDLE) if same is None or same.most < _MIDDLE else (_MIDDLE, _HIGH)]
 
 

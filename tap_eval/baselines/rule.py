@@ -27,7 +27,7 @@ class Effort(NamedTuple):
 
     seed: int
     measurements: int
-    """of allocations, for a rule that tries some: as many as a search measures proxies"""
+    """of allocations, for a rule that tries some: as many as a search makes on a network"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Cost:
     steps: int = 0
     """times that it went through them: gradients, Hessian-vector products, or measured networks"""
     seconds: float = 0.0
-    """when it was computed: what is kept is not computed again"""
+    """when it was computed: what is kept is not computed again; 0 where that is not known"""
+    rounds: bool = False
+    """whether all layers had to be rounded at all bits before, which is not in the seconds"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Rule:
     """whether every result is shown beside it"""
     searches: bool = False
     """whether it measures allocations to find one"""
+
+
+def known_before(known: bool) -> str:
+    """A note of a search, some of whose measurements were kept: the seconds of the others are not its own."""
+    return "some of its measurements are from before, so that its seconds are not known" if known else ""
 
 
 def minimizing(bench: Bench, loss: Loss, cost: Cost = Cost(), note: str = "") -> Found:

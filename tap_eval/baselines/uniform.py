@@ -5,16 +5,17 @@ from __future__ import annotations
 from tap_eval.allocation.budget import most_uniform
 from tap_eval.baselines.rule import Effort, Found, Rule
 from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import BudgetMistake
 
 
 def _find(bench: Bench, _: Effort) -> Found:
-    """The most that the budget allows, whether they are among the choices or not; none where 2 are too many."""
-    activation = max(bench.task.choices.activations)
-    same = most_uniform(bench.layers, activation, bench.task.budget)
+    """The most that the budget allows, whether they are among the choices or not; raises `BudgetMistake`."""
+    choices, budget = bench.task.choices, bench.task.budget
+    same = most_uniform(bench.layers, choices.activations, budget)
     if same is None:
-        return Found(())
-    note = "" if same.most in bench.task.choices.weights else "these bits are not among the choices"
-    return Found((same,), note=note, label=f"uniform W{same.most}A{activation}")
+        raise BudgetMistake(f"no bits that are the same everywhere are within {budget.text}.")
+    note = "" if same.most in choices.weights else "these bits are not among the choices"
+    return Found((same,), note=note, label=f"uniform W{same.most}A{same.activations[0]}")
 
 
 RULE = Rule("uniform bits", "b_i = b", "fixed-precision quantization", (), _find, fast=True)

@@ -170,10 +170,25 @@ class Bench:
     @cached_property
     def features(self) -> list[Features]:
         """What a proxy gets as `layers`; computed once a network, calibration images, contract and bits."""
-        calibration, inputs, bits = self.splits.calibrations[0], self.task.inputs, self.task.choices.weights
-        name = key("features", features.VERSION, self._bounds.features, self.digest, calibration.digest, inputs, bits)
-        bound = self._bounds.features
-        return self._ledger.recall(name, lambda: describe(self.prepared, calibration, inputs, bound, bits))
+        bound, inputs, bits = self._bounds.features, self.task.inputs, self.task.choices.weights
+        name = key("features", features.VERSION, bound, self.digest, self.splits.calibrations[0].digest, inputs, bits)
+        return self._ledger.recall(name, self._described)
+
+    def _described(self) -> list[Features]:
+        bound, inputs, bits = self._bounds.features, self.task.inputs, self.task.choices.weights
+        return describe(self.prepared, self.splits.calibrations[0], inputs, bound, bits)
+
+    @property
+    def describing_seconds(self) -> float:
+        """What `features` take, whatever is kept of them."""
+        what = ["describing", features.VERSION, self._bounds.features, self.task.inputs, self.task.choices.weights]
+        return self.once(what, lambda: bool(self._described())).seconds
+
+    @property
+    def rounding_seconds(self) -> float:
+        """What calibrating takes, and rounding all layers at all bits to choose from, whatever is kept of them."""
+        what = ["rounding", quantizer.VERSION, *self.rounded_by]
+        return self.once(what, lambda: self._local.anew().round()).seconds
 
     @cached_property
     def described_task(self) -> Features:
@@ -219,6 +234,10 @@ class Bench:
         `beside` is the number of such calls that run side by side, this one included.
         """
         return self._measured(self._job(allocation, "search", 0, self.stages[stage]), beside)
+
+    def was_seen(self, allocation: Allocation) -> bool:
+        """Whether the images of the first stage were asked before, by whomever."""
+        return self._ledger.holds(self._name(self._job(allocation, "search", 0, self.stages[0])))
 
     def seen_all(self, allocations: Sequence[Allocation], stage: int) -> list[Measurement]:
         """`seen` for each allocation, as many side by side as there are workers."""
@@ -355,13 +374,17 @@ class Bench:
             return Measurement(np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
         if allocation is None:
             return together()
-        bits = [allocation.weights, allocation.activations]
+        return Measurement.unpacked(self._ledger.recall(self._name(job), lambda: together().packed()))
+
+    def _name(self, job: Job) -> str:
+        """Of what is in the ledger of a job with bits."""
+        assert job.allocation is not None
+        bits = [job.allocation.weights, job.allocation.activations]
         finished = job.finished and finishing.VERSION
-        how = [self._path(allocation), *self._where, *self.rounded_by, finished, *(["int8"] if job.sums else [])]
-        calibration = self.splits.calibrations[job.draw].digest
+        how = [self._path(job.allocation), *self._where, *self.rounded_by, finished, *(["int8"] if job.sums else [])]
+        images, calibration = getattr(self.splits, job.split).digest, self.splits.calibrations[job.draw].digest
         rows = digest(job.rows.astype("<i8").tobytes())
-        name = key("measured", quantizer.VERSION, how, self.digest, images.digest, calibration, bits, rows)
-        return Measurement.unpacked(self._ledger.recall(name, lambda: together().packed()))
+        return key("measured", quantizer.VERSION, how, self.digest, images, calibration, bits, rows)
 
     @property
     def rounded_by(self) -> list[Any]:
@@ -386,13 +409,16 @@ class Bench:
         return self.layer_errors_at(min(self.task.choices.weights)).value
 
     def layer_errors_at(self, bits: int) -> Timed[list[float]]:
-        """`layer_errors` with other bits."""
+        """`layer_errors` with other bits, and what that took once layers were rounded."""
         search, calibration = self.splits.search, self.splits.calibrations[0]
         images = [search.digest, count := enough(search), calibration.digest]
         name = key("timed layer errors", quantizer.VERSION, self.rounded_by, self.digest, images, bits, *self._where)
-        return self._ledger.timed(name, lambda: self._measures.layer_errors(bits, count))
+        return self._ledger.timed(name, lambda: self._measures.layer_errors(bits, count), self._local.round)
 
-    def once(self, what: Sequence[object], compute: Callable[[], A]) -> Timed[A]:
-        """JSON that follows from the network, the first draw of calibration images and `what`; computed once."""
+    def once(self, what: Sequence[object], compute: Callable[[], A], rounded: bool = False) -> Timed[A]:
+        """JSON that follows from the network, the first draw of calibration images and `what`; computed once.
+
+        Where layers are to be `rounded` for it, its seconds begin after that, which others pay for too.
+        """
         name = key("once", *what, self.digest, self.splits.calibrations[0].digest, *self._where)
-        return self._ledger.timed(name, compute)
+        return self._ledger.timed(name, compute, self._local.round if rounded else lambda: None)

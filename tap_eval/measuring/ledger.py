@@ -88,14 +88,19 @@ class Ledger:
         self.measured += 1
         return json.loads(value)
 
-    def timed(self, key: str, measure: Callable[[], Value]) -> Timed[Value]:
-        """The same, with the seconds that `measure()` took."""
+    def timed(self, key: str, measure: Callable[[], Value], ready: Callable[[], None] = lambda: None) -> Timed[Value]:
+        """The same, with the seconds that `measure()` took, which `ready()` goes before."""
 
         def both() -> tuple[Value, float]:
+            ready()
             began = time.perf_counter()
             return measure(), time.perf_counter() - began
 
         return Timed(*self.recall(key, both))
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a value under `key`."""
+        return self._row(key)[0] is not None
 
     def _row(self, key: str) -> tuple[str | None, str | None]:
         """The value under `key` and the lease on it, each None where there is none, or it is not what was kept."""

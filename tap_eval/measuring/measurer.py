@@ -18,6 +18,7 @@ import torch
 
 from tap_eval.device import CPU, alone, on, out_of_memory
 from tap_eval.images.images import Images, Splits
+from tap_eval.kept import Kept
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
@@ -140,6 +141,18 @@ class Measurer:
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]
+
+    def round(self) -> None:
+        """Rounds all layers at all bits to choose from, on the first draw, unless that is done."""
+        with self._lock, alone(self.device):
+            self.network(0)
+            self._rounded[0](0, min(self._recipe.choices))
+
+    def anew(self) -> Measurer:
+        """Another of the same network, which finds nothing kept and keeps nothing."""
+        prepared, splits, highest, bounds, recipe = self._made_of
+        recipe = replace(recipe, kept=Kept(None))
+        return Measurer(prepared, splits, highest, bounds, recipe, self._advance, self.device)
 
     def quantized(self, draw: int, allocation: Allocation, finished: bool) -> QuantizedNetwork:
         """One of its own with the bits of `allocation`, on draw `draw`, on the CPU."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from tap_agent.report.lines import overview
 from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions import apply as session
 from tap_agent.sessions.resources import Resources
+from tap_agent.sessions.rows import proxy_subjects
 from tap_agent.sessions.subject import read_subject
 from tap_agent.settings.read import read_settings
 from tap_agent.tables.cited import cited, tables
@@ -203,15 +205,27 @@ def test_what_cannot_be_measured_says_why_beside_what_papers_say(
 
 
 def test_the_cost_of_finding_bits_is_over_seeds(work: Path, ended: Path) -> None:
-    flags = ["--search", "60", "--test", "60", "--seeds", "2", "--baselines", "uniform,ompq", "--out", "cost"]
-    assert tap("table", "cost", "--proxy", str(ended), "--proxy", "paper", *flags) == Exit.OK
+    flags = ["--search", "60", "--test", "60", "--seeds", "2", "--baselines", "uniform,ompq,layer_error"]
+    assert tap("table", "cost", "--out", "cost", "--proxy", str(ended), "--proxy", "paper", *flags) == Exit.OK
     table = {(row["row"], row["quantity"]): row for row in kept(work / "cost") if row["kind"] != "cited"}
     own = next(row for row, _ in table if row.startswith("TAP (run/"))
     for row in (own, "TAP-C (paper)"):
         assert table[row, "images"]["values"] == [16, 16]
-        assert min(table[row, "scoring"]["values"] + table[row, "allocating"]["values"]) > 0
+        assert min(*(table[row, each]["values"] for each in ("describing", "scoring", "allocating"))) > [0, 0]
     assert table["OMPQ", "steps"]["count"] == 2
+    assert ("OMPQ", "rounding") not in table
+    assert min(table["measured layer error", "rounding"]["values"]) > 0
     assert table["search of run", "proposals"]["mean"] == len(RunFolder(ended).finished().candidates)
+
+
+def test_runs_of_one_name_have_rows_of_their_own(ended: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(ended, tmp_path / "other" / ended.name)
+    best = RunFolder(ended).finished().best
+    (alone,) = proxy_subjects([str(ended), f"{ended}/"])
+    assert alone.origin == f"{ended.name}/{best}"
+    assert [each.origin for each in proxy_subjects([str(ended), "paper", str(other)])] == [
+        f"{ended}/{best}", "paper", f"{other}/{best}",
+    ]  # fmt: skip
 
 
 def test_every_figure_of_the_paper_has_its_source() -> None:

@@ -20,7 +20,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN
-from tests.tap_eval.baselines.small import Stopped, opened
+from tests.tap_eval.baselines.small import Stopped, opened, two_layers
 
 MEASURED = {"best_of_random", "direct"}
 QUICK = [name for name in RULES if name not in MEASURED]
@@ -56,6 +56,9 @@ def test_every_baseline_keeps_to_the_choices(network: DigitsCNN, splits: Splits,
                 pairs = zip(bits.weights, bits.activations, strict=True)
                 assert all(pair in its for pair, its in zip(pairs, options, strict=True)), label
     assert found["HAWQ-V2"].allocations == found["HAWQ-V3"].allocations  # one problem, two exact solvers
+    assert {label for label, each in found.items() if each.cost.rounds} == {
+        "measured layer error", "AutoQuantize", "measured errors of all bits",
+    }  # fmt: skip
     assert all(each.cost.seconds > 0 for each in found.values() if each.sees and each.sees != ("weights",))
 
 
@@ -97,6 +100,22 @@ def test_what_a_small_network_has_is_drawn_once_each(splits: Splits, tmp_path: P
     assert 1 <= len(found) == len(set(found)) <= 9
 
 
+class Residual(nn.Module):
+    """One of its layers changes nothing, whatever its bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.dead = nn.Linear(64, 16), nn.Linear(16, 16)
+        self.second, self.last = nn.Linear(16, 16), nn.Linear(16, 10)
+        nn.init.zeros_(self.dead.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x.flatten(1)).relu()
+        x = x + self.dead(x)
+        return self.last(x + self.second(x).relu())
+
+
 class Tokens(nn.Module):
     """A transformer for the digits, most of whose values stay in float."""
 
@@ -130,6 +149,34 @@ def test_what_a_network_cannot_have_is_left_out_with_a_sentence(splits: Splits, 
     assert [sentence.partition(" in ")[0] for sentence in said] == [
         "HAWQ: small has no gradients", "bit-SNIP: small has no gradients",
     ]  # fmt: skip
+
+
+def test_uniform_bits_give_inputs_fewer_bits_where_that_alone_fits(splits: Splits, tmp_path: Path) -> None:
+    task = Task(Choices((2, 4, 8), (2, 4, 8)), Budget.parse("8bit"), rounding="nearest", sums="float")
+    bench = Bench("small", two_layers().eval(), splits, task, Ledger(tmp_path / "ledger.sqlite"))
+    macs = sum(layer.macs for layer in bench.layers)
+    for operations, label in ((16, "uniform W2A8"), (15, "uniform W3A4"), (8, "uniform W2A4"), (4, "uniform W2A2")):
+        (found,) = baselines(bench.at(Budget.parse(f"{operations * macs / 1e9:.9f}GBOPs")), 0, ["uniform"])
+        assert found.label == label
+
+
+def test_a_layer_whose_error_is_nothing_gets_the_fewest_bits(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(Residual(), splits, tmp_path, "3bit")
+    first, dead, second, last = bench.layer_errors
+    assert dead == 0 < second < last < first
+    (found,) = baselines(bench, 0, ["layer_error"])
+    assert found.allocations[0].weights == (2, 2, 4, 8)  # the first has four times as many weights
+
+
+def test_a_search_tells_what_it_measured_and_no_seconds_where_some_was_kept(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(two_layers(), splits, tmp_path, "4bit")
+    (found,) = baselines(bench, 0, ["direct"], measurements=40)
+    assert found.cost.steps == len(drawn(bench, 1000, seed=0)) == 2
+    assert found.cost.seconds > 0
+    assert found.note == ""
+    (again,) = baselines(bench, 0, ["direct"], measurements=41)
+    assert (again.allocations, again.cost.seconds) == (found.allocations, 0)
+    assert again.note == "some of its measurements are from before, so that its seconds are not known"
 
 
 def test_names() -> None:

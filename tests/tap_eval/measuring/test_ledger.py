@@ -33,6 +33,14 @@ def test_a_value_is_measured_once_by_many_threads_and_not_lost_by_a_failure(tmp_
     assert ledger.recall("other", lambda: 5) == 5
 
 
+def test_seconds_are_of_what_is_kept_and_not_of_what_goes_before(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert not ledger.holds("key")
+    found = ledger.timed("key", lambda: 7, lambda: time.sleep(0.5))
+    assert (found.value, found.seconds < 0.5, ledger.holds("key")) == (7, True, True)
+    assert ledger.timed("key", pytest.fail, pytest.fail) == found
+
+
 def test_a_claim_of_a_process_that_has_ended_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tap_eval.measuring.ledger._LEASE_SECONDS", 0.5)
     import multiprocessing

@@ -117,5 +117,5 @@ def test_scales_of_sums_count_within_a_budget_in_bytes(splits: Splits, tmp_path:
     few = uniform(plain.layers, 4, 4)  # where what shares the range of an input has other integers
     assert summed.size(few).total == plain.size(few).total + (3 + 2) * 5
     exact = Budget.parse(f"{plain.size(allocation).total}B")
-    assert most_uniform(plain.layers, 8, plain.beside(exact)) == allocation
-    assert most_uniform(summed.layers, 8, summed.beside(exact)) == uniform(plain.layers, 3)
+    assert most_uniform(plain.layers, {8}, plain.beside(exact)) == allocation
+    assert most_uniform(summed.layers, {8}, summed.beside(exact)) == uniform(plain.layers, 3)
