@@ -8,7 +8,7 @@ Whole searches of the config under each controller, judged by measured allocatio
 candidate costs no measurement. The seeds are of the search alone: network, calibration images and file are the same for
 all, and so is the first generation of a seed. `--llm random` takes any sentence of the embedded model's grammars, each
 alternative as likely as the others, in place of what that model says; everything else is as in a search with it. What
-is in the file is not done again.
+is in the file is not done again, and one of other settings is refused.
 
 Of each controller, means over seeds with one standard deviation: the best fitness; of proposals with parents, the gain
 over the better one, and the share that gained; the standard deviation of fitness within a generation; proposals until
@@ -42,12 +42,16 @@ from agents.answer import SUBMIT
 from agents.proposer import Proposer
 from graphs.controller import UPDATES
 from graphs.search import Search, SearchSettings
-from graphs.state import Candidate
+from graphs.state import Candidate, by_proposal
 from prompts.grammar import code_of
 from tap_agent.paths import cache_folder
+from tap_agent.sessions.record import versions
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.read import read_settings
-from tap_agent.tables.course import Proposal, best, course, gain, gained, until, within
+from tap_agent.tables.course import Proposal, best, course, gain, gained, proposals, until, within
+from tap_eval.measuring.ledger import key
+from tap_eval.proxies import features
+from tap_eval.sealed import digest
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\](?:\{\d+,\d+\})?|[a-z]+|[()|?]')
 Row = dict[str, Any]
@@ -66,10 +70,16 @@ def main() -> None:
     chosen = parser.parse_args()
     flags = {"worth": f"benchmark:{chosen.given}", "generations": chosen.generations, "llm": "embedded"}
     names = chosen.controllers.split(",")
+    if "uniform" not in names:
+        raise SystemExit("--controllers leaves out uniform, which the others are compared with: name it too.")
     rows: list[Row] = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
+    settings = read_settings(chosen.config, flags)
+    about = key(settings.model_dump(mode="json"), digest(chosen.given.read_bytes()), versions(), features.VERSION)
+    if any(row.get("about") != about for row in rows):
+        raise SystemExit(f"{chosen.out} holds rows of other settings, another file or version: name another --out.")
     with (
         tempfile.TemporaryDirectory() as folder,
-        Resources(read_settings(chosen.config, flags), cache_folder()) as resources,
+        Resources(settings, cache_folder()) as resources,
         resources.account(Path(folder) / "calls.sqlite") as account,
     ):
         proposer = resources.proposer(account)
@@ -80,8 +90,8 @@ def main() -> None:
                 what = {"llm": chosen.llm, "controller": name, "seed": seed}
                 if any(what.items() <= row.items() for row in rows):
                     continue
-                settings = replace(resources.search_settings(), controller=name, seed=seed)
-                rows.append({**what, "proposals": searched(proposer, settings)})
+                its = replace(resources.search_settings(), controller=name, seed=seed)
+                rows.append({**what, "about": about, "proposals": searched(proposer, its)})
                 with chosen.out.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
     tell([row for row in rows if row["llm"] == chosen.llm and row["seed"] < chosen.seeds], names)
@@ -92,9 +102,10 @@ def searched(proposer: Proposer, settings: SearchSettings) -> list[Row]:
     search = Search(lambda: proposer, settings, lambda _: None, lambda _: None, lambda _: [])
     graph = search.graph().compile(checkpointer=InMemorySaver(), interrupt_before=["choose"])
     steps = {"recursion_limit": 10_000, "max_concurrency": 1, "configurable": {"thread_id": "search"}}
-    candidates = sorted(graph.invoke({}, steps)["candidates"].items())  # type: ignore[arg-type]
-    found = [Candidate(**record) for _, record in candidates]
-    return [{"template": each.template, **its._asdict()} for each, its in zip(found, course(found), strict=True)]
+    records = graph.invoke({}, steps)["candidates"]  # type: ignore[arg-type]
+    found = [Candidate(**records[name]) for name in sorted(records, key=by_proposal)]
+    pairs = zip(proposals(found), course(found), strict=True)
+    return [{"template": each.template, **its._asdict()} for each, its in pairs]
 
 
 @dataclass(frozen=True)
@@ -195,7 +206,7 @@ def tell(rows: Sequence[Row], names: Sequence[str]) -> None:
         "gain over the better parent": gain,
         "share that gained": gained,
         "spread in a generation": within,
-        "proposals until it": lambda its: until(its, goal),
+        "proposals until it": lambda its: until(its, goal, len(its)),
     }
     print(f"{len(seeds)} seeds; uniform comes to {goal:.4f} in the mean\n")
     print(f"| controller | {' | '.join(rates)} | seeds that reach it |\n{'|---' * (len(rates) + 2)}|")

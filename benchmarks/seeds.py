@@ -30,6 +30,7 @@ from graphs.search import Search
 from graphs.state import Candidate, SearchState
 from tap_agent.paths import cache_folder
 from tap_agent.sessions.final_table import measurements
+from tap_agent.sessions.record import versions
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.model import Settings
 from tap_agent.settings.read import read_settings
@@ -37,11 +38,13 @@ from tap_eval.baselines.baselines import baselines
 from tap_eval.baselines.direct import direct
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key
-from tap_eval.quantization import quantizer
+from tap_eval.proxies import features
 from tap_eval.quantization.quantizer import Allocation
 
 BESIDE = ("measured", "uniform", "random")
 """what the labels of those baselines begin with that stand beside"""
+_VERSION = 2
+"""raise it when a column comes to mean something else"""
 _STEPS = 10_000
 """of a graph, far beyond any search"""
 _RACING = "evolution, racing"
@@ -70,9 +73,9 @@ def main() -> None:
     seeds = range(chosen.first, chosen.first + chosen.seeds)
     for seed in seeds:
         settings = read_settings(chosen.config, flags | {"seed": seed, "calibration_draws": 1})
-        about = key(settings.model_dump(mode="json", exclude={"seed"}), quantizer.VERSION)
+        about = key(_VERSION, settings.model_dump(mode="json", exclude={"seed"}), versions(), features.VERSION)
         if any(row["about"] != about for row in rows):
-            raise SystemExit(f"{chosen.out} holds rows of other settings or another quantizer: name another --out.")
+            raise SystemExit(f"{chosen.out} holds rows of other settings or another version: name another --out.")
         there = {row["from"] for row in rows if row["seed"] == seed}
         for found in _missing(
             settings, lambda name, there=there: name not in there and (name in only if only else name != _RACING)
@@ -162,14 +165,14 @@ def _tell(rows: Sequence[Row]) -> None:
     for seed, its in sorted(by_seed.items()):
         print(f"| {seed} | {' | '.join(cell([its[name]]) if name in its else '' for name in names)} |")
     print(f"| mean | {' | '.join(cell([row for row in rows if row['from'] == name]) for name in names)} |\n")
-    whole = [its for its in by_seed.values() if len(its) == len(names)]
     others = names[1:] if names[:1] == ["evolution"] else []
     for other, what in [
         *((each, "fitness") for each in others if each in ("one-shot", _RACING)),
         *((each, "kl") for each in others),
     ]:
         sign = 1 if what == "fitness" else -1
-        ahead = [(its["evolution"][what] - its[other][what]) * sign for its in whole]
+        both = [its for its in by_seed.values() if {"evolution", other} <= its.keys()]
+        ahead = [(its["evolution"][what] - its[other][what]) * sign for its in both]
         test = f", p = {wilcoxon(ahead).pvalue:.3f}" if len(ahead) > 1 and any(ahead) else ""
         better, worse = sum(each > 0 for each in ahead), sum(each < 0 for each in ahead)
         print(f"- evolution and {other}, by {what}: ahead in {better}, behind in {worse} of {len(ahead)}{test}")

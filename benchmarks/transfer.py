@@ -54,7 +54,9 @@ def main() -> None:
 
 
 def _told(bench: Bench, allocations: Sequence[Allocation]) -> str:
-    """KL and top-1 on test images."""
+    """KL and top-1 on test images; "" of no allocation."""
+    if not allocations:
+        return ""
     (found,) = bench.measure_all(allocations, "test", [0], kept=True)
     return cell([{"kl": each.kl, "top1": each.top1} for each in found])
 

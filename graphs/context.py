@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, TypedDict
 
 from agents.assignment import Assignment, Outcome, Parent
-from graphs.state import Candidate, SearchState, Template
+from graphs.state import Candidate, SearchState, Template, by_proposal
 from prompts.emphases import EMPHASES
 from prompts.grammar import expression_of
 from tap_eval.proxies.proxy import Failure, Proxy
@@ -115,7 +115,7 @@ def outcomes(state: SearchState) -> list[Outcome]:
 
 def tried(parent: str, records: Records) -> list[Outcome]:
     """The latest that were made of `parent`, in the order of their names."""
-    offspring = sorted(name for name, record in records.items() if parent in record["parents"])
+    offspring = sorted((name for name, record in records.items() if parent in record["parents"]), key=by_proposal)
     return [outcome(name, records) for name in offspring[-TRIED_SHOWN:]]
 
 
@@ -148,7 +148,9 @@ def seed_of(seed: int, *parts: object) -> int:
 def _judged(records: Records) -> dict[str, float]:
     """The fitness of the latest expressions, from the oldest on."""
     found: dict[str, float] = {}
-    latest = sorted(records.values(), key=lambda record: (record["generation"], record["name"]), reverse=True)
+    latest = sorted(
+        records.values(), key=lambda record: (record["generation"], by_proposal(record["name"])), reverse=True
+    )
     for record in latest:
         if record["fitness"] is not None and (expression := expression_of(record["code"])):
             found.setdefault(expression, record["fitness"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphs.state import Candidate
+from graphs.state import Candidate, by_proposal
 from tap_eval.allocation.choices import uniform
 from tap_eval.allocation.size import bops
 from tap_eval.measuring.bench import Bench
@@ -36,7 +36,9 @@ class Judge:
         for the first place, and the members of the library that have run all stages are rivals; or nothing is measured
         of them, where it is by allocations measured before that they are judged.
         """
-        proposed = sorted((everyone[name] for name in names), key=lambda each: (bool(each.draft_of), each.name))
+        proposed = sorted(
+            (everyone[name] for name in names), key=lambda each: (bool(each.draft_of), by_proposal(each.name))
+        )
         judged = self._without_twins(proposed)
         living = [candidate for candidate in judged.values() if candidate.failure is None]
         before = [candidate.scores for name, candidate in everyone.items() if name not in names and candidate.scores]

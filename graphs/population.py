@@ -6,7 +6,7 @@ import random
 import statistics
 from collections.abc import Iterable, Sequence
 
-from graphs.state import Candidate, Template
+from graphs.state import Candidate, Template, by_proposal
 from tap_eval.proxies.fitness import rank_correlation
 
 LEAST = 4
@@ -18,7 +18,7 @@ ALIKE = 0.98
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The living from best to worst; of equals, the newer comes first."""
     living = [candidate for candidate in candidates if candidate.fitness is not None]
-    return sorted(living, key=lambda candidate: (candidate.value, candidate.name), reverse=True)
+    return sorted(living, key=lambda candidate: (candidate.value, by_proposal(candidate.name)), reverse=True)
 
 
 def survivors(candidates: Iterable[Candidate], size: int) -> list[str]:

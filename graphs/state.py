@@ -42,6 +42,11 @@ class Bits(BaseModel):
         return [bits if isinstance(bits, int) else sum(map(int, bits)) / len(bits) for bits in self.weights]
 
 
+def by_proposal(name: str) -> tuple[str, int, str]:
+    """Sorts names of candidates in the order of proposal, p999 before p1000, and drafts behind what they are of."""
+    return name[:1], int("".join(filter(str.isdigit, name)) or 0), name
+
+
 class Candidate(BaseModel):
     """One proposal, alive or dead; lists of lists hold one entry a network of the benchmark set."""
 

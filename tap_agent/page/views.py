@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from markdown_it import MarkdownIt
 
 from graphs import population
-from graphs.state import Candidate
+from graphs.state import Candidate, by_proposal
 from tap_agent.page.chat import Chat
 from tap_agent.report import curves, figures, html, layer_figures
 from tap_agent.report.figures import Section
@@ -97,7 +97,10 @@ def progress(history: History, settings: Settings, events: Sequence[dict[str, An
 def proxies(history: History, chosen: str | None, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The population, best first, and one candidate of it in full."""
     order = {candidate.name: place for place, candidate in enumerate(population.ranked(history.everyone))}
-    rows = sorted(history.everyone, key=lambda each: (order.get(each.name, len(order) + bool(each.failure)), each.name))
+    rows = sorted(
+        history.everyone,
+        key=lambda each: (order.get(each.name, len(order) + bool(each.failure)), by_proposal(each.name)),
+    )
     candidate = history.candidate(chosen) if chosen else None
     proposed = _proposed(candidate.name, events) if candidate else {}
     messages = [message for message in proposed.get("conversation", []) if "role" in message]  # not of earlier versions

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphs import population
-from graphs.state import Candidate, Generation
+from graphs.state import Candidate, Generation, by_proposal
 from tap_agent.runs.folder import RunFolder, read_result
 from tap_agent.runs.result import History, NetworkRecord, Result
 
@@ -116,7 +116,7 @@ def of_events(events: Sequence[dict[str, Any]]) -> History:
                 notebook = event["lines"]
             case _:
                 pass
-    found = [Candidate.model_validate(candidates[name]) for name in sorted(candidates)]
+    found = [Candidate.model_validate(candidates[name]) for name in sorted(candidates, key=by_proposal)]
     return History(
         networks=list(networks.values()),
         generations=[generations[index] for index in sorted(generations)],

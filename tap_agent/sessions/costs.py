@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.rows import calibrated, named, proxy_subjects
 from tap_agent.sessions.subject import ProxySubject
 from tap_agent.settings.model import NetworkSettings, Settings
+from tap_agent.tables import course
 from tap_agent.tables.line import Figure, Kind, Line
 from tap_agent.tables.plan import Planned, Variant
 from tap_eval.allocation.budget import Budget
@@ -27,7 +29,7 @@ from tools.evaluation import score
 def costs(planned: Planned, place: Place) -> Lines:
     """Of each rule on every network, once for each seed, so that it computes all again."""
     subjects = proxy_subjects(planned.plan.proxies)
-    runs = [RunFolder(Path(what)) for what in planned.plan.proxies if Path(what).is_dir()]
+    runs = [RunFolder(path) for path in dict.fromkeys(map(Path, planned.plan.proxies)) if path.is_dir()]
     yield from each_network(planned, partial(_of_network, planned.plan.seeds, subjects, runs, place))
 
 
@@ -37,7 +39,8 @@ class _Cost:
 
     kind: Kind
     sees: Sequence[str]
-    note: str
+    notes: list[str] = field(default_factory=list)
+    """of each seed that has one"""
     figures: dict[str, list[float]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     """why, of each seed under which it could not be measured"""
@@ -50,10 +53,12 @@ class _Cost:
 
     def told(self, seeds: int) -> str:
         """What is to be known of it after so many seeds."""
-        if not self.failed:
-            return self.note or ("" if self.figures else "looks at nothing")
-        of = "" if len(self.failed) == seeds else f" in {len(self.failed)} of {seeds}"
-        return "; ".join(filter(None, [self.note, f"not measured{of}: {' '.join(dict.fromkeys(self.failed))}"]))
+        counted = Counter(self.notes)
+        told = [note if count == seeds else f"in {count} of {seeds}: {note}" for note, count in counted.items()]
+        if self.failed:
+            of = "" if len(self.failed) == seeds else f" in {len(self.failed)} of {seeds}"
+            told.append(f"not measured{of}: {' '.join(dict.fromkeys(self.failed))}")
+        return "; ".join(told) or ("" if self.figures else "looks at nothing")
 
 
 def _of_network(
@@ -73,13 +78,13 @@ def _of_network(
                 try:
                     _add(found, subjects, network, resources.benches[0].at(budget), resources, place)
                 except BudgetMistake as mistake:
-                    found.setdefault((budget.text, "ours"), _Cost("proxy", (), "")).failed.append(str(mistake))
+                    found.setdefault((budget.text, "ours"), _Cost("proxy", ())).failed.append(str(mistake))
             name = resources.benches[0].name
         done = seed - settings.seed + 1
         protocol = f"{done} draws of {calibrated(settings)}"
         yield [
             *(_line(cost, name, *key, variant.label, protocol, done) for key, cost in found.items()),
-            *(_search(run, name) for run in runs),
+            *(_search(run, name, sum(each.name == run.name for each in runs) > 1) for run in runs),
         ]
 
 
@@ -96,7 +101,8 @@ def _add(
     for subject in subjects:
         label, note = named(subject, network)
         place.listener.begin(f"timing {label} on {bench.name}, seed {seed}")
-        cost = found.setdefault((budget, label), _Cost("proxy", seen_by_proxies(bench), note))
+        cost = found.setdefault((budget, label), _Cost("proxy", seen_by_proxies(bench)))
+        cost.notes += filter(None, [note])
         try:
             cost.add(_proxy_cost(subject, bench, resources))
         except ProxyMistake as mistake:
@@ -104,7 +110,7 @@ def _add(
 
     def left_out(sentence: str) -> None:
         label, _, why = sentence.partition(": ")
-        found.setdefault((budget, label), _Cost("baseline", (), "")).failed.append(why)
+        found.setdefault((budget, label), _Cost("baseline", ())).failed.append(why)
 
     for entry in beside(
         bench,
@@ -112,7 +118,8 @@ def _add(
         left_out,
         lambda label: place.listener.begin(f"timing {label} on {bench.name}, seed {seed}"),
     ):
-        cost = found.setdefault((budget, entry.label), _Cost("baseline", entry.sees, entry.note))
+        cost = found.setdefault((budget, entry.label), _Cost("baseline", entry.sees))
+        cost.notes += filter(None, [entry.note])
         if entry.cost:
             rounding = bench.rounding_seconds if entry.cost.rounds else 0.0
             cost.add({**entry.cost.model_dump(exclude={"rounds"}), "rounding": rounding})
@@ -157,17 +164,17 @@ def _line(cost: _Cost, network: str, budget: str, row: str, variant: str, protoc
     )
 
 
-def _search(run: RunFolder, network: str) -> Line:
-    """What the search cost that found a proxy, by the record of its run."""
+def _search(run: RunFolder, network: str, of_several: bool) -> Line:
+    """What the search cost that found a proxy, by the record of its run; `of_several` of one name it has its path."""
     result = run.finished()
     figures = {
-        "proposals": len(result.candidates),
+        "proposals": len(course.proposals(result.candidates)),
         "steps": len(result.generations) - 1,
         "search_seconds": result.seconds,
     }
     return Line(
         network=network,
-        row=f"search of {result.run}",
+        row=f"search of {run.path if of_several else run.name}",
         kind="search",
         figures={name: Figure(values=(value,)) for name, value in figures.items()},
         note=f"once, for every network that its proxy is applied to; {result.measured:,} measurements",

@@ -101,7 +101,8 @@ def beside(
 
 def measurements(bench: Bench, settings: Settings) -> int:
     """How many allocations of a network a search with these settings measures: each proposal at every budget."""
-    budgets = max(len(Budget.parse_all(network.budget or settings.budget)) for network in settings.networks)
+    same = [each for each in settings.networks if each.network == bench.name.partition(" (")[0]]
+    budgets = max(len(Budget.parse_all(network.budget or settings.budget)) for network in same or settings.networks)
     if budgets == 1 and settings.second_budget and not settings.given:
         budgets += len(second(bench))
     return settings.population * (settings.generations + 1) * budgets

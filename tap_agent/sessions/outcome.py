@@ -7,7 +7,7 @@ from typing import Any
 
 from agents import replay
 from agents.account import Account
-from graphs.state import Candidate, Generation, SearchState
+from graphs.state import Candidate, Generation, SearchState, by_proposal
 from graphs.winner import Finalist
 from tap_agent.report import html
 from tap_agent.runs.folder import NETWORKS, RunFolder
@@ -131,7 +131,7 @@ def conclude(
 
     The first of the benchmark set are `benches`, of which there is a table; all of it is in `networks`.
     """
-    candidates = [Candidate(**record) for _, record in sorted(state["candidates"].items())]
+    candidates = [Candidate(**state["candidates"][name]) for name in sorted(state["candidates"], key=by_proposal)]
     assert state["best"] is not None
     best = Candidate(**state["candidates"][state["best"]])
     left_out: list[str] = []

@@ -15,8 +15,10 @@ from typing import Any
 from agents.account import LimitMistake
 from agents.chat import ModelMistake
 from agents.models import REPLAY
+from graphs.state import Candidate
 from tap_agent.runs.folder import RunFolder
 from tap_agent.runs.mending import check_calls, mend
+from tap_agent.runs.progress import of_events
 from tap_agent.runs.result import Result
 from tap_agent.sessions.outcome import NoProxyMistake
 from tap_agent.sessions.place import Lines, Place, each_network
@@ -44,8 +46,20 @@ class _Searches:
     results: list[Result] = field(default_factory=list)
     came_to_nothing: list[str] = field(default_factory=list)
     """a sentence about each that has no result"""
+    dead: list[list[Candidate]] = field(default_factory=list)
+    """the candidates of each in which none lived"""
     line: Line | None = None
     """what they have come to so far"""
+
+    @property
+    def planned(self) -> int:
+        """Proposals of each that no limit stops."""
+        return self.settings.population * (self.settings.generations + 1)
+
+    @property
+    def courses(self) -> list[list[course.Proposal]]:
+        """How each went, those that have a result first."""
+        return [course.course(its) for its in (*(result.candidates for result in self.results), *self.dead)]
 
 
 def searches(planned: Planned, place: Place) -> Lines:
@@ -75,7 +89,12 @@ def _of_network(
             where = _opened_with(settings)
             if where not in contents:
                 contents[where] = _content(settings, place)
-            group.results.append(_searched(its, variant.label, contents[where], place))
+            path = _path(its, variant.label, contents[where], place)
+            try:
+                group.results.append(_searched(path, its, place))
+            except (NoProxyMistake, LimitMistake):
+                group.dead.append(of_events(RunFolder(path).events()).candidates)
+                raise
         except (NoProxyMistake, LimitMistake, ModelMistake, BudgetMistake) as mistake:
             group.came_to_nothing.append(str(mistake))
             if isinstance(mistake, (ModelMistake, BudgetMistake)):  # which any other seed would meet too
@@ -95,14 +114,19 @@ def _content(settings: Settings, place: Place) -> str:
     """Names a network with its images, so that no run is taken for one of other weights or images."""
     with place.opened(settings) as resources:
         (bench,) = resources.benches
-        splits = bench.splits
-        return key(bench.digest, *(images.digest for images in (*splits.calibrations, splits.search, splits.test)))
+        splits, latencies = bench.splits, bench.task.latencies
+        images = [each.digest for each in (*splits.calibrations, splits.search, splits.test)]
+        return key(bench.digest, *images, *([latencies.content] if latencies else []))
 
 
-def _searched(settings: Settings, label: str, content: str, place: Place) -> Result:
-    """The result of a run, which is begun, or goes on, unless it has ended."""
+def _path(settings: Settings, label: str, content: str, place: Place) -> Path:
+    """Where a run is kept."""
     words = [label, settings.networks[0].network, f"seed-{settings.seed}", _depends(settings, content)[:8]]
-    path = place.folder / re.sub(r"[^\w.-]+", "-", "-".join(filter(None, words)))
+    return place.folder / re.sub(r"[^\w.-]+", "-", "-".join(filter(None, words)))
+
+
+def _searched(path: Path, settings: Settings, place: Place) -> Result:
+    """The result of the run at `path`, which is begun, or goes on, unless it has ended."""
     if path.exists() and not (path / "config.yaml").exists():  # it was interrupted while it was made
         shutil.rmtree(path)
     folder = RunFolder(path) if path.exists() else None
@@ -140,7 +164,7 @@ def _listen(place: Place, event: dict[str, Any]) -> None:
 def _line(group: _Searches, seeds: int) -> Line:
     """What the searches so far came to."""
     settings, results = group.settings, group.results
-    courses = [course.course(result.candidates) for result in results]
+    courses = group.courses[: len(results)]
     rows = [next(row for row in result.table if row.kind == "proxy") for result in results]
     found: dict[str, list[float | None]] = {
         "top1": [100 * statistics.mean(row.draws) for row in rows],
@@ -148,12 +172,12 @@ def _line(group: _Searches, seeds: int) -> Line:
         "fitness": [course.best(each) for each in courses],
         "bits": [row.bits for row in rows],
         "size": [row.size_bytes / 2**20 for row in rows],
-        "proposals": [len(result.candidates) for result in results],
+        "proposals": [len(each) for each in courses],
         "gain": [course.gain(each) for each in courses],
         "gained": [None if (share := course.gained(each)) is None else 100 * share for each in courses],
         "within": [course.within(each) for each in courses],
     }
-    shares = [course.not_executable(result.candidates) for result in results]
+    shares = [course.not_executable(its) for its in (*(result.candidates for result in results), *group.dead)]
     for generation in sorted({each for its in shares for each in its}):
         found[failed(f"generation {generation}")] = [100 * its[generation] for its in shares if generation in its]
     notes = [f"{len(results)} of {seeds} seeds"] if len(results) < seeds else []
@@ -186,16 +210,17 @@ def _compared(line: Line, groups: Sequence[_Searches], against: str | None) -> L
     reference = next((each for each in groups if (each.variant, each.network) == (against, group.network)), None)
     if reference is None or not reference.results or not group.results:
         return line
-    its, others = ([course.course(each.candidates) for each in both.results] for both in (group, reference))
-    goal = statistics.mean(course.best(each) for each in others)
+    its, others = group.courses, reference.courses
+    goal = statistics.mean(course.best(each) for each in others[: len(reference.results)])
+    until = [course.until(each, goal, group.planned) for each in its]
     found: dict[str, list[float | None]] = {
-        "until": [course.until(each, goal) for each in its],
+        "until": [*until],
         "reached": [sum(course.best(each) >= goal for each in its)],
     }
-    until = statistics.mean(course.until(each, goal) for each in others)
     spreads = [spread for each in others if (spread := course.within(each)) is not None]
     if group is not reference:
-        found["until_change"] = [_change(course.until(each, goal), until) for each in its]
+        beside = statistics.mean(course.until(each, goal, reference.planned) for each in others)
+        found["until_change"] = [_change(each, beside) for each in until]
         mean = statistics.mean(spreads) if spreads else 0.0
         found["within_change"] = [_change(course.within(each), mean) for each in its]
     return line.model_copy(update={"figures": line.figures | _figures(found)})

@@ -12,11 +12,11 @@ from tap_eval.proxies.proxy import Failure
 
 
 class Proposal(NamedTuple):
-    """One of a search, in the order of proposal."""
+    """One of a search, in the order of proposal, with the drafts that its agent measured on the way to it."""
 
     generation: int
     fitness: float | None
-    """None of one that died"""
+    """the best of it and its drafts, None where all died"""
     parent: float | None
     """the fitness of its better parent, None of one that has none"""
 
@@ -24,50 +24,59 @@ class Proposal(NamedTuple):
 def course(candidates: Sequence[Candidate]) -> list[Proposal]:
     """The proposals of a search; `candidates` are all of it, in their order."""
     values = {each.name: each.value for each in candidates}
-    found = []
+    fitness: dict[str, list[float]] = {}
     for each in candidates:
+        if each.fitness is not None:
+            fitness.setdefault(each.draft_of or each.name, []).append(each.fitness)
+    found = []
+    for each in proposals(candidates):
         parent = max((values[name] for name in each.parents), default=None)
-        found.append(Proposal(each.generation, each.fitness, parent))
+        found.append(Proposal(each.generation, max(fitness.get(each.name, ()), default=None), parent))
     return found
 
 
-def best(proposals: Sequence[Proposal]) -> float:
+def proposals(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that are no drafts."""
+    return [each for each in candidates if each.draft_of is None]
+
+
+def best(its: Sequence[Proposal]) -> float:
     """The greatest fitness; minus infinity where none lives."""
-    return max((each.fitness for each in proposals if each.fitness is not None), default=-math.inf)
+    return max((each.fitness for each in its if each.fitness is not None), default=-math.inf)
 
 
-def gain(proposals: Sequence[Proposal]) -> float | None:
+def gain(its: Sequence[Proposal]) -> float | None:
     """What offspring have more than their better parents, in the mean; None where none lives."""
-    gains = _gains(proposals)
+    gains = _gains(its)
     return statistics.mean(gains) if gains else None
 
 
-def gained(proposals: Sequence[Proposal]) -> float | None:
+def gained(its: Sequence[Proposal]) -> float | None:
     """The share of offspring that have more than their better parents; None where none lives."""
-    gains = _gains(proposals)
+    gains = _gains(its)
     return statistics.mean(each > 0 for each in gains) if gains else None
 
 
-def _gains(proposals: Sequence[Proposal]) -> list[float]:
-    return [each.fitness - each.parent for each in proposals if each.fitness is not None and each.parent is not None]
+def _gains(its: Sequence[Proposal]) -> list[float]:
+    return [each.fitness - each.parent for each in its if each.fitness is not None and each.parent is not None]
 
 
-def until(proposals: Sequence[Proposal], goal: float) -> int:
-    """How many proposals it took to a fitness of `goal`; all of them where none has it."""
-    reached = (place for place, each in enumerate(proposals, 1) if each.fitness is not None and each.fitness >= goal)
-    return next(reached, len(proposals))
+def until(its: Sequence[Proposal], goal: float, planned: int) -> int:
+    """How many proposals it took to a fitness of `goal`; all that were `planned` where none has it."""
+    reached = (place for place, each in enumerate(its, 1) if each.fitness is not None and each.fitness >= goal)
+    return next(reached, planned)
 
 
-def within(proposals: Sequence[Proposal]) -> float | None:
+def within(its: Sequence[Proposal]) -> float | None:
     """The standard deviation of fitness in a generation, in the mean over those that a controller has drawn.
 
     None where none of them has two that live.
     """
     generations: dict[int, list[float]] = {}
-    for each in proposals:
+    for each in its:
         if each.generation and each.fitness is not None:
             generations.setdefault(each.generation, []).append(each.fitness)
-    spreads = [statistics.stdev(its) for its in generations.values() if len(its) > 1]
+    spreads = [statistics.stdev(fitness) for fitness in generations.values() if len(fitness) > 1]
     return statistics.mean(spreads) if spreads else None
 
 
@@ -76,10 +85,10 @@ def not_executable(candidates: Sequence[Candidate]) -> dict[int, float]:
 
     A duplicate runs, and drafts are of the proposals on the way to which they were measured.
     """
-    proposals = [each for each in candidates if each.draft_of is None]
-    died = {each.name for each in proposals if each.failure not in (None, Failure.DUPLICATE)}
+    made = proposals(candidates)
+    died = {each.name for each in made if each.failure not in (None, Failure.DUPLICATE)}
     shares = {}
-    for generation in sorted({each.generation for each in proposals}):
-        its = [each.name for each in proposals if each.generation == generation]
+    for generation in sorted({each.generation for each in made}):
+        its = [each.name for each in made if each.generation == generation]
         shares[generation] = sum(name in died for name in its) / len(its)
     return shares

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from graphs.state import TEMPLATES
+from graphs.state import TEMPLATES, by_proposal
 from tap_agent.settings.model import Settings
 from tap_agent.terminal.bar import tell
 from tap_agent.terminal.console import out
@@ -185,7 +185,7 @@ def candidates_table(events: Sequence[Event], most: int) -> Table:
     for name in ("fitness", "accuracy", "KL", "seconds", "tokens"):
         table.add_column(name, no_wrap=True, justify="right")
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-    shown = sorted(events, key=lambda event: str(event["name"]))
+    shown = sorted(events, key=lambda event: by_proposal(event["name"]))
     left_out = max(len(shown) - max(most, 1), 0)
     best = max((event["fitness"] for event in shown if event.get("fitness") is not None), default=None)
     for event in shown[left_out:]:

@@ -20,7 +20,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.quantizer import VERSION as QUANTIZER
 
-_VERSION = 1
+_VERSION = 2
 Other = Mapping[int, tuple[Tensor, Tensor | None]]
 """a layer's weight and bias by bits"""
 

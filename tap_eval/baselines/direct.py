@@ -48,8 +48,10 @@ def direct(bench: Bench, count: int, seed: int) -> Search:
                 ]
             allocation = allocate(_positive(scores), layers, bench.task.choices, bench.task.budget)
             if allocation not in known:
-                before = before or bench.was_seen(allocation)
                 break
+        else:
+            break
+        before = before or bench.was_seen(allocation)
         known[allocation] = bench.searched(allocation).kl, scores
     return Search(min(known, key=lambda each: known[each][0]), len(known), before)
 

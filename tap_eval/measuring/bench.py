@@ -187,7 +187,7 @@ class Bench:
     @property
     def rounding_seconds(self) -> float:
         """What calibrating takes, and rounding all layers at all bits to choose from, whatever is kept of them."""
-        what = ["rounding", quantizer.VERSION, *self.rounded_by]
+        what = ["rounding", quantizer.VERSION, *self.rounded_by, self.rounds_sums]
         return self.once(what, lambda: self._local.anew().round()).seconds
 
     @cached_property
@@ -412,7 +412,7 @@ class Bench:
         """`layer_errors` with other bits, and what that took once layers were rounded."""
         search, calibration = self.splits.search, self.splits.calibrations[0]
         images = [search.digest, count := enough(search), calibration.digest]
-        name = key("timed layer errors", quantizer.VERSION, self.rounded_by, self.digest, images, bits, *self._where)
+        name = key("layer errors", quantizer.VERSION, self.rounded_by, self.digest, images, bits, *self._where)
         return self._ledger.timed(name, lambda: self._measures.layer_errors(bits, count), self._local.round)
 
     def once(self, what: Sequence[object], compute: Callable[[], A], rounded: bool = False) -> Timed[A]:

@@ -32,6 +32,8 @@ def test_the_newer_of_equals_comes_first_and_the_dead_do_not_come() -> None:
     assert population.survivors(POOL, 2) == ["p003", "p000"]
     assert population.best(POOL) == "p003"
     assert population.best(POOL[1:2]) is None
+    names = ["p999", "p1000", "p1000a"]
+    assert population.survivors([candidate(name, 0.5) for name in names], 8) == names[::-1]
 
 
 def test_the_library_holds_the_top_tenth_and_at_least_four() -> None:

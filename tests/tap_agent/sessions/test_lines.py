@@ -59,6 +59,32 @@ def test_searches_are_compared_with_those_of_the_same_network_and_budget() -> No
     assert _compared(other, groups, "controller uniform") is other
 
 
+def test_searches_in_which_nothing_lives_count_where_there_is_something_to_count() -> None:
+    network = NetworkSettings()
+    one, uniform = (group(variant, network, 0.5) for variant in ("controller ratio", "controller uniform"))
+    one.settings = uniform.settings = Settings(networks=(network,), population=4, generations=1)
+    failed = [
+        Candidate(
+            name=f"p00{place}",
+            generation=0,
+            template="initialization",
+            parents=[],
+            thought="",
+            code="",
+            failure="error",
+        )
+        for place in range(3)
+    ]  # which a limit ended before the fourth
+    one.dead.append(failed)
+    line = _line(one, 2)
+    assert line.figures["failed generation 0"].values == (0, 100)
+    assert line.figures["fitness"].values == (0.5,)
+    one.line = line
+    compared = _compared(line, [one, uniform], "controller uniform").figures
+    assert compared["until"].values == (1, 8)
+    assert compared["reached"].values == (1,)
+
+
 def test_what_a_search_depends_on(tmp_path: Path) -> None:
     answers, given = tmp_path / "answers.jsonl", tmp_path / "given.parquet"
     for file in (answers, given):
@@ -111,10 +137,11 @@ def test_a_proxy_is_of_a_network_with_its_weights_and_images(tmp_path: Path) -> 
 
 
 def test_costs_say_in_how_many_seeds_they_failed() -> None:
-    cost = _Cost("proxy", (), "found elsewhere")
+    cost = _Cost("proxy", (), ["found elsewhere"])
     cost.add({"scoring": 0.1})
     assert cost.told(1) == "found elsewhere"
     cost.failed.append("it fails.")
-    assert cost.told(5) == "found elsewhere; not measured in 1 of 5: it fails."
-    assert _Cost("baseline", (), "", failed=["none."]).told(1) == "not measured: none."
-    assert _Cost("baseline", (), "").told(2) == "looks at nothing"
+    cost.notes += ["found elsewhere", "a trace is below 0"]
+    assert cost.told(2) == "found elsewhere; in 1 of 2: a trace is below 0; not measured in 1 of 2: it fails."
+    assert _Cost("baseline", (), failed=["none."]).told(1) == "not measured: none."
+    assert _Cost("baseline", ()).told(2) == "looks at nothing"
