@@ -81,7 +81,7 @@ COLUMNS = {
     "images": Column("images", "", ",.0f"),
     "steps": Column("steps", "", ",.0f"),
     "seconds": Column("bits found in", "s", ".3g"),
-    "rounding": Column("once layers are rounded in", "s", ".3g"),
+    "rounding": Column("rounding before", "s", ".3g"),
     "describing": Column("features", "s", ".3g"),
     "scoring": Column("scoring", "s", ".4f"),
     "allocating": Column("allocating", "s", ".4f"),
