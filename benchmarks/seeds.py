@@ -88,11 +88,10 @@ def main() -> None:
 
 def _missing(settings: Settings, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """What a seed comes to, one at a time."""
-    count = settings.population * (settings.generations + 1)
     searches = {
         "evolution": settings,
         _RACING: settings.model_copy(update={"racing": _ERROR}),
-        "one-shot": settings.model_copy(update={"generations": 0, "population": count}),
+        "one-shot": settings.model_copy(update={"generations": 0, "population": settings.proposals}),
     }
     for name, its in searches.items():
         if wanted(name):

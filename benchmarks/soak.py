@@ -95,7 +95,7 @@ def soak(folder: RunFolder, settings: Settings, cache: Path) -> None:
     DrawingChat._generate = lambda *args, **kwargs: beside[1](*args, **kwargs)  # type: ignore[method-assign]
     names = ("checkpoints.sqlite", "calls.sqlite", "events.jsonl")
     print(f"| candidates | {' | '.join(f'KiB of {name}' for name in names)} | MiB | ms |\n|{'---|' * (len(names) + 3)}")
-    total = settings.population * (settings.generations + 1)
+    total = settings.proposals
     done, last, since = 0, 0, time.process_time()
 
     def own() -> float:

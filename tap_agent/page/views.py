@@ -82,7 +82,7 @@ def progress(history: History, settings: Settings, events: Sequence[dict[str, An
     best = history.candidate(history.best) if history.best else None
     return {
         "config": dump(settings),
-        "of": settings.population * (settings.generations + 1),
+        "of": settings.proposals,
         "made": sum(not each.draft_of for each in history.candidates),
         "alive": len(living),
         "generation": len(history.generations),

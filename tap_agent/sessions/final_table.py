@@ -10,7 +10,7 @@ from typing import Literal
 
 from graphs.state import Bits
 from tap_agent.runs.result import MeasuredTop1, Row, RowCost
-from tap_agent.sessions.resources import second
+from tap_agent.sessions.resources import names_of, second
 from tap_agent.settings.model import Settings
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.latency import PICOSECONDS
@@ -101,11 +101,11 @@ def beside(
 
 def measurements(bench: Bench, settings: Settings) -> int:
     """How many allocations of a network a search with these settings measures: each proposal at every budget."""
-    same = [each for each in settings.networks if each.network == bench.name.partition(" (")[0]]
-    budgets = max(len(Budget.parse_all(network.budget or settings.budget)) for network in same or settings.networks)
+    network = settings.networks[names_of(settings.networks).index(bench.name)]
+    budgets = len(Budget.parse_all(network.budget or settings.budget))
     if budgets == 1 and settings.second_budget and not settings.given:
         budgets += len(second(bench))
-    return settings.population * (settings.generations + 1) * budgets
+    return settings.proposals * budgets
 
 
 def measured(entry: Entry, draws: int, *, search: bool = True, advance: Advance = lambda: None) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
 from functools import cached_property
@@ -72,11 +72,8 @@ class Resources(AbstractContextManager["Resources"]):
     @cached_property
     def benches(self) -> list[Bench]:
         """Every network with its images; raises a `Mistake` that names what does not fit."""
-        benches: list[Bench] = []
-        for network in self.settings.networks:
-            same = sum(other.network == network.network for other in self.settings.networks[: len(benches)])
-            benches.append(self.bench(network, f"{network.network} ({same + 1})" if same else network.network))
-        return benches
+        networks = self.settings.networks
+        return [self.bench(network, name) for network, name in zip(networks, names_of(networks), strict=True)]
 
     @cached_property
     def benchmark(self) -> list[Bench]:
@@ -246,6 +243,15 @@ class Resources(AbstractContextManager["Resources"]):
             racing=settings.racing,
             seed=settings.seed,
         )
+
+
+def names_of(networks: Sequence[NetworkSettings]) -> list[str]:
+    """Of their benches: each network's own, and a number behind it for a further one of that name."""
+    found: list[str] = []
+    for place, network in enumerate(networks):
+        same = sum(other.network == network.network for other in networks[:place])
+        found.append(f"{network.network} ({same + 1})" if same else network.network)
+    return found
 
 
 def second(bench: Bench) -> list[Budget]:

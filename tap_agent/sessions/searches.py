@@ -52,11 +52,6 @@ class _Searches:
     """what they have come to so far"""
 
     @property
-    def planned(self) -> int:
-        """Proposals of each that no limit stops."""
-        return self.settings.population * (self.settings.generations + 1)
-
-    @property
     def courses(self) -> list[list[course.Proposal]]:
         """How each went, those that have a result first."""
         return [course.course(its) for its in (*(result.candidates for result in self.results), *self.dead)]
@@ -84,7 +79,7 @@ def _of_network(
     for seed in range(settings.seed, settings.seed + seeds):
         its = settings.model_copy(update={"seed": seed, "baselines": ()})
         doing = ", ".join(filter(None, [variant.label, f"seed {seed}"]))
-        place.listener.begin(f"searching on {network.network}: {doing}", its.population * (its.generations + 1))
+        place.listener.begin(f"searching on {network.network}: {doing}", its.proposals)
         try:
             where = _opened_with(settings)
             if where not in contents:
@@ -212,14 +207,14 @@ def _compared(line: Line, groups: Sequence[_Searches], against: str | None) -> L
         return line
     its, others = group.courses, reference.courses
     goal = statistics.mean(course.best(each) for each in others[: len(reference.results)])
-    until = [course.until(each, goal, group.planned) for each in its]
+    until = [course.until(each, goal, group.settings.proposals) for each in its]
     found: dict[str, list[float | None]] = {
         "until": [*until],
         "reached": [sum(course.best(each) >= goal for each in its)],
     }
     spreads = [spread for each in others if (spread := course.within(each)) is not None]
     if group is not reference:
-        beside = statistics.mean(course.until(each, goal, reference.planned) for each in others)
+        beside = statistics.mean(course.until(each, goal, reference.settings.proposals) for each in others)
         found["until_change"] = [_change(each, beside) for each in until]
         mean = statistics.mean(spreads) if spreads else 0.0
         found["within_change"] = [_change(course.within(each), mean) for each in its]

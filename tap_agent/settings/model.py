@@ -289,6 +289,11 @@ CPU; cuda takes all of them, cuda:N one."""
         return racing
 
     @property
+    def proposals(self) -> int:
+        """Of a whole search."""
+        return self.population * (self.generations + 1)
+
+    @property
     def given(self) -> Path | None:
         """The file of measured allocations by which candidates are judged."""
         kind, _, file = self.worth.partition(":")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_scores, known_before, least
+from tap_eval.baselines.rule import Effort, Found, Rule, by_scores, least, searched
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import key
@@ -54,16 +54,15 @@ def _find(bench: Bench, effort: Effort) -> Found:
     tried = key([[each.weights, each.activations] for each in allocations])
 
     def compute() -> tuple[int, bool]:
-        known = any(map(bench.was_seen, allocations))
-        return allocations.index(best(bench, allocations)), known
+        kept = any(map(bench.was_seen, allocations))
+        return allocations.index(best(bench, allocations)), kept
 
     what = [
         "best of random", _VERSION, tried, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by
     ]  # fmt: skip
-    (place, known), seconds = bench.once(what, compute, rounded=True)
-    of = f"of {len(allocations):,} different ones"
-    cost = Cost(bench.compared, len(allocations), 0.0 if known else seconds, True)
-    return Found((allocations[place],), cost, "; ".join(filter(None, [of, known_before(known)])))
+    (place, kept), seconds = bench.once(what, compute, rounded=True)
+    count = len(allocations)
+    return searched(bench, allocations[place], count, seconds, kept, f"of {count:,} different ones")
 
 
 RULE = Rule(

@@ -5,13 +5,13 @@ At most 100 products each, fewer where the estimate moves by less than a thousan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tap_eval.baselines.gradients import Gradients, Loss, Network
+from tap_eval.baselines.gradients import Loss, Network
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Timed
 
@@ -19,7 +19,9 @@ _STEPS, _TOLERANCE = 100, 1e-3
 _TINY = 1e-6
 """beside which an estimate of 0 has settled too"""
 Kind = Literal["eigenvalues", "traces"]
-Product = Callable[[Sequence[Tensor]], Gradients]
+Product = Callable[[Tensor], Tensor]
+Estimate = Callable[[Product, Tensor, torch.Generator], tuple[float, int]]
+"""a figure of the Hessian by a weight, given its product with vectors and that weight, and how many products it took"""
 
 
 def top_eigenvalues(loss: Loss, seed: int) -> tuple[list[float], int]:
@@ -27,17 +29,14 @@ def top_eigenvalues(loss: Loss, seed: int) -> tuple[list[float], int]:
 
     By power iteration, from a random vector.
     """
-    generator = torch.Generator().manual_seed(seed)
-    found = [_top_eigenvalue(loss.hessian([index]), _normal(weight, generator)) for index, weight in
-             enumerate(loss.weights)]  # fmt: skip
-    return [value for value, _ in found], sum(steps for _, steps in found)
+    return _of_each(loss, _top_eigenvalue, seed)
 
 
-def _top_eigenvalue(product: Product, vector: Tensor) -> tuple[float, int]:
-    known = 0.0
+def _top_eigenvalue(product: Product, weight: Tensor, generator: torch.Generator) -> tuple[float, int]:
+    vector, known = _normal(weight, generator), 0.0
     for step in range(1, _STEPS + 1):
         vector = vector / vector.norm()
-        (multiplied,) = product([vector])
+        multiplied = product(vector)
         value = float((vector * multiplied).sum())
         if float(multiplied.norm()) == 0 or (step > 1 and _settled(value, known)):
             return value, step
@@ -51,20 +50,23 @@ def traces(loss: Loss, seed: int) -> tuple[list[float], int]:
     By Hutchinson's method: the mean of v H v over vectors v of random signs. One of all weights together would give all
     traces at once, but what it adds for pairs of weights is large beside them, though zero in the mean.
     """
-    generator = torch.Generator().manual_seed(seed)
-    found = [_trace(loss.hessian([index]), weight, generator) for index, weight in enumerate(loss.weights)]
-    return [value for value, _ in found], sum(steps for _, steps in found)
+    return _of_each(loss, _trace, seed)
 
 
 def _trace(product: Product, weight: Tensor, generator: torch.Generator) -> tuple[float, int]:
     total = 0.0
     for step in range(1, _STEPS + 1):
         signs = _signs(weight, generator)
-        (multiplied,) = product([signs])
-        before, total = total, total + float((signs * multiplied).sum())
+        before, total = total, total + float((signs * product(signs)).sum())
         if step > 1 and _settled(total / step, before / (step - 1)):
             break
     return total / step, step
+
+
+def _of_each(loss: Loss, estimate: Estimate, seed: int) -> tuple[list[float], int]:
+    generator = torch.Generator().manual_seed(seed)
+    found = [estimate(loss.hessian(index), weight, generator) for index, weight in enumerate(loss.weights)]
+    return [value for value, _ in found], sum(steps for _, steps in found)
 
 
 def _settled(value: float, before: float) -> bool:

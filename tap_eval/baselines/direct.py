@@ -9,7 +9,7 @@ import random
 from typing import NamedTuple
 
 from tap_eval.allocation.allocator import allocate
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, known_before
+from tap_eval.baselines.rule import Effort, Found, Rule, searched
 from tap_eval.measuring.bench import Bench
 from tap_eval.quantization.quantizer import VERSION, Allocation, LayerBits
 
@@ -28,14 +28,14 @@ class Search(NamedTuple):
 
     best: Allocation
     measured: int
-    known: bool
+    kept: bool
     """whether some of them were measured before"""
 
 
 def direct(bench: Bench, count: int, seed: int) -> Search:
     """The best of up to `count` measured allocations of layers by mean KL divergence on the images that candidates
     see; there are fewer where none is found any more that is new."""
-    rng, layers, before = random.Random(seed), bench.layers, False
+    rng, layers, kept = random.Random(seed), bench.layers, False
     known: dict[Allocation, tuple[float, list[float]]] = {}
     for number in range(count):
         for _ in range(_TRIES):
@@ -51,9 +51,9 @@ def direct(bench: Bench, count: int, seed: int) -> Search:
                 break
         else:
             break
-        before = before or bench.was_seen(allocation)
+        kept = kept or bench.was_seen(allocation)
         known[allocation] = bench.searched(allocation).kl, scores
-    return Search(min(known, key=lambda each: known[each][0]), len(known), before)
+    return Search(min(known, key=lambda each: known[each][0]), len(known), kept)
 
 
 def _positive(scores: list[float]) -> list[float]:
@@ -65,13 +65,12 @@ def _find(bench: Bench, effort: Effort) -> Found:
     count, seed = effort.measurements, effort.seed
 
     def compute() -> tuple[tuple[LayerBits, ...], tuple[int, ...], int, bool]:
-        best, measured, known = direct(bench, count, seed)
-        return best.weights, best.activations, measured, known
+        found = direct(bench, count, seed)
+        return found.best.weights, found.best.activations, found.measured, found.kept
 
     what = ["direct", _VERSION, count, seed, VERSION, str(bench.task), bench.splits.search.digest, *bench.rounded_by]
-    (weights, activations, measured, known), seconds = bench.once(what, compute, rounded=True)
-    cost = Cost(bench.compared, measured, 0.0 if known else seconds, True)
-    return Found((Allocation(tuple(weights), tuple(activations)),), cost, known_before(known))
+    (weights, activations, measured, kept), seconds = bench.once(what, compute, rounded=True)
+    return searched(bench, Allocation(tuple(weights), tuple(activations)), measured, seconds, kept)
 
 
 RULE = Rule(

@@ -39,27 +39,26 @@ class Loss:
         found = [torch.autograd.grad(part(), list(self.weights), materialize_grads=True) for part in self.parts]
         return [torch.stack(each).sum(0) for each in zip(*found, strict=True)]
 
-    def hessian(self, of: Sequence[int]) -> Callable[[Sequence[Tensor]], Gradients]:
-        """Multiplies vectors of the form of the weights `of` with the Hessian by these weights alone.
+    def hessian(self, index: int) -> Callable[[Tensor], Tensor]:
+        """Multiplies a vector of the form of the weight at `index` with the Hessian by this weight alone.
 
         A loss of one part is computed once for all products, and held in memory as long as the function is.
         """
-        weights = [self.weights[index] for index in of]
+        weight = self.weights[index]
 
-        def differentiated(part: Callable[[], Tensor]) -> list[Tensor]:
-            found = torch.autograd.grad(part(), weights, create_graph=True, materialize_grads=True)
-            pairs = zip(found, weights, strict=True)
-            return [each if each.requires_grad else each + 0 * weight for each, weight in pairs]  # where it is constant
+        def differentiated(part: Callable[[], Tensor]) -> Tensor:
+            (found,) = torch.autograd.grad(part(), weight, create_graph=True, materialize_grads=True)
+            return found if found.requires_grad else found + 0 * weight  # where it is constant
 
         held = [differentiated(self.parts[0])] if len(self.parts) == 1 else None
 
-        def product(vectors: Sequence[Tensor]) -> Gradients:
-            total = [torch.zeros_like(weight) for weight in weights]
-            for grads in held or map(differentiated, self.parts):
-                found = torch.autograd.grad(
-                    grads, weights, list(vectors), retain_graph=held is not None, materialize_grads=True
+        def product(vector: Tensor) -> Tensor:
+            total = torch.zeros_like(weight)
+            for gradient in held or map(differentiated, self.parts):
+                (found,) = torch.autograd.grad(
+                    gradient, weight, vector, retain_graph=held is not None, materialize_grads=True
                 )
-                total = [before + more for before, more in zip(total, found, strict=True)]
+                total = total + found
             return total
 
         return product

@@ -73,9 +73,11 @@ class Rule:
     """whether it measures allocations to find one"""
 
 
-def known_before(known: bool) -> str:
-    """A note of a search, some of whose measurements were kept: the seconds of the others are not its own."""
-    return "some of its measurements are from before, so that its seconds are not known" if known else ""
+def searched(bench: Bench, best: Allocation, measured: int, seconds: float, kept: bool, note: str = "") -> Found:
+    """What a search over so many measured allocations found; where some were `kept`, the seconds are not its own."""
+    untold = "some of its measurements are from before, so that its seconds are not known" if kept else ""
+    cost = Cost(bench.compared, measured, 0.0 if kept else seconds, True)
+    return Found((best,), cost, "; ".join(filter(None, [note, untold])))
 
 
 def minimizing(bench: Bench, loss: Loss, cost: Cost = Cost(), note: str = "") -> Found:
