@@ -26,7 +26,7 @@ from tap_eval.proxies.consumers import OPERATIONS, consumers, weight_on
 from tap_eval.proxies.spectrum import spectra
 from tap_eval.proxies.statistics import Spread, Statistics, statistics
 
-VERSION = 5
+VERSION = 6
 """Part of the key of kept features: raise it when a change here changes them."""
 _BYTES = 40
 """for each value of a layer's input and output: itself, and what is computed of it"""
@@ -138,7 +138,8 @@ def describe(
     """One dict a layer, with exactly the names of `visible(inputs)`; `bits` are those that weights may take.
 
     The calibration images go through the network in parts, twice for the statistics and at least
-    once for the second moments, so that about `memory` bytes are in use.
+    once for the second moments, so that about `memory` bytes are in use. A layer that none of them reaches is described
+    by the images on which it was found.
     """
     described: list[Features] = [asdict(layer) for layer in prepared.layers]
     if inputs == "metadata":
@@ -148,11 +149,15 @@ def describe(
         for layer in prepared.layers
     ]
     at_once = _images_at_once(prepared, memory)
-    for second in (False, True):
-        for part in calibration.split(at_once):
-            prepared(
-                part, [partial(_see, seen[index], module, second) for index, module in enumerate(prepared.modules)]
-            )
+    for images in (calibration, *prepared.watched):
+        missing = [not each.output.count for each in seen]
+        for second in (False, True) if any(missing) else ():
+            layers = [
+                partial(_see, each, module, second) if absent else module
+                for each, module, absent in zip(seen, prepared.modules, missing, strict=True)
+            ]
+            for part in images.split(at_once):
+                prepared(part, layers)
     moments = spectra(prepared, calibration, at_once, memory, bits)
     read = consumers(prepared, next(iter(calibration.split(1))))
     for module, found, spectrum, of_output, features in zip(

@@ -18,7 +18,7 @@ from tap_eval.quantization.rounding import grouped, nearest
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Of a layer's unfolded input; zero where no image reaches the layer."""
+    """Of a layer's unfolded input."""
 
     trace: float
     rank: float
@@ -39,21 +39,19 @@ def spectra(
     entropy of order 2, where Roy and Vetterli (2007) take Shannon's, and needs no eigenvalues. Both are means over the
     groups of a convolution. `memory` bounds the moments held at a time, in
     bytes: of a layer that is above it, inputs of different blocks count as uncorrelated. `at_once` images go through
-    the network together.
+    the network together. A layer that none of `images` reaches has those of the images on which it was found.
     """
     blocks = {index: block_of(module, memory // 2) for index, module in enumerate(prepared.modules)}
-    found = [
-        Spectrum(0.0, 0.0, {each: torch.zeros(len(module.weight)) for each in bits}) for module in prepared.modules
-    ]
+    found: dict[int, Spectrum] = {}
     for group in together(prepared.modules, blocks, memory):
         sums = {index: Sums(prepared.modules[index], blocks[index]) for index in group}
-        for part in images.split(at_once):
-            prepared(part, [partial(_take, sums.get(index), each) for index, each in enumerate(prepared.modules)])
-        found = [
-            _spectrum(prepared.modules[index], sums[index], bits) if index in sums and sums[index].count else before
-            for index, before in enumerate(found)
-        ]
-    return found
+        for source in (images, *prepared.watched):
+            missing = {index: each for index, each in sums.items() if not each.count}
+            layers = [partial(_take, missing.get(index), module) for index, module in enumerate(prepared.modules)]
+            for part in source.split(at_once) if missing else ():
+                prepared(part, layers)
+        found |= {index: _spectrum(prepared.modules[index], each, bits) for index, each in sums.items()}
+    return [found[index] for index in range(len(prepared.modules))]
 
 
 def _take(sums: Sums | None, module: Quantizable, x: Tensor) -> Tensor:

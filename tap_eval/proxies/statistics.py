@@ -17,7 +17,8 @@ class Statistics:
     """Of R rows: feed `first` all parts, then `second` all parts again, each (R, N) with any N."""
 
     def __init__(self, rows: int) -> None:
-        self._count = 0
+        self.count = 0
+        """numbers of a row that were taken"""
         self._sum, self._absolute, self._square, self._zeros = (
             torch.zeros(rows, dtype=torch.float64) for _ in range(4)
         )
@@ -29,7 +30,7 @@ class Statistics:
         """Takes a part into sums and ranges."""
         low, high = torch.aminmax(part, dim=1)
         self._low, self._high = torch.minimum(self._low, low.double()), torch.maximum(self._high, high.double())
-        self._count += part.shape[1]
+        self.count += part.shape[1]
         self._zeros += (part == 0).sum(1)
         wide = part.double()
         self._sum += wide.sum(1)
@@ -38,7 +39,7 @@ class Statistics:
 
     def second(self, part: Tensor) -> None:
         """Takes a part into central moments and histograms."""
-        centred = part.double() - (self._sum / self._count)[:, None]
+        centred = part.double() - (self._sum / self.count)[:, None]
         squared = centred.square_()
         self._second += squared.sum(1)
         self._fourth += squared.square_().sum(1)
@@ -49,18 +50,18 @@ class Statistics:
 
     def values(self) -> dict[str, Tensor]:
         """Each statistic of each row, (R,) float64; entropy in nats over 256 equal bins between least and greatest."""
-        variance = self._second / self._count
-        share = self._bins.view(-1, BINS) / self._count
+        variance = self._second / self.count
+        share = self._bins.view(-1, BINS) / self.count
         return {
             "l1": self._absolute,
             "l2": self._square.sqrt(),
-            "mean": self._sum / self._count,
+            "mean": self._sum / self.count,
             "std": variance.sqrt(),
             "absmax": torch.maximum(self._low.abs(), self._high.abs()),
-            "kurtosis": self._fourth / self._count / variance.square().clamp_min(1e-24),
+            "kurtosis": self._fourth / self.count / variance.square().clamp_min(1e-24),
             "entropy": -torch.special.xlogy(share, share).sum(1),
-            "sparsity": self._zeros / self._count,
-            "power": self._square / self._count,
+            "sparsity": self._zeros / self.count,
+            "power": self._square / self.count,
         }
 
 

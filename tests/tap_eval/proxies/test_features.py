@@ -119,6 +119,30 @@ def test_statistics_are_those_of_weights_and_activations(bench: Bench) -> None:
     assert 0 <= features["activation_entropy"] <= math.log(256)  # type: ignore[operator]
 
 
+class Either(nn.Module):
+    """Goes one way for bright images and another for dark ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bright, self.dark, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        way = self.bright if x.mean() > 0 else self.dark
+        return self.last(way(x).relu().mean((2, 3)))
+
+
+def test_a_layer_that_no_calibration_image_reaches_is_described_by_those_on_which_it_was_found() -> None:
+    torch.manual_seed(0)
+    bright = IMAGES.pixels.abs()
+    prepared = prepare(Either(), bright[:2], [bright, -bright])
+    assert [layer.name for layer in prepared.layers] == ["bright", "last", "dark"]
+    found, of_dark = describe(prepared, bright, "statistics"), describe(prepared, -bright, "statistics")
+    assert found[2] == of_dark[2]
+    assert found[:2] != of_dark[:2]
+    assert found[2]["input_trace"] > 0  # type: ignore[operator]
+    assert all(map(math.isfinite, tuned(found)))  # type: ignore[arg-type]
+
+
 class Grouped(Blocks):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3, groups=4))
