@@ -55,7 +55,7 @@ class Prior:
             for bench, relaxation in alike:
                 worth = np.exp(-relaxation.errors(units) @ bench.layer_errors)
                 rho = _correlations(ranks, rankdata(bench.layer_errors))
-                fitness += self._weights.alpha * rho + (1 - self._weights.alpha) * worth
+                fitness += self._weights.alpha * rho + self._weights.share * worth
         return fitness / len(self._benches)
 
 

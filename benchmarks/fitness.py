@@ -25,7 +25,7 @@ from tap_agent.runs.folder import RunFolder
 from tap_agent.sessions.resources import Resources
 from tap_agent.settings.read import read_settings
 from tap_eval.measuring.bench import Bench
-from tap_eval.proxies.fitness import FitnessWeights, fitness
+from tap_eval.proxies.fitness import FitnessWeights
 from tap_eval.proxies.proxy import Rejection
 from tools.evaluation import score
 from tools.sandbox import Sandbox
@@ -54,7 +54,7 @@ def main() -> None:
     for worth in ("accuracy", "kl"):
         for alpha in ALPHAS:
             weights = FitnessWeights(alpha, worth=worth)  # type: ignore[arg-type]
-            values = [fitness(each.rho, weights.worths(each.top1, each.kl), weights) for each in living]
+            values = [weights.offset(each.rho) + weights.worth_term(each.top1, each.kl) for each in living]
             cells = [_told([_agreement(values, there) for there in elsewhere])]
             cells.append(_told([_agreement(*_better(values, there)) for there in elsewhere]))
             cells.append(_told([there[values.index(max(values))] - min(there) for there in elsewhere], 4))

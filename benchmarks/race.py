@@ -22,7 +22,7 @@ from tap_agent.sessions.resources import Resources
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.race import Entrant, Seen, image_sets, race
 from tap_eval.measuring.stages import STAGES
-from tap_eval.proxies.fitness import FitnessWeights, fitness
+from tap_eval.proxies.fitness import FitnessWeights
 
 ERRORS = (0.02, 0.1, 0.2, 0.5)
 
@@ -65,7 +65,7 @@ def replayed(
     seen = everything = 0
     for generation in sorted({candidate.generation for candidate in candidates}):
         living = [each for each in candidates if each.generation == generation and each.failure is None]
-        entrants = [Entrant(fitness(each.rho, [0.0] * len(benches), weights)) for each in living]
+        entrants = [Entrant(each.value - weights.worth_term(each.top1, each.kl)) for each in living]
 
         def measure(which: Sequence[int], stage: int, living: Sequence[Candidate] = tuple(living)) -> list[Seen]:
             pairs = [list(zip(benches, living[index].allocations, strict=True)) for index in which]
@@ -73,7 +73,7 @@ def replayed(
 
         rivals = sorted(finished.values(), key=lambda pair: pair[0], reverse=True)[: population.LEAST]
         sizes = [[len(bench.stages[stage]) for bench in benches] for stage in range(len(STAGES))]
-        sets, share = image_sets([bench.splits.search for bench in benches]), 1 - weights.alpha
+        sets, share = image_sets([bench.splits.search for bench in benches]), weights.share
         race(entrants, [rival for _, rival in rivals], measure, sizes, sets, 1, error, share, weights.worth)
         for candidate, entrant in zip(living, entrants, strict=True):
             seen += sum(map(len, entrant.so_far()))

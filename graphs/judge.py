@@ -13,7 +13,7 @@ from tap_eval.allocation.size import bops
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.race import Entrant, Seen, estimated, image_sets, race
 from tap_eval.measuring.stages import STAGES
-from tap_eval.proxies.fitness import FitnessWeights, cost, fitness, novelty, rank_correlation
+from tap_eval.proxies.fitness import FitnessWeights, cost, novelty, rank_correlation
 from tap_eval.proxies.proxy import Failure
 from tools.evaluation import foretellings
 
@@ -82,7 +82,7 @@ class Judge:
             image_sets([bench.splits.search for bench in self.benches]),
             keep=1,
             error=self.racing,
-            weight=1 - self.weights.alpha,
+            weight=self.weights.share,
             worth=self.weights.worth,
         )
         whole = [*rivals, *(entrant for entrant in entrants if not entrant.dropped)]
@@ -117,9 +117,7 @@ class Judge:
         return Entrant(candidate.value - self._worth(candidate), seen)
 
     def _worth(self, candidate: Candidate) -> float:
-        """What the candidate's figures add to fitness, in the mean over networks."""
-        worths = self.weights.worths(candidate.top1, candidate.kl, candidate.foretelling)
-        return (1 - self.weights.alpha) * sum(worths) / len(worths)
+        return self.weights.worth_term(candidate.top1, candidate.kl, candidate.foretelling)
 
     def _rho(self, candidate: Candidate) -> list[float]:
         pairs = zip(candidate.scores, self.benches, strict=True)
@@ -127,10 +125,8 @@ class Judge:
 
     def _offset(self, candidate: Candidate, before: Sequence[list[list[float]]]) -> float:
         """The candidate's fitness without the worth of its allocations."""
-        return fitness(
+        return self.weights.offset(
             self._rho(candidate),
-            [0.0] * len(self.benches),
-            self.weights,
             cost=self._cost(candidate) if self.weights.beta else 0.0,
             novelty=novelty(candidate.scores, before) if self.weights.gamma else 0.0,
         )

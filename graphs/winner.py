@@ -64,10 +64,10 @@ def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], weights: F
     images = [
         [np.mean([contributions(each, weights.worth) for each in draws], axis=0) for draws in of] for of in measured
     ]
-    sets, share = image_sets([bench.splits.search for bench in benches]), 1 - weights.alpha
+    sets, share = image_sets([bench.splits.search for bench in benches]), weights.share
     worths = [_mean([float(each.mean()) for each in of]) for of in images]
     anew = [
-        candidate.value + share * (worth - _mean(weights.worths(candidate.top1, candidate.kl, candidate.foretelling)))
+        candidate.value - weights.worth_term(candidate.top1, candidate.kl, candidate.foretelling) + share * worth
         for candidate, worth in zip(candidates, worths, strict=True)
     ]
     most = max(range(len(candidates)), key=lambda place: anew[place])

@@ -39,6 +39,19 @@ class FitnessWeights:
             case "benchmark":
                 return list(foretelling)
 
+    @property
+    def share(self) -> float:
+        """What a worth of 1 adds to fitness."""
+        return 1 - self.alpha
+
+    def worth_term(self, top1: Sequence[float], kl: Sequence[float], foretelling: Sequence[float] = ()) -> float:
+        """What these add to fitness, in the mean over networks."""
+        return self.share * _mean(self.worths(top1, kl, foretelling))
+
+    def offset(self, rho: Sequence[float], cost: float = 0.0, novelty: float = 0.0) -> float:
+        """Fitness but for worth; `rho` holds one number a network, which count in their mean."""
+        return self.alpha * _mean(rho) - self.beta * cost + self.gamma * novelty
+
 
 def rank_correlation(scores: Sequence[float], errors: Sequence[float]) -> float:
     """Spearman's rho between scores and layer errors; 0 where either is constant or has one layer."""
@@ -64,15 +77,6 @@ def novelty(scores: Sequence[LayerScores], others: Sequence[Sequence[LayerScores
 def cost(bit_operations: Sequence[int], most: Sequence[int]) -> float:
     """Bit operations of the allocations as a share of those at the most bits, in [0, 1]; mean over networks."""
     return _mean([spent / full for spent, full in zip(bit_operations, most, strict=True)])
-
-
-def fitness(
-    rho: Sequence[float], worth: Sequence[float], weights: FitnessWeights, cost: float = 0.0, novelty: float = 0.0
-) -> float:
-    """Eq. 6; `rho` and `worth` hold one number a network, each in its mean."""
-    return (
-        weights.alpha * _mean(rho) + (1 - weights.alpha) * _mean(worth) - weights.beta * cost + weights.gamma * novelty
-    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 from scipy.stats import spearmanr
 
-from tap_eval.proxies.fitness import FitnessWeights, fitness, novelty, rank_correlation
+from tap_eval.proxies.fitness import FitnessWeights, novelty, rank_correlation
 
 
 def test_fitness_is_equation_6() -> None:
-    assert fitness([0.5], [0.8], FitnessWeights(), cost=0, novelty=0) == pytest.approx(0.1 * 0.5 + 0.9 * 0.8)
+    weights = FitnessWeights()
+    assert weights.offset([0.5]) + weights.worth_term([0.8], [9]) == pytest.approx(0.1 * 0.5 + 0.9 * 0.8)
     weights = FitnessWeights(alpha=0.5, beta=0.1, gamma=0.2)
-    assert fitness([1, 0], [1, 0.5], weights, cost=1, novelty=0.5) == pytest.approx(0.25 + 0.375 - 0.1 + 0.1)
+    assert weights.offset([1, 0], cost=1, novelty=0.5) == pytest.approx(0.25 - 0.1 + 0.1)
+    assert weights.worth_term([1, 0.5], [9, 9]) == pytest.approx(0.375)
+    divergent = FitnessWeights(worth="kl")
+    assert divergent.worth_term([0, 0], [math.log(2), 0]) == pytest.approx(0.9 * 0.75)
 
 
 def test_ranks_and_novelty() -> None:
