@@ -54,9 +54,9 @@ class Measurement:
 
     @staticmethod
     def of(logits: Tensor, reference: Tensor, labels: Tensor) -> Measurement:
-        """Of the `logits` (N, classes) of N images, beside those in full precision."""
+        """Of the `logits` (N, classes) of N images, beside those in full precision; where one is NaN none is right."""
         kl = divergence(reference, logits).float().numpy()
-        return Measurement((logits.argmax(1) == labels).numpy(), kl)
+        return Measurement(((logits.argmax(1) == labels) & ~logits.isnan().any(1)).numpy(), kl)
 
     @staticmethod
     def joined(parts: Sequence[Measurement]) -> Measurement:

@@ -43,3 +43,6 @@ def test_outputs_that_are_no_numbers_are_far_and_classes_that_are_excluded_count
     near, far = divergence(reference, logits).tolist()
     assert near == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert far == 1000
+    for label in (0, 1, 2):  # the place of what is no number is not an answer
+        seen = Measurement.of(logits, reference, torch.tensor([1, label]))
+        assert seen.correct.tolist() == [True, False]
