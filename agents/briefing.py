@@ -58,7 +58,7 @@ def _network(bench: Bench, before: Sequence[Bench], seed: int) -> dict[str, Any]
     """One of the benchmark set; the table of its layers stands where the network comes `before` at another budget."""
     full = bench.searched(None)
     rows = [{"label": "full precision", "top1": full.top1, "kl": full.kl}]
-    for each in baselines(bench, seed):
+    for each in baselines(bench, seed, left_out=lambda _: None):
         found = [bench.searched(allocation) for allocation in each.allocations]
         row = {name: statistics.mean(getattr(one, name) for one in found) for name in ("top1", "kl")}
         rows.append({"label": f"{each.label} ({each.note})" if each.note else each.label, **row})

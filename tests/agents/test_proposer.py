@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,14 @@ from agents.models import LanguageModel, ModelMistake
 from agents.proposer import Attempt, Proposer
 from prompts import grammar
 from tap_eval.allocation.budget import Budget
+from tap_eval.allocation.choices import Choices
+from tap_eval.allocation.latency import Latencies
 from tap_eval.baselines.baselines import baselines
+from tap_eval.images.images import Splits
 from tap_eval.measuring.bench import Bench
+from tap_eval.measuring.ledger import Ledger
+from tap_eval.measuring.task import Task
+from tap_eval.networks.digits import DigitsCNN
 from tap_eval.preparing.layers import Layer
 from tap_eval.proxies.features import visible
 from tap_eval.proxies.fitness import FitnessWeights, rank_correlation
@@ -125,6 +132,24 @@ def test_the_page_is_the_same_for_every_call_and_has_the_figures_of_the_run(
     assert "## digits at 4bit on" in both
     assert "Its layers are those of digits." in both
     assert both.count(f"| 0 | {channel_bench.layers[0].name} |") == 1
+
+
+def test_where_no_bits_that_are_the_same_everywhere_are_fast_enough_the_page_is_without_them(
+    network: DigitsCNN, splits: Splits, cache: Path, bench: Bench, tmp_path: Path
+) -> None:
+    slow = {bench.layers[0].name: (5, 3, 1), bench.layers[1].name: (1, 3, 5)}
+    rows = [
+        f"{layer.name},{bits},8,{ms}"
+        for layer in bench.layers
+        for bits, ms in zip((2, 4, 8), slow.get(layer.name, (0.1, 0.1, 0.1)), strict=True)
+    ]
+    (tmp_path / "device.csv").write_text("\n".join(["layer,weight_bits,activation_bits,ms", *rows]))
+    task = Task(Choices(), Budget.parse("4ms"), latencies=Latencies.read(tmp_path / "device.csv"))
+    page = briefing(
+        [Bench("digits", network, splits, task, Ledger(cache / "ledger.sqlite"))], FitnessWeights(0.25), 1, 3
+    )
+    assert "| earlier layers get more" in page
+    assert "| uniform" not in page
 
 
 def test_of_proxies_that_are_judged_by_what_was_measured_before_agents_see_no_accuracy(
