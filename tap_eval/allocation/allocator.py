@@ -21,7 +21,9 @@ from tap_eval.quantization.quantizer import Allocation, LayerBits
 
 
 def allocate(scores: Sequence[Score], layers: Sequence[Layer], choices: Choices, budget: Budget) -> Allocation:
-    """The allocation that costs least by `scores`, within `budget`; exact, the same on every call.
+    """The allocation that costs least by `scores`, within `budget`; the same on every call.
+
+    Exact, but where `knapsack` says otherwise: in networks of dozens of layers of nearly the same size.
 
     The loss of a layer is `weight(score) * (4**-weight bits + 4**-activation bits)`; that of a
     group of channels likewise, by its share of the layer. Raises `BudgetMistake` when the
@@ -49,7 +51,7 @@ def minimize(
     """The allocation within `budget` with the least sum of `loss(unit index, weight bits, activation bits)`.
 
     Losses are not negative, and the units are in the order of the layers. Raises `BudgetMistake`
-    when the budget is below what the smallest bits need.
+    when the budget is below what the smallest bits need, `ValueError` where a loss is NaN or infinite.
     """
     check_feasible(layers, choices, budget)
     size = len(choices.weights) * len(choices.activations)
@@ -57,6 +59,8 @@ def minimize(
     options = [each * (size // len(each)) for each in options]  # where there is but one, it stands for all
     shape = len(units), len(choices.weights), len(choices.activations)
     losses = [loss(place, *bits) for place, each in enumerate(options) for bits in each]
+    if not np.isfinite(losses).all():
+        raise ValueError("a loss is NaN or infinite, from which no allocation follows")
     starts = np.flatnonzero(np.diff([unit.layer for unit in units], prepend=-1))
     costs = [
         units[place].cost(layers[units[place].layer], budget, *bits)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
 from tap_eval.baselines.gradients import Network, product
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses, minimizing
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses, finite, minimizing
 from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.quantizer import VERSION as QUANTIZER
@@ -74,6 +74,7 @@ def _find(bench: Bench, _: Effort) -> Found:
     bits = sorted(bench.task.choices.weights)
     what = ["auto_quantize", _VERSION, QUANTIZER, bits, *bench.rounded_by]
     found, seconds = bench.once(what, lambda: scores(bench, bits), rounded=True)
+    finite(bench, [sum(each) for each in found])
     losses = [dict(zip(bits, each, strict=True)) for each in found]
     return minimizing(bench, by_losses(losses), Cost(len(bench.splits.calibrations[0]), 1, seconds, True))
 

@@ -62,7 +62,15 @@ def _find(bench: Bench, effort: Effort) -> Found:
     ]  # fmt: skip
     (place, kept), seconds = bench.once(what, compute, rounded=True)
     count = len(allocations)
-    return searched(bench, allocations[place], count, seconds, kept, f"of {count:,} different ones")
+    note = f"of {count:,} different ones"
+    return searched(bench, allocations[place], passes(bench, count), seconds, kept, note)
+
+
+def passes(bench: Bench, count: int) -> int:
+    """As many as so many allocations take of all images that candidates are compared on, rounded up."""
+    first = sum(map(len, bench.stages[:_FIRST]))
+    images = count * first + -(-count // _SHARE) * (bench.compared - first)
+    return -(-images // bench.compared)
 
 
 RULE = Rule(

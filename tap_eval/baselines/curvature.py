@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tap_eval.baselines.gradients import Loss, Network
+from tap_eval.baselines.rule import finite
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Timed
 
@@ -84,13 +85,18 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 def curvature(
     bench: Bench, kind: Kind, estimate: Callable[[Loss, int], tuple[list[float], int]], seed: int
 ) -> Timed[tuple[list[float], int]]:
-    """An estimate for the layers of `bench`, of the mean cross entropy of calibration images; kept as `kind`."""
+    """An estimate for the layers of `bench`, of the mean cross entropy of calibration images; kept as `kind`.
+
+    Raises `NetworkMistake` where it is not finite, as where a gradient has an infinite slope.
+    """
 
     def compute() -> tuple[list[float], int]:
         network = Network(bench)
         return network.computed(lambda: estimate(network.cross_entropy(), seed))
 
-    return bench.once([kind, VERSIONS[kind], seed], compute)
+    found = bench.once([kind, VERSIONS[kind], seed], compute)
+    finite(bench, found.value[0])
+    return found
 
 
 VERSIONS: dict[Kind, int] = {"eigenvalues": 1, "traces": 2}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, minimizing
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, finite, minimizing
 from tap_eval.measuring.bench import Bench
 
 _VERSION = 1
@@ -30,6 +30,7 @@ def scores(bench: Bench) -> list[float]:
 
 def _find(bench: Bench, _: Effort) -> Found:
     found, seconds = bench.once(["emq", _VERSION], lambda: scores(bench))
+    finite(bench, found)
     return minimizing(bench, by_gains(found), Cost(0, 1, seconds), "our reading of its numbers; an image of ones")
 
 

@@ -124,17 +124,27 @@ class Network:
         return [score(weight.detach(), gradient) for weight, gradient in zip(self.weights, gradients, strict=True)]
 
     def check(self) -> None:
-        """Raises `NetworkMistake` where outputs do not depend on a layer that images reach, as in `torch.no_grad`."""
+        """Raises `NetworkMistake` where no gradient reaches a layer that outputs depend on, as in `torch.no_grad`."""
         reached: set[int] = set()
         some = self._bench.splits.calibrations[0].pixels[:2].to(self._prepared.device, self.weights[0].dtype)
         logits = self(some, lambda index, *_: reached.add(index))
         found = torch.autograd.grad(logits.sum(), self.weights, allow_unused=True)
         for index in sorted(reached):
-            if found[index] is None:
+            if found[index] is None and not torch.equal(self._disturbed(some, index), logits):
                 raise NetworkMistake(
                     f"{self._bench.name} has no gradients in {self._prepared.layers[index].name}, since its code stops "
                     "them: leave out of --baselines what needs them."
                 )
+
+    @torch.no_grad()
+    def _disturbed(self, pixels: Tensor, disturbed: int) -> Tensor:
+        """Logits where a layer's output is another: a head that nothing reads makes no difference."""
+
+        def run(index: int, x: Tensor) -> Tensor:
+            y = product(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+            return 1 - y if index == disturbed else y
+
+        return self._prepared(pixels, [partial(run, index) for index in range(len(self.weights))])
 
     def computed(self, compute: Callable[[], _Result]) -> _Result:
         """`compute()`, in smaller batches where memory is too small; raises `NetworkMistake` where it fails."""
@@ -146,6 +156,11 @@ class Network:
                 f"{self._bench.name} does not run as this baseline needs it ({' '.join(str(error).split())[:200]}): "
                 "leave it out of --baselines."
             ) from error
+
+
+def saliency(weight: Tensor, gradient: Tensor) -> float:
+    """sum |dL/dm| of one layer, by a mask m of ones on its weights: |g w| (Lee et al. 2019; Tanaka et al. 2020)."""
+    return float((gradient * weight).abs().double().sum())
 
 
 def product(layer: Quantizable, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

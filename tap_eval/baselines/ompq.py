@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tap_eval.allocation.budget import most_uniform, spent
 from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, finite
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BudgetMistake
 from tap_eval.quantization.quantizer import Allocation
@@ -93,7 +93,9 @@ def _find(bench: Bench, _: Effort) -> Found:
     if bench.task.budget.unit == "s":
         raise BudgetMistake("its programme is linear in bits, as time is not: leave ompq out.")
     found, seconds = bench.once(["grams", _VERSION], lambda: grams(bench))
-    gain = gains(linear_cka(torch.tensor(found, dtype=torch.float64)).numpy())
+    products = torch.tensor(found, dtype=torch.float64)
+    finite(bench, products.sum((1, 2)).tolist())
+    gain = gains(linear_cka(products).numpy())
     cost = Cost(len(bench.splits.calibrations[0]), 1, seconds)
     layers, choices, budget = bench.layers, bench.task.choices, bench.task.budget
     order = np.argsort([-gain[layer.index] / budget.cost(layer, 1, 1) for layer in layers], kind="stable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,6 +11,7 @@ from tap_eval.allocation.allocator import minimize
 from tap_eval.allocation.score import importance
 from tap_eval.allocation.unit import Unit
 from tap_eval.measuring.bench import Bench
+from tap_eval.mistake import NetworkMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.quantization.quantizer import Allocation
 
@@ -73,20 +75,36 @@ class Rule:
     """whether it measures allocations to find one"""
 
 
-def searched(bench: Bench, best: Allocation, measured: int, seconds: float, kept: bool, note: str = "") -> Found:
-    """What a search over so many measured allocations found; where some were `kept`, the seconds are not its own."""
+def finite(bench: Bench, values: Sequence[float]) -> None:
+    """Raises `NetworkMistake` at the first of the layers' values that is NaN or infinite: nothing follows from it."""
+    for layer, value in zip(bench.layers, values, strict=True):
+        if not math.isfinite(value):
+            raise NetworkMistake(
+                f"of {layer.name} in {bench.name} it computes {value}, from which no bits follow: leave it out of "
+                "--baselines."
+            )
+
+
+def searched(bench: Bench, best: Allocation, passes: int, seconds: float, kept: bool, note: str = "") -> Found:
+    """What a search found that measured allocations, as much as so many on all images that candidates are compared on.
+
+    Where some were `kept`, the seconds are not its own.
+    """
     untold = "some of its measurements are from before, so that its seconds are not known" if kept else ""
-    cost = Cost(bench.compared, measured, 0.0 if kept else seconds, True)
+    cost = Cost(bench.compared, passes, 0.0 if kept else seconds, True)
     return Found((best,), cost, "; ".join(filter(None, [note, untold])))
 
 
 def minimizing(bench: Bench, loss: Loss, cost: Cost = Cost(), note: str = "") -> Found:
-    """The allocation that loses least in the sum over layers, none of which is negative."""
+    """The allocation that loses least in the sum over layers, none of which is negative.
+
+    Raises `BudgetMistake` when the budget is below what the smallest bits need.
+    """
     return Found((least(bench, loss),), cost, note, loss=loss)
 
 
 def least(bench: Bench, loss: Loss) -> Allocation:
-    """The same by itself."""
+    """That allocation by itself; raises as `minimizing` does."""
     units = [Unit(layer.index) for layer in bench.layers]
     return minimize(loss, units, bench.layers, bench.task.choices, bench.task.budget)
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, minimizing
+from tap_eval.baselines.gradients import Network, saliency
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, finite, minimizing
 from tap_eval.measuring.bench import Bench
 
 _VERSION = 1
 
 
-def score(weight: Tensor, gradient: Tensor) -> float:
-    """sum |dL/dm| of one layer, by a mask m of ones on its weights: |g w|."""
-    return float((gradient * weight).abs().double().sum())
-
-
 def scores(bench: Bench) -> list[float]:
     """Of each layer, by the mean cross entropy of the calibration images."""
     network = Network(bench)
-    return network.scores(network.cross_entropy, score)
+    return network.scores(network.cross_entropy, saliency)
 
 
 def _find(bench: Bench, _: Effort) -> Found:
     found, seconds = bench.once(["snip", _VERSION], lambda: scores(bench))
+    finite(bench, found)
     return minimizing(bench, by_gains(found), Cost(len(bench.splits.calibrations[0]), 1, seconds))
 
 

@@ -7,14 +7,13 @@ Everything else of the network is as it is. Computed in float64: nothing keeps t
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tap_eval.baselines.gradients import Network
-from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, minimizing
+from tap_eval.baselines.gradients import Network, saliency
+from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_gains, finite, minimizing
 from tap_eval.device import widest
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import NetworkMistake
@@ -23,11 +22,6 @@ from tap_eval.preparing.prepared import Prepared, Room
 from tap_eval.preparing.products import Quantizable
 
 _VERSION = 1
-
-
-def score(weight: Tensor, gradient: Tensor) -> float:
-    """sum |w dR/dw| of one layer."""
-    return float((gradient * weight).abs().double().sum())
 
 
 def positive(prepared: Prepared, kind: torch.dtype) -> Prepared:
@@ -46,11 +40,8 @@ def _positive(module: Quantizable, kind: torch.dtype) -> Quantizable:
 def scores(bench: Bench) -> list[float]:
     """Of each layer; raises `NetworkMistake` where they are beyond the range of floats, or nothing flows."""
     network = Network(bench, positive(bench.prepared, widest(bench.device)))
-    found = network.scores(network.sum_of_logits, score)
-    if not all(map(math.isfinite, found)):
-        raise NetworkMistake(
-            f"the flow through {bench.name} is beyond the range of floats: leave synflow out of --baselines."
-        )
+    found = network.scores(network.sum_of_logits, saliency)
+    finite(bench, found)
     if stopped := [layer.name for layer, each in zip(bench.layers, found, strict=True) if each == 0]:
         raise NetworkMistake(
             f"nothing flows through {stopped[0]} of {bench.name} once weights are positive, as where activations have "

@@ -37,10 +37,43 @@ class Stopped(nn.Module):
         return self.second(x)
 
 
-def opened(network: nn.Module, splits: Splits, folder: Path, budget: str = "4bit", device: torch.device = CPU) -> Bench:
+class Spreads(nn.Module):
+    """Looks at how far channels spread, of which one does not at all: its gradient is 0, and has no slope there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+        nn.init.constant_(self.conv.bias[:1], -100)  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x).relu().flatten(2).std(2))
+
+
+class Aside(nn.Module):
+    """Has a second head, which nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.aside, self.last = nn.Linear(64, 6), nn.Linear(6, 4), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.first(x.flatten(1)).relu()
+        return {"logits": self.last(x), "embedding": self.aside(x)}
+
+
+def opened(
+    network: nn.Module,
+    splits: Splits,
+    folder: Path,
+    budget: str = "4bit",
+    device: torch.device = CPU,
+    output: str | None = None,
+) -> Bench:
     """Rounded to the nearest, with a ledger of its own."""
     task = Task(Choices(), Budget.parse(budget), rounding="nearest", sums="float")
-    return Bench("small", network.eval(), splits, task, Ledger(folder / "ledger.sqlite"), device=device)
+    return Bench("small", network.eval(), splits, task, Ledger(folder / "ledger.sqlite"), device=device, output=output)
 
 
 def by_hand(bench: Bench) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

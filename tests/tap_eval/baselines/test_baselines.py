@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,17 @@ from torchvision.models import VisionTransformer
 
 from tap_eval.allocation.budget import Budget, check_within, spent
 from tap_eval.allocation.choices import Choices
+from tap_eval.baselines import snip
 from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, losses, named
-from tap_eval.baselines.best_of_random import best, drawn
-from tap_eval.baselines.rule import by_gains
+from tap_eval.baselines.best_of_random import best, drawn, passes
+from tap_eval.baselines.rule import by_gains, least
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN
-from tests.tap_eval.baselines.small import Stopped, opened, two_layers
+from tests.tap_eval.baselines.small import Aside, Spreads, Stopped, opened, two_layers
 
 MEASURED = {"best_of_random", "direct"}
 QUICK = [name for name in RULES if name not in MEASURED]
@@ -86,6 +88,7 @@ def test_measured_searches_give_the_least_divergence_of_what_they_tried(bench: B
     assert len(set(tried)) == len(tried) == 20
     firsts = sorted(tried, key=lambda bits: Measurement.joined([bench.seen(bits, part) for part in range(3)]).mean_kl)
     assert best(bench, tried) == min(firsts[:2], key=lambda bits: bench.searched(bits).kl)
+    assert 155 <= passes(bench, 1000) <= 158  # 1,000 of 5 % and 100 of 75 %, of the 80 % that are compared
     (found,) = baselines(bench, seed=0, names=["direct"], measurements=12)
     assert found.cost.steps == 12
     assert found.cost.images == bench.compared
@@ -149,6 +152,28 @@ def test_what_a_network_cannot_have_is_left_out_with_a_sentence(splits: Splits, 
     assert [sentence.partition(" in ")[0] for sentence in said] == [
         "HAWQ: small has no gradients", "bit-SNIP: small has no gradients",
     ]  # fmt: skip
+
+
+def test_of_what_is_not_finite_no_bits_follow(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(Spreads(), splits, tmp_path)
+    said: list[str] = []
+    found = baselines(bench, 0, ["hawq", "hawq_v2", "hawq_v3", "snip", "uniform"], left_out=said.append)
+    assert [each.label for each in found] == ["uniform W4A8", "bit-SNIP"]
+    assert said == [
+        f"{label}: of conv in small it computes nan, from which no bits follow: leave it out of --baselines."
+        for label in ("HAWQ", "HAWQ-V2", "HAWQ-V3")
+    ]
+    with pytest.raises(ValueError, match="a loss is NaN or infinite, from which no allocation follows"):
+        least(bench, lambda layer, weight, activation: math.nan if layer else 1.0)
+
+
+def test_a_head_that_nothing_reads_costs_no_baseline(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(Aside(), splits, tmp_path, "3bit", output="logits")
+    assert [layer.name for layer in bench.layers] == ["first", "last", "aside"]
+    names = ["hawq", "hawq_v2", "hawq_v3", "emq", "snip", "auto_quantize"]
+    found = baselines(bench, 0, names)
+    assert len(found) == len(names)
+    assert snip.scores(bench)[2] == 0
 
 
 def test_uniform_bits_give_inputs_fewer_bits_where_that_alone_fits(splits: Splits, tmp_path: Path) -> None:
