@@ -60,7 +60,7 @@ def choose(candidates: Sequence[Candidate], benches: Sequence[Bench], weights: F
         if bench.task.finish:
             bench.finish(allocations, draws)
         for of, allocation in zip(measured, allocations, strict=True):
-            of.append([bench.left_out(allocation, draw) for draw in draws])
+            of.append([bench.held_out(allocation, draw) for draw in draws])
     images = [
         [np.mean([contributions(each, weights.worth) for each in draws], axis=0) for draws in of] for of in measured
     ]

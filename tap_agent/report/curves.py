@@ -1,4 +1,4 @@
-"""Accuracy against size at several budgets: a line for each rule, with the intervals of its points."""
+"""Accuracy against size: the points of each rule with their intervals, joined where there are several budgets."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from tap_agent.report import figures
-from tap_agent.report.figures import ACCENT, SYMBOLS, Section, styled
+from tap_agent.report.figures import ACCENT, GREY, INK, SYMBOLS, Section, kib, styled
+from tap_agent.report.text import budget_text
 from tap_agent.runs.result import History, Row
+from tap_eval.baselines.uniform import rule_of
 
 CAPTION = "Top-1 on the test split, with 95 % intervals."
+_LINES = (
+    "Lines: bits allocated anew at each budget, by the same proxy, evenly and by measured layer error. Single points: "
+    "the other rows of the table, at the budget of the run, "
+)
+_DOTS = "Small dots: candidates, on the search split, but for those far below."
 
 
 def sizes(history: History, index: int) -> Section:
-    """Accuracy against size of one network: at several budgets where they were measured, else at that of the run."""
+    """Accuracy against size of one network, once there are any rows; and candidates as dots."""
     network = history.networks[index]
-    own = figures.sizes(history, index)
-    if not any(row.network == network.name for row in history.curve):
-        return own
-    figure = curve(
-        [row for row in (*history.table, *history.curve) if row.network == network.name], network.sized_whole
+    table, measured_anew = (
+        [row for row in rows if row.network == network.name] for rows in (history.table, history.curve)
     )
-    figures.add_candidates(figure, history, index, small=True)
-    caption = (
-        f"{CAPTION} Lines: bits allocated anew at each budget, by the same proxy, evenly and by measured layer error. "
-        f"Single points: the other rows of the table, at the budget of the run, {network.budget}. Small dots: "
-        "candidates, on the search split, but for those far below."
-    )
-    return Section(own.name, own.title, caption, figure)
+    figure = curve([*table, *measured_anew], network.sized_whole)
+    _add_candidates(figure, history, index, small=bool(table))
+    budget = budget_text(network)
+    caption = f"{CAPTION} {_LINES if measured_anew else 'Budget '}{budget}. {_DOTS}"
+    if not table:
+        caption = f"Candidates, on the search split; budget {budget}."
+    return Section(f"accuracy-{index}", f"Accuracy against size: {network.name}", caption, figure)
 
 
 def curve(rows: Sequence[Row], whole: bool = True) -> go.Figure:
@@ -40,7 +43,7 @@ def curve(rows: Sequence[Row], whole: bool = True) -> go.Figure:
     series: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.kind != "full precision":
-            series.setdefault((row.kind, _rule(row)), []).append(row)
+            series.setdefault((row.kind, rule_of(row.label)), []).append(row)
     baselines = 0
     for (kind, rule), members in series.items():
         points = sorted(members, key=lambda row: row.size_bytes)
@@ -63,15 +66,29 @@ def curve(rows: Sequence[Row], whole: bool = True) -> go.Figure:
             ", %{x:,.1f} KiB<extra></extra>",
         )
         baselines += not proxy
-    lowest = min(row.test.low for row in rows)
-    highest = max(row.test.high for row in rows)
     for full in (row for row in rows if row.kind == "full precision"):
-        figures.add_full_precision(figure, full)
-    margin = 0.06 * (highest - lowest) + 0.002
-    figure.update_yaxes(range=[100 * max(lowest - margin, 0), 100 * (highest + margin)])
+        figure.add_hline(
+            y=100 * full.test.top1,
+            line={"dash": "dot", "color": INK, "width": 1},
+            annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
+            annotation_position="top left",
+        )
+    if rows:
+        lowest, highest = min(row.test.low for row in rows), max(row.test.high for row in rows)
+        margin = 0.06 * (highest - lowest) + 0.002
+        figure.update_yaxes(range=[100 * max(lowest - margin, 0), 100 * (highest + margin)])
     return styled(figure, f"size of the {'packed network' if whole else 'weights'} (KiB)", "top-1 (%)", height=440)
 
 
-def _rule(row: Row) -> str:
-    """What a row was allocated by, whatever the budget."""
-    return "uniform bits" if row.label.startswith("uniform W") else row.label
+def _add_candidates(figure: go.Figure, history: History, index: int, *, small: bool) -> None:
+    """Draws a dot for every candidate that was measured, at its size and its accuracy on the search split."""
+    living = [each for each in (*history.candidates, *history.refinements) if each.top1]
+    figure.add_scatter(
+        x=[kib(each, index, history.networks[index]) for each in living],
+        y=[100 * each.top1[index] for each in living],
+        mode="markers",
+        name="candidates (search split)",
+        marker={"color": GREY, "size": 5, "opacity": 0.6} if small else {"color": ACCENT, "size": 9, "opacity": 0.6},
+        ids=[each.name for each in living],
+        hovertemplate="%{id}: %{y:.1f} %<extra></extra>",
+    )

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from graphs.state import TEMPLATES, Candidate
-from tap_agent.report.text import budget_text
-from tap_agent.runs.result import History, NetworkRecord, Row
+from tap_agent.runs.result import History, NetworkRecord
 from tap_eval.allocation.size import packed_size
 from tap_eval.proxies.proxy import Failure
 from tap_eval.quantization.sums import Ranged
@@ -52,20 +51,6 @@ def searching(history: History) -> list[Section]:
             deaths(history),
         ),
     ]
-
-
-def sizes(history: History, index: int) -> Section:
-    """Accuracy against size of one network."""
-    network = history.networks[index]
-    return Section(
-        f"accuracy-{index}",
-        f"Accuracy against size: {network.name}",
-        f"Test split, 95 % intervals; budget {budget_text(network)}. Small dots: candidates, on the search split, "
-        "but for those far below."
-        if history.table
-        else f"Candidates, on the search split; budget {budget_text(network)}.",
-        accuracy(history, index),
-    )
 
 
 def fitness(history: History) -> go.Figure:
@@ -140,66 +125,6 @@ def deaths(history: History) -> go.Figure:
 
 SYMBOLS = ["circle", "square", "triangle-up", "x", "star", "hexagon", "cross"]
 """of baselines"""
-
-
-def accuracy(history: History, index: int) -> go.Figure:
-    """Test accuracy of the table's rows over their size, once there are any; candidates as dots."""
-    figure = go.Figure()
-    network = history.networks[index]
-    rows = [row for row in history.table if row.network == network.name]
-    quantized = [row for row in rows if row.kind != "full precision"]
-    add_candidates(figure, history, index, small=bool(rows))
-    for place, row in enumerate(quantized):
-        figure.add_scatter(
-            x=[row.size_bytes / 1024],
-            y=[100 * row.test.top1],
-            error_y={
-                "type": "data",
-                "array": [100 * (row.test.high - row.test.top1)],
-                "arrayminus": [100 * (row.test.top1 - row.test.low)],
-                "thickness": 1,
-            },
-            mode="markers",
-            name=row.label,
-            marker={
-                "size": 13 if row.kind == "proxy" else 10,
-                "symbol": "diamond" if row.kind == "proxy" else SYMBOLS[place % len(SYMBOLS)],
-                "color": ACCENT if row.kind == "proxy" else None,
-            },
-            hovertemplate=f"{row.label}: %{{y:.1f}} %, %{{x:,.1f}} KiB<extra></extra>",
-        )
-    for full in (row for row in rows if row.kind == "full precision"):
-        add_full_precision(figure, full)
-        lowest = min(row.test.low for row in quantized)
-        highest = max(full.test.top1, *(row.test.high for row in quantized))
-        span = highest - lowest
-        figure.update_yaxes(range=[100 * max(lowest - span, 0), 100 * (highest + 0.2 * span)])
-    sized = "size of the packed network" if network.sized_whole else "size of the weights"
-    return styled(figure, f"{sized} (KiB)", "top-1 (%)", height=440)
-
-
-def add_full_precision(figure: go.Figure, full: Row) -> None:
-    """Draws a line at its accuracy."""
-    figure.add_hline(
-        y=100 * full.test.top1,
-        line={"dash": "dot", "color": INK, "width": 1},
-        annotation_text=f"full precision, {full.size_bytes / 1024:,.0f} KiB",
-        annotation_position="top left",
-    )
-
-
-def add_candidates(figure: go.Figure, history: History, index: int, *, small: bool) -> None:
-    """Draws a dot for every candidate that was measured, at its size and its accuracy on the search split."""
-    living = [each for each in (*history.candidates, *history.refinements) if each.top1]
-    figure.add_scatter(
-        x=[kib(each, index, history.networks[index]) for each in living],
-        y=[100 * each.top1[index] for each in living],
-        mode="markers",
-        name="candidates (search split)",
-        marker={"color": GREY, "size": 5, "opacity": 0.6} if small else {"color": ACCENT, "size": 9, "opacity": 0.6},
-        ids=[each.name for each in living],
-        hovertemplate="%{id}: %{y:.1f} %<extra></extra>",
-    )
 
 
 def kib(candidate: Candidate, index: int, network: NetworkRecord) -> float:

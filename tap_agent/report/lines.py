@@ -13,13 +13,14 @@ from tap_agent.report.figures import ACCENT, GREY, SYMBOLS, styled
 from tap_agent.report.html import template
 from tap_agent.tables.line import Figure, Line, column, ordered
 from tap_agent.tables.plan import Plan
+from tap_eval.baselines.uniform import rule_of
 
 _CITED = "cited"
 _LEAST = 5
 """values over which a mean and a spread are to be"""
 _COMPARED = ("top1", "kl")
 """what an overview has of each budget"""
-_WORDS = {"network": "network", "budget": "budget", "variant": "varied", "bits": "W/A"}
+_WORDS = {"network": "network", "budget": "budget", "variant": "varied", "bits": "W/A", "sees": "sees"}
 """of a line, with their heads"""
 _ACROSS = ("budget", "variant")
 """what an overview may have a column for each of"""
@@ -67,9 +68,7 @@ def grid(lines: Sequence[Line], shows: tuple[str, ...] = ()) -> Grid:
             label=f"{line.row} ({_CITED})" if line.kind == "cited" else line.row,
             words=tuple(cells[place] for cells in kept.values()),
             figures=tuple(figure_text(name, line.figures.get(name)) for name in names),
-            notes=tuple(
-                filter(None, [line.reference, f"sees {line.sees}" if line.sees else "", *line.note.split("; ")])
-            ),
+            notes=tuple(filter(None, [line.reference, *line.note.split("; ")])),
             footnote=footnotes.index(_footnote(line)) + 1 if _footnote(line) else 0,
         )
         for place, line in enumerate(lines)
@@ -91,7 +90,7 @@ def overview(lines: Sequence[Line]) -> Grid | None:
         return None
     rows: dict[tuple[str, ...], dict[str, Line]] = {}
     for line in own:
-        under = rows.setdefault((line.network, _rule(line), getattr(line, other), line.sees, line.kind), {})
+        under = rows.setdefault((line.network, rule_of(line.row), getattr(line, other), line.sees, line.kind), {})
         under.update(dict.fromkeys([getattr(line, across)] if getattr(line, across) else heads, line))
     titles = {"network": 0, _WORDS[other]: 2, "sees": 3}
     kept = {title: place for title, place in titles.items() if any(key[place] for key in rows)}
@@ -112,7 +111,7 @@ def overview(lines: Sequence[Line]) -> Grid | None:
 
 def _compared(line: Line, names: Sequence[str]) -> str:
     """With the bits of a row that has the same in all layers, which may be fewer than the budget allows."""
-    bits = line.row.removeprefix("uniform ") if _rule(line) != line.row else ""
+    bits = line.row.removeprefix("uniform ") if rule_of(line.row) != line.row else ""
     return "\n".join(filter(None, [bits, *(figure_text(name, line.figures.get(name)) for name in names)]))
 
 
@@ -194,12 +193,12 @@ def drawing(lines: Sequence[Line]) -> go.Figure:
     figure = go.Figure()
     searched = any(line.kind == "search" for line in lines)
     symbols = itertools.cycle(SYMBOLS)
-    for row in dict.fromkeys((line.kind, _rule(line), line.variant if not searched else "") for line in lines):
+    for row in dict.fromkeys((line.kind, rule_of(line.row), line.variant if not searched else "") for line in lines):
         kind, rule, variant = row
         its = [
             line
             for line in lines
-            if (line.kind, _rule(line), line.variant if not searched else "") == row
+            if (line.kind, rule_of(line.row), line.variant if not searched else "") == row
             and "top1" in line.figures
             and (searched or "size" in line.figures)
             and (kind != _CITED or not searched or line.variant)
@@ -220,8 +219,3 @@ def drawing(lines: Sequence[Line]) -> go.Figure:
         )
     figure.update_xaxes(type="category" if searched else "log")
     return styled(figure, "" if searched else "size (MiB)", "top-1 (%)", height=460)
-
-
-def _rule(line: Line) -> str:
-    """What its bits were allocated by, whatever the budget."""
-    return "uniform bits" if line.row.startswith("uniform W") else line.row

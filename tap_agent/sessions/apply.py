@@ -15,6 +15,7 @@ from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import FileSubject, ProxySubject, Subject, UniformSubject
 from tap_agent.settings.model import Settings
 from tap_eval.allocation.budget import Budget, check_within, spent
+from tap_eval.baselines.uniform import label_of
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import BudgetMistake, ProxyMistake
 from tap_eval.proxies.proxy import Rejection
@@ -166,10 +167,10 @@ def _point(subject: Subject, bench: Bench, budget: Budget | None, resources: Res
         case UniformSubject(bits=None):
             assert budget
             allocation = subject.allocation(bench.at(budget))
-            return _Point(bench, budget, _uniform(allocation), allocation)
+            return _Point(bench, budget, label_of(allocation), allocation)
         case _:
             allocation = subject.allocation(bench)
-            label = _uniform(allocation) if isinstance(subject, UniformSubject) else subject.origin
+            label = label_of(allocation) if isinstance(subject, UniformSubject) else subject.origin
             return _Point(bench, _checked(subject, allocation, bench, budget), label, allocation)
 
 
@@ -179,11 +180,6 @@ def _own(subject: Subject, point: _Point) -> Entry:
     note = "these bits are not among the choices" if uncommon else ""
     sees = seen_by_proxies(point.bench) if isinstance(subject, ProxySubject) else ()
     return Entry(point.bench, point.budget.text, point.label, "proxy", note, (point.allocation,), sees)
-
-
-def _uniform(allocation: Allocation) -> str:
-    """As the baseline of that name is labelled."""
-    return f"uniform W{allocation.weights[0]}A{allocation.activations[0]}"
 
 
 def _checked(subject: Subject, allocation: Allocation, bench: Bench, budget: Budget | None) -> Budget:

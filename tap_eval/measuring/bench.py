@@ -97,9 +97,10 @@ class Bench:
         self._notes = notes
         outputs = self._outputs().shape[1]
         if outputs != len(splits.classes):
+            of_some = ", or the names of all its classes in --classes FILE" if outputs > len(splits.classes) else ""
             raise ImagesMistake(
                 f"{splits.name} has {len(splits.classes)} classes, {name} tells {outputs} apart: "
-                "give images of the network's task, or the names of all its classes in --classes FILE."
+                f"give images of the network's task{of_some}."
             )
         highest = uniform(self.layers, max(task.choices.weights), max(task.choices.activations))
         kept = Kept(ledger.path.parent / "weights")
@@ -253,7 +254,7 @@ class Bench:
         """On all images that candidates are compared on; measured once."""
         return Measurement.joined([self.seen(allocation, stage) for stage in range(len(STAGES))]).accuracy
 
-    def left_out(self, allocation: Allocation, draw: int) -> Measurement:
+    def held_out(self, allocation: Allocation, draw: int) -> Measurement:
         """What those search images say of the network that is kept that candidates are not compared on, under a draw.
 
         Measured once. Where there are no such images, all of the split speak.

@@ -39,10 +39,10 @@ def test_one_that_is_surely_better_where_nothing_was_bred_goes_ahead_of_the_fitt
     assert [each.name for each in found] == ["p1", "p2", "p0"]
     first, _, last = found
     assert (first.behind, first.error) == (0, 0)
-    left_out = [bench.left_out(each.allocations[0].allocation(), 1) for each in (honest, lucky)]
-    assert len(left_out[0]) == 60
-    assert first.kl == pytest.approx(left_out[0].kl.mean())
-    assert last.top1 == left_out[1].accuracy.top1
+    held_out = [bench.held_out(each.allocations[0].allocation(), 1) for each in (honest, lucky)]
+    assert len(held_out[0]) == 60
+    assert first.kl == pytest.approx(held_out[0].kl.mean())
+    assert last.top1 == held_out[1].accuracy.top1
     assert last.behind == pytest.approx(np.exp(-first.kl) - np.exp(-last.kl))
     assert last.behind > 3 * last.error > 0
 

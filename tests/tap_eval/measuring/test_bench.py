@@ -181,12 +181,12 @@ def test_what_images_say_is_kept_under_which_images_they_are(
 
 def test_the_winner_is_chosen_on_images_that_candidates_are_not_compared_on(bench: Bench) -> None:
     allocation = Allocation((4,) * 10, (8,) * 10)
-    searched, whole, left_out = bench.searched(allocation), bench.measure(allocation), bench.left_out(allocation, 0)
-    assert (searched.count, len(left_out), whole.count) == (240, 60, 300)
+    searched, whole, held_out = bench.searched(allocation), bench.measure(allocation), bench.held_out(allocation, 0)
+    assert (searched.count, len(held_out), whole.count) == (240, 60, 300)
     finished = bench.measure(allocation, finished=True)
-    assert left_out.kl.sum() == pytest.approx(0, abs=300 * finished.kl), "it is finished"
+    assert held_out.kl.sum() == pytest.approx(0, abs=300 * finished.kl), "it is finished"
     assert searched.correct <= whole.correct <= searched.correct + 60
-    assert not np.array_equal(bench.left_out(allocation, 1).kl, left_out.kl)
+    assert not np.array_equal(bench.held_out(allocation, 1).kl, held_out.kl)
 
 
 def test_other_weights_are_another_network(network: DigitsCNN, splits: Splits, tmp_path: Path) -> None:
