@@ -10,6 +10,7 @@ import typer
 
 from tap_agent.commands.options import ConfigOption, takes_settings_of
 from tap_agent.paths import TABLES
+from tap_eval.mistake import Mistake
 
 if TYPE_CHECKING:
     from tap_agent.tables.line import Line
@@ -83,7 +84,7 @@ def _measure(plan: Planned, folder: Path) -> None:
     from tap_agent.sessions.table import tabulate
     from tap_agent.terminal.console import out
     from tap_agent.terminal.interrupt import interruptible
-    from tap_agent.terminal.table import TableBar, lines_table
+    from tap_agent.terminal.table import TableBar, print_lines
 
     lines: list[Line] = []
     written = time.monotonic()
@@ -95,13 +96,14 @@ def _measure(plan: Planned, folder: Path) -> None:
                     if time.monotonic() - written > _SECONDS:
                         _write(plan, lines, folder)
                         written = time.monotonic()
-            except BaseException:
-                typer.echo("stopped; the same command goes on from here", err=True)
+            except BaseException as error:
+                if lines or not isinstance(error, Mistake):
+                    typer.echo("stopped; the same command goes on from here", err=True)
                 raise
             finally:
                 if lines:
                     _write(plan, lines, folder)
-    out.print(lines_table(plan.plan, lines), soft_wrap=False)
+    print_lines(plan.plan, lines)
     out.print(f"{place.measured:,} values were measured, others recalled")
     for ending in ("md", "parquet", "html"):
         out.print(f"table: {folder / f'table.{ending}'}", markup=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tap_agent.sessions.allocation import AllocationMistake
 from tap_agent.sessions.apply import Watch
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.subject import ProxySubject, read_subject
@@ -15,8 +16,9 @@ from tap_eval.baselines.baselines import RULES, losses
 from tap_eval.benchmark import benchmark
 from tap_eval.benchmark.benchmark import Benchmark
 from tap_eval.benchmark.correlation import Correlation, correlate, expected_losses
-from tap_eval.mistake import BenchmarkMistake, ProxyMistake
+from tap_eval.mistake import BenchmarkMistake, BitsMistake, ProxyMistake
 from tap_eval.proxies.proxy import Rejection
+from tap_eval.proxies.published import NAMES
 from tap_eval.quantization.quantizer import LayerBits
 from tools.evaluation import sensitivities
 from tools.sandbox import Sandbox
@@ -96,13 +98,16 @@ def _foretold(name: str, against: Benchmark, sandbox: Sandbox) -> list[float]:
             f"'{name}' foretells no allocation but its own, or was not to be had on {about.network}: give a proxy, or "
             f"a baseline that does: {', '.join(about.foretold)}."
         )
-    baselines = f"or a baseline: {', '.join(about.foretold)}."
+    no_proxy = ProxyMistake(
+        f"'{name}' is no proxy: give a proxy's .py file, a published proxy ({', '.join(NAMES)}), a run's folder, or a "
+        f"baseline ({', '.join(about.foretold)})."
+    )
     try:
         subject = read_subject(name)
-    except ProxyMistake as mistake:
-        raise ProxyMistake(f"{str(mistake).removesuffix('.')}, {baselines}") from mistake
+    except (ProxyMistake, AllocationMistake, BitsMistake) as mistake:
+        raise no_proxy from mistake
     if not isinstance(subject, ProxySubject):
-        raise ProxyMistake(f"'{name}' is no proxy: give a proxy's .py file, a published proxy, a run, {baselines}")
+        raise no_proxy
     scores = sensitivities(
         subject.code, about.features, about.task, [layer.out_channels for layer in about.layers], sandbox
     )

@@ -56,7 +56,8 @@ class NetworkSettings(_Model):
     """One network of the benchmark set, with its images."""
 
     network: Annotated[str, Flag(NETWORK, "run apply", label="Network", common=True)] = "digits"
-    """digits, cifar_resnet20/32/44/56, a torchvision classifier, or package.module:factory."""
+    """digits, cifar_resnet20/32/44/56, efficientnet_lite0/1/2, a torchvision classifier, timm:NAME, hf:NAME, or
+    package.module:factory."""
     weights: Annotated[Path | None, Flag(NETWORK, "run apply", label="Weights", common=True)] = None
     """State dict of the network."""
     weights_entry: Annotated[str | None, Flag(NETWORK, "run apply")] = None

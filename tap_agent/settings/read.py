@@ -55,7 +55,8 @@ def read_settings(config: Path | Given | None, flags: Mapping[str, Any]) -> Sett
     try:
         return Settings.model_validate(values | given)
     except ValidationError as error:
-        raise ConfigMistake(_sentence(error, path)) from error
+        by_flag = {*given, *of_network} & {str(part) for part in error.errors()[0]["loc"]}
+        raise ConfigMistake(_sentence(error, None if by_flag else path)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

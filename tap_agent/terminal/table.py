@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,8 +17,8 @@ from tap_agent.tables.plan import Plan
 from tap_agent.terminal.bar import Bar
 from tap_agent.terminal.console import cell, out, plain
 
-_LEAST_WIDTH, _HEAD_WIDTH = 22, 9
-"""letters of a row's name, and most of a head's line where words allow it"""
+_LEAST_WIDTH, _HEAD_WIDTH, _WORDS_WIDTH = 22, 9, 14
+"""letters of a row's name at least, and most of a line of a head and of words, where a single word is not longer"""
 
 
 class TableBar(Bar):
@@ -32,6 +33,13 @@ class TableBar(Bar):
     def tell(self, note: str) -> None:
         """Prints something to know of a network or its images."""
         out.print(plain(note), markup=False)
+
+
+def print_lines(plan: Plan, lines: Sequence[Line]) -> None:
+    """Prints the table; where the terminal is too narrow for its figures lines are longer, and nothing is cut off."""
+    table = lines_table(plan, lines)
+    least = out.measure(table, options=out.options.update(max_width=sys.maxsize)).minimum
+    Console(emoji=False, width=max(out.width, least)).print(table)
 
 
 def lines_table(plan: Plan, lines: Sequence[Line]) -> RenderableType:
@@ -50,10 +58,12 @@ def _drawn(title: str, found: Grid, notes: Sequence[str]) -> Table:
     table = Table(title=cell(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("row", min_width=_LEAST_WIDTH)
     named = found.words[:1] == ("network",)
-    for head in found.words[named:]:
-        table.add_column(head)
-    for head in found.figures:
-        table.add_column("\n".join(textwrap.wrap(head, _HEAD_WIDTH)), justify="right", no_wrap=True)
+    for place, head in enumerate(found.words[named:], named):
+        table.add_column(head, width=_width(head, [row.words[place] for row in found.rows]))
+    for place, head in enumerate(found.figures):
+        title = "\n".join(textwrap.wrap(head, _HEAD_WIDTH))
+        lines = [line for text in (title, *(row.figures[place] for row in found.rows)) for line in text.split("\n")]
+        table.add_column(title, justify="right", width=max(map(len, lines)))
     before = None
     for row in found.rows:
         if named and (network := row.words[0]) != before:
@@ -65,3 +75,9 @@ def _drawn(title: str, found: Grid, notes: Sequence[str]) -> Table:
         style = {"proxy": "bold", "search": "bold", "cited": "italic"}.get(row.kind, "")
         table.add_row(f"{cell(row.label)}{mark}", *map(cell, (*row.words[named:], *row.figures)), style=style)
     return table
+
+
+def _width(head: str, cells: Sequence[str]) -> int:
+    """Of a column of words: as narrow as its longest word, or as wide as all of them, up to a bound."""
+    words = [word for text in (head, *cells) for word in text.split()]
+    return max(max(map(len, words)), min(max(map(len, (head, *cells))), _WORDS_WIDTH))

@@ -130,8 +130,8 @@ class Benchmark:
         about, task = self.about, bench.task
         sums = task.sums if bench.rounds_sums else "float"
         for same, what in (
-            (about.weights == bench.weights_digest, "weights"),
             (about.layers == bench.layers, "layers"),
+            (about.weights == bench.weights_digest, "weights"),
             (about.quantizer == quantizer.VERSION, f"quantizer {about.quantizer} in place of {quantizer.VERSION}"),
             (about.rounding == task.rounding, f"rounding {about.rounding} in place of {task.rounding}"),
             (about.sums == sums, f"sums {about.sums} in place of {sums}"),

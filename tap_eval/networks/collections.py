@@ -52,7 +52,12 @@ def _of_timm(name: str, pretrained: bool) -> Built:
             f"timm has no network '{name}'{', perhaps ' + ' or '.join(near) if near else ''}: "
             "python -c 'import timm; print(timm.list_models())' lists them."
         )
-    network = _with_weights(f"{TIMM}{name}", lambda: timm.create_model(name, pretrained=pretrained), pretrained)
+    network = _with_weights(
+        f"{TIMM}{name}",
+        lambda: timm.create_model(name, pretrained=pretrained),
+        pretrained,
+        "give another of timm's networks",
+    )
     config = data.resolve_model_data_config(network)
     _, height, side = config["input_size"]
     if height != side:
@@ -75,7 +80,9 @@ def _of_transformers(name: str, pretrained: bool) -> Built:
             else models.from_config(transformers.AutoConfig.from_pretrained(name))
         )
 
-    network = _with_weights(f"{TRANSFORMERS}{name}", built, pretrained)
+    network = _with_weights(
+        f"{TRANSFORMERS}{name}", built, pretrained, "give hf:FOLDER, with its config.json in the folder"
+    )
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil").to_dict()
     except (OSError, ValueError):
@@ -116,15 +123,16 @@ def _lite(name: str, pretrained: bool) -> Built:
     return Built(network, *_transform(side + 32, side, "bicubic", config))
 
 
-def _with_weights(name: str, build: Callable[[], nn.Module], pretrained: bool) -> nn.Module:
+def _with_weights(name: str, build: Callable[[], nn.Module], pretrained: bool, otherwise: str) -> nn.Module:
+    """What `build` gives; `otherwise` is what to do where it cannot even be built."""
     try:
         return build()
     except Exception as error:  # each collection raises what its own client does
         if not pretrained:
-            raise NetworkMistake(f"{name} cannot be built ({_line(error)}).") from error
+            raise NetworkMistake(f"{name} cannot be built ({_line(error)}): {otherwise}.") from error
         raise WeightsMistake(
             f"the weights of {name} cannot be had ({_line(error)}): give a state dict with --weights FILE, or put them "
-            "into the cache of the hub."
+            f"into the cache of the hub, {_package('huggingface_hub.constants', 'huggingface_hub').HF_HUB_CACHE}."
         ) from error
 
 
@@ -145,5 +153,6 @@ def _package(module: str, install: str) -> ModuleType:
 
 
 def _line(error: Exception) -> str:
+    """Its first sentence, for the others are advice that does not fit here."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {re.split(r'(?<=[a-z0-9])[.!](?= |$)', text)[0][:300]}"

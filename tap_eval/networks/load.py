@@ -70,8 +70,8 @@ def _of_torchvision(name: str, weights: Path | None, asked: str | None) -> Loade
             weights = published.fetched(entry)
         except (OSError, RuntimeError) as error:
             raise WeightsMistake(
-                f"the published weights of {name} cannot be downloaded ({error}): give a state dict with "
-                "--weights FILE."
+                f"the published weights of {name} cannot be downloaded ({error}): put {entry.url} at "
+                f"{published.place(entry)}, or give a state dict with --weights FILE."
             ) from error
     checkpoint = read(weights)
     found = published.recognised(weights, published.entries(name))

@@ -31,12 +31,17 @@ def named(network: str, entry: str) -> Any:
         raise WeightsMistake(f"torchvision publishes no weights '{entry}' of {network}: there are {names}.") from error
 
 
+def place(entry: Any) -> Path:
+    """Where the file of an entry lies, or goes: torch's own folder of such files."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+
+
 def fetched(entry: Any) -> Path:
-    """The file of an entry in torch's own folder of such files, where it is downloaded to if it is not there.
+    """The file of an entry, which is downloaded if it is not in its place.
 
     Raises `OSError`, and `RuntimeError` where what came has not the hash in its name.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rpartition("/")[2]
+    path = place(entry)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=_hash(entry))

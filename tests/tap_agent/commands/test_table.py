@@ -274,6 +274,7 @@ def test_every_plan_that_comes_with_the_program_is_one() -> None:
         (["ptq", "--weights", "x.pt"], Exit.CONFIG, "--weights does not say which of resnet18, mobilenet_v2"),
         (["ptq", "--network", "cifar_resnet20"], Exit.IMAGES, "cifar_resnet20 needs images: give --images"),
         (["ptq", "--network", "resnet18"], Exit.IMAGES, "put them there, or give --images parquet:PATH"),
+        (["ptq", "--baselines", "hawqv2"], Exit.CONFIG, "baselines = 'hawqv2': 'hawqv2' is no baseline"),
         (["ablation", "rounding", "--proxy", "uniform:3"], Exit.PROXY, "'uniform:3' is no proxy"),
     ],
 )
@@ -282,4 +283,6 @@ def test_a_mistake_is_a_sentence(
 ) -> None:
     (work / "small.yaml").write_text("settings: {}\n")
     assert tap("table", *arguments) == code
-    assert words in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said
+    assert "goes on from here" not in said, "where it would fail again"

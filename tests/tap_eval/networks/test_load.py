@@ -152,6 +152,11 @@ def test_published_weights_are_fetched_by_their_hash_and_never_unpickled_whole(
             assert loaded.transform
             file.unlink()
             assert same(load_network("squeezenet1_1", None, tmp_path).network, own)  # what was fetched is there
+            (tmp_path / "hub" / "checkpoints" / file.name).rename(tmp_path / "held")
+            with pytest.raises(WeightsMistake) as raised:
+                load_network("squeezenet1_1", None, tmp_path)
+            there = (tmp_path / "held").rename(tmp_path / "hub" / "checkpoints" / file.name)
+            assert f"put {entry.url} at {there}, or give a state dict with --weights FILE." in str(raised.value)
     assert not (tmp_path / "exploded").exists()
 
 
