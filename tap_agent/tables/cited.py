@@ -41,6 +41,8 @@ def _table(name: str) -> list[Line]:
         for row in rows:
             cells = {head: cell for head, cell in zip(table["columns"], row, strict=True) if cell is not None}
             words = {head: str(cells[head]) for head in _WORDS if head in cells}
+            if how := data["runnable"].get(cells["row"]):
+                words["note"] = "; ".join(filter(None, [words.get("note"), f"here by {how}"]))
             figures = {head: _figure(cell) for head, cell in cells.items() if head not in _WORDS}
             lines.append(
                 Line(

@@ -37,8 +37,10 @@ class Correlation:
     """within a stratum, in the mean over strata"""
     kendall: Interval
     """tau-b, likewise"""
-    overall: Interval
-    """Spearman's, over all sizes together"""
+    overall_spearman: Interval
+    """over all sizes together"""
+    overall_kendall: Interval
+    """likewise"""
 
 
 def noise(allocations: Sequence[Allocation]) -> np.ndarray:
@@ -73,6 +75,7 @@ def correlate(foretold: Sequence[float], measured: Sequence[float], strata: Sequ
         _interval(_within(x, y, [its[sample] for its, sample in pairs])),
         _interval(np.mean([kendall(x[its], y[its], sample) for its, sample in pairs], axis=0)),
         _interval(spearman(x[whole], y[whole])),
+        _interval(kendall(x, y, whole)),
     )
 
 
