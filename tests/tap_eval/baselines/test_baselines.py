@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from torchvision.models import VisionTransformer
 
 from tap_eval.allocation.budget import Budget, check_within, spent
 from tap_eval.allocation.choices import Choices
-from tap_eval.baselines import snip
+from tap_eval.allocation.score import importance
+from tap_eval.baselines import hawq, hawq_v2, snip
 from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, losses, named
 from tap_eval.baselines.best_of_random import best, drawn, passes
-from tap_eval.baselines.rule import by_gains, least
+from tap_eval.baselines.curvature import VERSIONS
+from tap_eval.baselines.rule import Effort, by_gains, least
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
@@ -202,6 +205,35 @@ def test_a_search_tells_what_it_measured_and_no_seconds_where_some_was_kept(spli
     (again,) = baselines(bench, 0, ["direct"], measurements=41)
     assert (again.allocations, again.cost.seconds) == (found.allocations, 0)
     assert again.note == "some of its measurements are from before, so that its seconds are not known"
+
+
+def test_scores_and_losses_of_the_simple_rules_are_their_formulas(bench: Bench) -> None:
+    bits, at = sorted(bench.task.choices.weights), max(bench.task.choices.activations)
+    found = losses(bench, 0, left_out=pytest.fail)
+    for layer, weights, operations in zip(bench.layers, found["bparams"], found["bops"], strict=True):
+        assert [weights[0] - each for each in weights] == [layer.params * (each - bits[0]) for each in bits]
+        assert [operations[0] - each for each in operations] == [layer.macs * at * (each - bits[0]) for each in bits]
+    for before, after in itertools.pairwise(found["earlier"]):
+        assert after[0] < before[0]
+
+
+def test_hawq_ranks_layers_by_the_size_of_the_eigenvalue_a_weight(splits: Splits, tmp_path: Path) -> None:
+    bench = opened(Residual(), splits, tmp_path, "3bit")
+    values = [8.0, -64.0, 0.0, 4.0]
+    params = [layer.params for layer in bench.layers]
+    for kind, version in VERSIONS.items():
+        bench.once([kind, version, 0], lambda: (values, 7))  # so that this is what was kept of the Hessian
+    loss = hawq.RULE.find(bench, Effort(0, 0)).loss
+    assert loss
+    scores = [abs(value) / size for value, size in zip(values, params, strict=True)]
+    expected = importance([max(score, 1e-12 * max(scores)) for score in scores])
+    assert [loss(layer, 2, 8) for layer in range(4)] == pytest.approx((expected * (4.0**-2 + 4.0**-8)).tolist())
+    means, cost, note = hawq_v2.perturbations(bench, Effort(0, 0))
+    assert note == "the traces of 1 of 4 layers are below 0 and count as 0"
+    assert (cost.images, cost.steps) == (len(bench.splits.calibrations[0]), 7)
+    first, below, *_ = bench.weight_errors
+    assert means[0] == pytest.approx({each: 8 / params[0] * error for each, error in first.items()})
+    assert means[1] == dict.fromkeys(below, 0)
 
 
 def test_names() -> None:

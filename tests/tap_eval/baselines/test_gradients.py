@@ -164,6 +164,12 @@ def test_where_memory_is_small_gradients_are_the_same_in_smaller_batches(splits:
         snip.scores(bench)
 
 
+def test_grams_are_of_the_outputs_of_layers_for_each_image(bench: Bench) -> None:
+    x, first, second, hidden, _ = by_hand(bench)
+    for found, outputs in zip(ompq.grams(bench), (x @ first.T, hidden @ second.T), strict=True):
+        assert torch.tensor(found) == pytest.approx((outputs @ outputs.T).float(), rel=1e-3, abs=1e-3)
+
+
 @NEEDS_BUILD
 def test_features_are_computed_where_the_network_is(bench: Bench) -> None:
     bench.digest  # noqa: B018 of values that are real

@@ -151,7 +151,7 @@ def test_what_baselines_foretell_is_least_where_they_allocate(bench: Bench) -> N
     assert {"weight_error", "layer_error", "every_error", "hawq", "hawq_v2", "ompq", "bops"} <= found.keys()
     assert not {"uniform", "random_scores", "direct", "best_of_random"} & found.keys()
     choices, budget = sorted(bench.task.choices.weights), bench.task.budget
-    for name in ("weight_error", "hawq_v2", "every_error"):
+    for name in ("weight_error", "bparams", "bops", "hawq", "hawq_v2", "snip", "emq", "auto_quantize", "every_error"):
 
         def lost(bits: Sequence[LayerBits], rows: list[list[float]] = found[name]) -> float:
             return sum(row[choices.index(each)] for row, each in zip(rows, bits, strict=True) if isinstance(each, int))
