@@ -38,7 +38,7 @@ from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.calibration import calibrate
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
-from tap_eval.quantization.sums import NONE, Sums, ranged, ranges
+from tap_eval.quantization.sums import Sums, ranged, ranges
 
 PRODUCTS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
@@ -76,7 +76,7 @@ def main() -> None:
             quantized.choose(allocation)
             files[row] = folder / f"{len(files)}.onnx"
             write(files[row], quantized, allocation, pixels[:64], {}, stored)
-            of_sums = ranged(program, prepared.modules) if quantized.sums else NONE
+            of_sums = ranged(program if quantized.sums else None, prepared)
             values[row] = packed_size(prepared.layers, allocation, FLOAT * prepared.left, of_sums).total
             fast = IntegerNetwork(quantized, program, allocation.activations, KeptWeights(2**31))
             fast.choose(allocation)

@@ -37,7 +37,8 @@ from torch.nn import functional as F
 from benchmarks.operations import Operations, plain_attention
 from tap_eval.images.images import Images, Splits, Transform
 from tap_eval.kept import Kept
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.mistake import Mistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared

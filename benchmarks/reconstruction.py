@@ -30,6 +30,7 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.task import Task
+from tap_eval.preparing.products import multiply
 from tap_eval.preparing.program import Environment, Program, Step, bind
 from tap_eval.quantization.quantizer import Affine, QuantizedLayer, QuantizedNetwork, QuantizedWeight, output_mean
 from tap_eval.quantization.rounding import Rounding, nearest
@@ -165,7 +166,7 @@ class Learned:
         """What the layer gives of an input in integers; gradients go through all roundings."""
         weight = self._each(self.scale) * (self.below + self.share()).clamp(-self.top, self.top)
         assert self.layer.affine is not None
-        return self.layer._product(_through(x, self.layer.affine), weight, self.bias)
+        return multiply(self.layer.layer, _through(x, self.layer.affine), weight, self.bias)
 
     @torch.no_grad()
     def weight(self) -> QuantizedWeight:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from benchmarks.networks import built, noise, settle
 from tap_eval.kept import Kept
-from tap_eval.measuring.measurer import Bounds
-from tap_eval.measuring.weights import RoundedWeights, one_thread_each
+from tap_eval.measuring.recipe import Bounds
+from tap_eval.measuring.rounded import RoundedWeights
+from tap_eval.measuring.threads import one_thread_each
 from tap_eval.networks.collections import collected
 from tap_eval.networks.resnet import CifarResNet
 from tap_eval.preparing.prepare import prepare

@@ -23,7 +23,8 @@ from tap_eval.images.sources import open_source, split
 from tap_eval.kept import Kept
 from tap_eval.measuring.cluster import RayExecutor
 from tap_eval.measuring.job import Job
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.networks.load import load_network
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.quantizer import Allocation

@@ -35,6 +35,11 @@ _LATER = {"prints", "bits", "rho", "top1", "kl", "foretelling", "images", "dropp
 """what the event of a proposal leaves to that of its judgement, or to the result"""
 _LONG = {"allocations"}
 """what the state leaves to the event of the proposal"""
+_JUDGED = (
+    "name", "generation", "template", "fitness", "rho", "top1", "kl", "foretelling", "images", "dropped", "failure",
+    "message", "seconds", "tokens",
+)  # fmt: skip
+"""of a candidate, in the event of its judgement"""
 _TRIES = 3
 """of code that once gave its scores in time, before it is taken to be late by itself"""
 
@@ -96,7 +101,7 @@ class Search:
             told = any(bench.prepared is other.prepared for other in self.benches[:place])
             notes, layers = [] if told else bench.notes, len(bench.layers)
             self.emit({"event": "preparing", "network": bench.name, "layers": layers, "notes": notes})
-            assert bench.layer_errors
+            bench.layer_errors  # noqa: B018 which is when they are measured
             self.emit({"event": "prepared", "network": bench.name})
         return {
             "weights": dict(controller.initial()),
@@ -242,19 +247,7 @@ class Search:
         keep = population.survivors(pool, self.settings.population)
         values = [candidate.fitness for candidate in judged.values() if candidate.fitness is not None]
         finished = [candidate.value for candidate in judged.values() if not candidate.dropped and not candidate.failure]
-        weights = cast("dict[Template, float]", state["weights"])
-        if state["generation"] > 0:
-            update = controller.UPDATES[self.settings.controller]
-            shown = [everyone[name] for name in state["library"]]
-            offspring = [
-                (
-                    cast("Template", entry["template"]),
-                    judged[entry["name"]].value,
-                    population.to_beat([everyone[name] for name in entry["parents"]], shown),
-                )
-                for entry in state["plan"]
-            ]
-            weights = update(weights, offspring)
+        weights = self._learned(state, everyone)
         generation = Generation(
             index=state["generation"],
             probabilities=self._probabilities(state),
@@ -264,30 +257,7 @@ class Search:
             mean=sum(values) / len(values) if values else None,
             population=keep,
         )
-        events: list[dict[str, Any]] = [
-            {
-                "event": "judged",
-                "name": candidate.name,
-                "generation": candidate.generation,
-                "template": candidate.template,
-                "fitness": candidate.fitness,
-                "rho": candidate.rho,
-                "top1": candidate.top1,
-                "kl": candidate.kl,
-                "foretelling": candidate.foretelling,
-                "images": candidate.images,
-                "dropped": candidate.dropped,
-                "failure": candidate.failure,
-                "message": candidate.message,
-                "size_bytes": [
-                    bench.size(bits.allocation()).total
-                    for bench, bits in zip(self.benches, candidate.allocations, strict=False)
-                ],
-                "seconds": candidate.seconds,
-                "tokens": candidate.tokens,
-            }
-            for candidate in judged.values()
-        ]
+        events = [self._told(candidate) for candidate in judged.values()]
         events.append({"event": "generation", **generation.model_dump(mode="json"), "weights": dict(weights)})
         conclusion: dict[str, Any] = {
             "candidates": {name: each.model_dump(mode="json", exclude=_LONG) for name, each in judged.items()},
@@ -298,6 +268,31 @@ class Search:
             "generations": [generation.model_dump(mode="json")],
         }
         return conclusion, events
+
+    def _learned(self, state: SearchState, everyone: Mapping[str, Candidate]) -> dict[Template, float]:
+        """The weights of templates after what the offspring of a generation gained; the first has no parents."""
+        weights = cast("dict[Template, float]", state["weights"])
+        if state["generation"] == 0:
+            return weights
+        shown = [everyone[name] for name in state["library"]]
+        offspring = [
+            (
+                cast("Template", entry["template"]),
+                everyone[entry["name"]].value,
+                population.to_beat([everyone[name] for name in entry["parents"]], shown),
+            )
+            for entry in state["plan"]
+        ]
+        return controller.UPDATES[self.settings.controller](weights, offspring)
+
+    def _told(self, candidate: Candidate) -> dict[str, Any]:
+        """The event that tells of a judged candidate."""
+        sizes = [
+            bench.size(bits.allocation()).total
+            for bench, bits in zip(self.benches, candidate.allocations, strict=False)
+        ]
+        figures = {name: getattr(candidate, name) for name in _JUDGED}
+        return {"event": "judged", **figures, "size_bytes": sizes}
 
     def again(self, state: SearchState) -> Literal["reflect", "choose"]:
         """Whether there is another generation to come."""
@@ -327,7 +322,7 @@ class Search:
         return {"best": found[0].name, "finalists": records}
 
     def report(self, state: SearchState) -> dict[str, Any]:
-        """Hands the final state over; the test split is read here and nowhere else."""
+        """Hands the final state to `finish`, which reads the test split: no other node does."""
         self.finish(self.whole(state))
         return {}
 

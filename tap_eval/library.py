@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from tap_eval.export import pt2, safetensors
 from tap_eval.export.extra import onnx
 from tap_eval.export.remaining import Remaining
 from tap_eval.kept import Kept
-from tap_eval.measuring.measurer import Bounds
+from tap_eval.measuring.progress import silent
+from tap_eval.measuring.recipe import Bounds
 from tap_eval.measuring.recorder import Recorder
+from tap_eval.measuring.rounded import RoundedWeights
 from tap_eval.measuring.task import Attention
-from tap_eval.measuring.weights import RoundedWeights, silent
 from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
@@ -36,7 +37,7 @@ from tap_eval.quantization.finishing import finish
 from tap_eval.quantization.integer import Unfit
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.ranges import RangeRule
-from tap_eval.quantization.sums import NONE, Sums, SumsIn, ranged, ranges
+from tap_eval.quantization.sums import Sums, SumsIn, calibrated, ranged
 
 Sensitivity = Callable[[list[Features], Features], Any]
 """A proxy as a function: a score a layer, or a list of scores, one an output channel."""
@@ -108,8 +109,7 @@ def quantize(
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])
     prepared = attending(prepared) if attention_activations == "8" else prepared
     carried = _sums(prepared, images, activation_ranges) if sums == "int8" else None
-    between = ranged(carried.recorded(prepared.batch), prepared.modules) if carried else NONE
-    between = replace(between, own=between.own + len(prepared.operands))
+    between = ranged(carried.recorded(prepared.batch) if carried else None, prepared)
     if Budget.parse(budget).unit == "s":
         raise BudgetMistake(
             f"{budget} is a budget in time, for which no latencies can be given here: give one of size."
@@ -117,8 +117,8 @@ def quantize(
     limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left, between), Choices(tuple(bits))
     check_feasible(prepared.layers, choices, limit)
     allocation = _allocated(rule, prepared, images, choices, limit)
-    seen = calibrate(prepared, images, activation_ranges)
-    operands = calibrate_operands(prepared, images, activation_ranges)
+    seen = prepared.fitting(lambda: calibrate(prepared, images, activation_ranges))
+    operands = prepared.fitting(lambda: calibrate_operands(prepared, images, activation_ranges))
     weights = RoundedWeights(prepared, images, seen, "gptq", choices.weights, [], Kept(None), bounds.moments, silent)
     integers = [partial(weights, layer.index) for layer in prepared.layers]
     quantized = QuantizedNetwork(prepared, seen, integers, carried, operands)
@@ -132,10 +132,8 @@ def quantize(
 
 def _sums(prepared: Prepared, images: Tensor, rule: RangeRule) -> Sums | None:
     """What is needed to round what travels between layers; None where steps cannot be recorded."""
-    recorded = Recorder(prepared, images)
     try:
-        program = recorded(prepared.batch)
-        return Sums(ranges(program if rule == "minmax" else recorded(1), prepared.modules, images, rule), recorded)
+        return calibrated(Recorder(prepared, images), prepared, images, rule)
     except Unfit as reason:
         warnings.warn(f"sums between layers stay in float32, since {reason}", stacklevel=3)
         return None

@@ -34,9 +34,10 @@ from tap_eval.measuring.devices import spread_over
 from tap_eval.measuring.distilled import DISTILLED, DistilledDraws, calibrated_on
 from tap_eval.measuring.job import Measures
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.measuring.measurer import Bounds, Measurer
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.progress import Advance, silent
+from tap_eval.measuring.recipe import Bounds
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Advance, silent
 from tap_eval.mistake import BenchmarkMistake
 from tap_eval.networks.load import load_network
 from tap_eval.proxies.fitness import FitnessWeights, Worth

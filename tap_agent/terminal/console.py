@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -82,13 +82,11 @@ def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:
         *(["search"] if searched else []),
     ]  # fmt: skip
     head, counted = head_of_test(rows)
-    for name in ("allocation from", "bits", "KiB", *middle, head, "KL"):
-        table.add_column(name, justify="left" if name == "allocation from" else "right")
     plain = any(row.unfinished for row in rows)
-    if plain:
-        table.add_column("unfinished", justify="right")
-    if draws > 1:
-        table.add_column(f"test, {draws} calibration draws", justify="right")
+    last = [*(["unfinished"] if plain else []), *([f"test, {draws} calibration draws"] if draws > 1 else [])]
+    for name in ("allocation from", "bits", "KiB", *middle, head, "KL", *last):
+        justify: JustifyMethod = "left" if name == "allocation from" else "right"
+        table.add_column(name, justify=justify, overflow="fold")  # no figure is cut off in a narrow terminal
     for before, row in zip([None, *rows[:-1]], rows, strict=True):
         if several and before and (before.network, before.budget) != (row.network, row.budget):
             table.add_section()

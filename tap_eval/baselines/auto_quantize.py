@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tap_eval.allocation.choices import uniform
-from tap_eval.baselines.gradients import Network, product
+from tap_eval.baselines.gradients import Network
 from tap_eval.baselines.rule import Cost, Effort, Found, Rule, by_losses, finite, minimizing
 from tap_eval.measuring.bench import Bench
-from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.products import Quantizable, multiply
 from tap_eval.quantization.quantizer import VERSION as QUANTIZER
 
 _VERSION = 2
@@ -41,7 +41,7 @@ def taylor(loss: Tensor, calls: Sequence[Call], modules: Sequence[Quantizable], 
     with torch.no_grad():
         for call, gradient in zip(calls, gradients, strict=True):
             for column, (weight, bias) in enumerate(others[call.index].values()):
-                change = product(modules[call.index], call.x, weight, bias) - call.y
+                change = multiply(modules[call.index], call.x, weight, bias) - call.y
                 found[call.index, column] += float((gradient * change).square().sum())
     return found
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,7 +19,7 @@ from tap_eval.device import CPU, alone
 from tap_eval.measuring.bench import Bench
 from tap_eval.mistake import ImagesMistake, NetworkMistake
 from tap_eval.preparing.prepared import Prepared, Room
-from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.products import multiply
 
 Gradients = list[Tensor]
 """one a layer, of the form of its weight"""
@@ -81,7 +81,7 @@ class Network:
         """Logits (N, classes) of `pixels` (N, C, H, W); `seen` is told of each layer's index, input and output."""
 
         def run(index: int, x: Tensor) -> Tensor:
-            y = product(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+            y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
             if seen is None:
                 return y
             seen(index, x, y)
@@ -141,7 +141,7 @@ class Network:
         """Logits where a layer's output is another: a head that nothing reads makes no difference."""
 
         def run(index: int, x: Tensor) -> Tensor:
-            y = product(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+            y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
             return 1 - y if index == disturbed else y
 
         return self._prepared(pixels, [partial(run, index) for index in range(len(self.weights))])
@@ -161,10 +161,3 @@ class Network:
 def saliency(weight: Tensor, gradient: Tensor) -> float:
     """sum |dL/dm| of one layer, by a mask m of ones on its weights: |g w| (Lee et al. 2019; Tanaka et al. 2020)."""
     return float((gradient * weight).abs().double().sum())
-
-
-def product(layer: Quantizable, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `layer` computes of `x` with this weight and bias."""
-    if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(x, weight, bias)
-    return F.linear(x, weight, bias)

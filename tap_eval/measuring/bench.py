@@ -30,11 +30,13 @@ from tap_eval.measuring.full_precision import FullPrecision
 from tap_eval.measuring.job import Job, Measures, SplitName, pieces
 from tap_eval.measuring.layer_errors import enough
 from tap_eval.measuring.ledger import Ledger, Timed, key
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.measurer import Measurer
 from tap_eval.measuring.notes import at_chance, left_in_float
+from tap_eval.measuring.progress import Advance, silent
+from tap_eval.measuring.recipe import Bounds, Recipe
+from tap_eval.measuring.rounded import rounding_errors
 from tap_eval.measuring.stages import STAGES, stages, watched
 from tap_eval.measuring.task import Task
-from tap_eval.measuring.weights import Advance, rounding_errors, silent
 from tap_eval.mistake import ImagesMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare

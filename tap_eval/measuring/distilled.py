@@ -16,7 +16,7 @@ from torch import nn
 from tap_eval.images.images import Images, Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.ledger import key
-from tap_eval.measuring.weights import Advance, silent
+from tap_eval.measuring.progress import Advance, silent
 from tap_eval.preparing.copying import in_eval_mode
 from tap_eval.preparing.distilling import STEPS, VERSION, distilled
 from tap_eval.preparing.outputs import find_output

@@ -22,10 +22,12 @@ from tap_eval.kept import Kept
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.layer_errors import layer_errors, layer_errors_one_by_one
 from tap_eval.measuring.ledger import key
+from tap_eval.measuring.progress import Advance, silent
 from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.resident import brought
-from tap_eval.measuring.weights import Advance, RoundedWeights, one_thread_each, silent
+from tap_eval.measuring.rounded import RoundedWeights
+from tap_eval.measuring.threads import one_thread_each
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.program import Program, bind
 from tap_eval.quantization import finishing
@@ -33,9 +35,8 @@ from tap_eval.quantization.agreement import NOISE, multiplied_otherwise
 from tap_eval.quantization.calibration import calibrate, calibrate_operands
 from tap_eval.quantization.integer import IntegerNetwork, KeptWeights, Unfit
 from tap_eval.quantization.quantizer import VERSION, Allocation, Integers, QuantizedNetwork, QuantizedWeight
-from tap_eval.quantization.sums import NONE, Ranged, Sums, ranged, ranges
+from tap_eval.quantization.sums import Ranged, Sums, calibrated, ranged
 
-__all__ = ["Bounds", "Measurer", "Recipe"]
 _Result = TypeVar("_Result")
 _NETWORKS_KEPT = 4
 """rewritten for as many draws or activation bits; the weights in use are theirs"""
@@ -111,10 +112,8 @@ class Measurer:
     def _sums(self, draw: int) -> Sums | None:
         if not self.sums:
             return None
-        resident, pixels = self._resident, self._splits.calibrations[draw].pixels
-        rule = self._recipe.ranges
-        found = resident.fitting(lambda: ranges(self._ranged_in, resident.modules, pixels, rule))
-        return Sums(found, self._recorded)
+        pixels = self._splits.calibrations[draw].pixels
+        return calibrated(self._recorded, self._resident, pixels, self._recipe.ranges)
 
     @cached_property
     def _sums_differing(self) -> str | None:
@@ -136,8 +135,7 @@ class Measurer:
     @cached_property
     def between(self) -> Ranged:
         """The values that are rounded between layers."""
-        found = ranged(self._program, self.prepared.modules) if self.sums else NONE
-        return replace(found, own=found.own + len(self.prepared.operands))
+        return ranged(self._program if self.sums else None, self.prepared)
 
     def _integers_of(self, draw: int) -> list[Integers]:
         return [partial(self._rounded[draw], layer.index) for layer in self.prepared.layers]

@@ -53,7 +53,7 @@ def distilled(
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _STEP * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad()
-        _loss(network, x).backward()
+        statistics_loss(network, x).backward()
         optimizer.step()
         with torch.no_grad():
             x.clamp_(black, white)
@@ -61,13 +61,7 @@ def distilled(
     return ((x.detach() - black) / (white - black) * 255).round_().to(torch.uint8)
 
 
-@torch.no_grad()
-def statistics_loss(network: nn.Module, pixels: Tensor) -> float:
-    """How far images (N, C, H, W), normalized, are from what batch normalization holds; see `_loss`."""
-    return float(_loss(_still(network, pixels.device), pixels))
-
-
-def _loss(network: nn.Module, pixels: Tensor) -> Tensor:
+def statistics_loss(network: nn.Module, pixels: Tensor) -> Tensor:
     """The squared differences of means and of deviations of batch normalizations' inputs from those that they hold.
 
     In the mean over channels, and summed over all of them.

@@ -26,6 +26,13 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
+def multiply(layer: Quantizable, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `layer` computes of `x` with this weight and bias."""
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
 @dataclass(frozen=True)
 class Product:
     """`after(module(before(x)))`, with `module` of this geometry and `plain(weight)` as its weight (O, ...)."""

@@ -21,13 +21,12 @@ from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tap_eval.device import Form, multiply_whole
 from tap_eval.images.images import Images
 from tap_eval.preparing.operands import Operand
 from tap_eval.preparing.prepared import Prepared
-from tap_eval.preparing.products import Quantizable
+from tap_eval.preparing.products import Quantizable, multiply
 from tap_eval.preparing.program import Program, Step, Value, bind, bind_operands
 from tap_eval.quantization.calibration import MOST, Observation
 from tap_eval.quantization.ranges import Range
@@ -213,17 +212,12 @@ class QuantizedLayer(nn.Module):
         if self.affine is not None:
             x = self.affine.centred(x)
         if self._scale is None:
-            return self._product(x, weight, bias)
+            return multiply(self.layer, x, weight, bias)
         assert self.affine is not None
         assert bias is not None
         each = (-1, 1, 1) if isinstance(self.layer, nn.Conv2d) else (-1,)
-        y = multiply_whole(lambda x, weight: self._product(x, weight, None), x, weight, self.in_tf32)
+        y = multiply_whole(lambda x, weight: multiply(self.layer, x, weight, None), x, weight, self.in_tf32)
         return y.mul_(self.affine.scale).mul_(self._scale.view(each)).add_(bias.view(each))
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(self.layer, nn.Conv2d):
-            return self.layer._conv_forward(x, weight, bias)
-        return F.linear(x, weight, bias)
 
 
 def output_mean(weight: Tensor, mean_patch: Tensor) -> Tensor:

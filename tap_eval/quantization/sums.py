@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.preparing.program import Program, Step, Value, bind, free, readers_of
 from tap_eval.quantization.ranges import Range, RangeRule, Take, by_rule
@@ -272,11 +273,21 @@ def carried_by(program: Program, modules: Sequence[Quantizable]) -> list[Carried
     return carried(program.steps, convolutions(modules), program.logits)
 
 
-def ranged(program: Program, modules: Sequence[Quantizable]) -> Ranged:
-    """The values that a network with these layers rounds between them."""
-    found = [each.layer for each in carried_by(program, modules) if not each.alone]
+def ranged(program: Program | None, prepared: Prepared) -> Ranged:
+    """The values that a network rounds between its layers: of its program, if it has one, and operands of attention."""
+    found = [each.layer for each in carried_by(program, prepared.modules) if not each.alone] if program else []
     layers = tuple(layer for layer in found if layer is not None)
-    return Ranged(len(found) - len(layers), layers)
+    return Ranged(len(found) - len(layers) + len(prepared.operands), layers)
+
+
+def calibrated(recorded: Callable[[int], Program], prepared: Prepared, pixels: Tensor, rule: RangeRule) -> Sums:
+    """What a network needs to round what travels between its layers, by calibration images (N, C, H, W)."""
+
+    def found() -> tuple[Range, ...]:
+        program = recorded(prepared.batch if rule == "minmax" else 1)
+        return ranges(program, prepared.modules, pixels, rule)
+
+    return Sums(prepared.fitting(found), recorded)
 
 
 @torch.inference_mode()

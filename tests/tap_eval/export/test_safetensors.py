@@ -281,7 +281,7 @@ def test_sums_in_integers_come_back_and_take_their_bytes(name: str, activations:
     write(path, network, allocation, {})
     assert same_logits(path, network)
     assert network.sums
-    between = ranged(network.sums.recorded(4), network.prepared.modules)
+    between = ranged(network.sums.recorded(4), network.prepared)
     size = packed_size(network.prepared.layers, allocation, FLOAT * network.prepared.left, between)
     tensors = load_file(path)
     assert sum(tensor.nbytes for tensor in tensors.values()) == size.total == described(path).size

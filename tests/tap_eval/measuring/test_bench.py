@@ -18,7 +18,7 @@ from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.measuring.measurer import Bounds
+from tap_eval.measuring.recipe import Bounds
 from tap_eval.measuring.task import Task
 from tap_eval.mistake import BudgetMistake, ImagesMistake
 from tap_eval.networks.digits import DigitsCNN

@@ -20,7 +20,8 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.devices import spread_over
 from tap_eval.measuring.job import Job
 from tap_eval.measuring.ledger import Ledger
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.measuring.task import Task
 from tap_eval.networks.digits import DigitsCNN
 from tap_eval.preparing.prepare import prepare

@@ -16,8 +16,9 @@ from tap_eval.images.images import Images, Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.accuracy import mean_kl
 from tap_eval.measuring.distilled import DistilledDraws, calibrated_on
+from tap_eval.measuring.progress import silent
 from tap_eval.measuring.recipe import Bounds
-from tap_eval.measuring.weights import RoundedWeights, silent
+from tap_eval.measuring.rounded import RoundedWeights
 from tap_eval.mistake import ImagesMistake
 from tap_eval.networks.digits import DigitsCNN
 from tap_eval.preparing.distilling import distilled, statistics_loss
@@ -50,7 +51,8 @@ def test_distilled_images_have_the_statistics_of_the_network_and_calibrate_it(
     assert first.pixels.shape == splits.calibrations[0].pixels.shape
     assert first.digest != second.digest
     assert torch.equal(first.labels, network(first.pixels).argmax(1))
-    losses = [statistics_loss(network, images.pixels) for images in (first, noise, splits.calibrations[0])]
+    with torch.no_grad():
+        losses = [statistics_loss(network, images.pixels) for images in (first, noise, splits.calibrations[0])]
     assert losses[0] < 0.2 * losses[1]
     assert losses[0] < losses[2], "16 real images have others than all"
 

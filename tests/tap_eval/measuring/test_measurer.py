@@ -16,7 +16,8 @@ from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import AS_THEY_ARE, Images, Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.job import Job
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization import integer
 from tap_eval.quantization.calibration import calibrate

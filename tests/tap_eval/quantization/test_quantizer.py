@@ -11,7 +11,8 @@ from tap_eval.allocation.choices import uniform
 from tap_eval.images.images import Images, Transform
 from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.recipe import Bounds, Recipe
 from tap_eval.preparing.prepare import prepare
 from tap_eval.proxies.features import describe
 from tap_eval.quantization.calibration import calibrate, observe

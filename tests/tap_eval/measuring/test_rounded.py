@@ -18,8 +18,9 @@ from tap_eval.images.images import AS_THEY_ARE, Images, Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.job import Job
-from tap_eval.measuring.measurer import Bounds, Measurer, Recipe
-from tap_eval.measuring.weights import RoundedWeights
+from tap_eval.measuring.measurer import Measurer
+from tap_eval.measuring.recipe import Bounds, Recipe
+from tap_eval.measuring.rounded import RoundedWeights
 from tap_eval.mistake import DamagedMistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared

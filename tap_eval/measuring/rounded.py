@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tap_eval.device import CPU, on
+from tap_eval.device import on
 from tap_eval.kept import Kept
 from tap_eval.measuring.ledger import key
+from tap_eval.measuring.progress import Advance
+from tap_eval.measuring.threads import one_thread_each
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Quantizable
 from tap_eval.quantization.calibration import Observation
@@ -23,17 +22,6 @@ from tap_eval.quantization.gptq import gptq
 from tap_eval.quantization.moments import HELD_OUT, Few, Moments, block_of, second_moments, together
 from tap_eval.quantization.quantizer import VERSION, LayerBits, distinct
 from tap_eval.quantization.rounding import Rounded, Rounding, nearest
-
-_COUNTING = threading.Lock()
-_USERS: list[int] = []
-"""the number of threads that torch had, once for each that `one_thread_each` serves at the moment"""
-
-Advance = Callable[[str, int, int], None]
-"""Told of work that takes long: what it is, how much is done, of how much."""
-
-
-def silent(_: str, __: int, ___: int) -> None:
-    """Tells nobody."""
 
 
 class RoundedWeights:
@@ -167,34 +155,3 @@ def rounding_errors(layers: Sequence[Quantizable], choices: Sequence[int]) -> li
 
     with one_thread_each() as threads:
         return list(threads.map(errors, layers))
-
-
-class _AtOnce(Executor):
-    """Does what it is given before it returns."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done = Future[Any]()
-        done.set_result(work(*args, **kwargs))
-        return done
-
-
-@contextmanager
-def one_thread_each(device: torch.device = CPU) -> Iterator[Executor]:
-    """As many threads as torch has, each of which computes by itself: what comes of it depends on no number of them.
-
-    Any other device than the CPU is given its work by the thread that asks.
-    """
-    if device != CPU:
-        yield _AtOnce()
-        return
-    with _COUNTING:
-        _USERS.append(torch.get_num_threads() if not _USERS else _USERS[0])
-        torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(_USERS[0], initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        with _COUNTING:
-            threads = _USERS.pop()
-            if not _USERS:
-                torch.set_num_threads(threads)
