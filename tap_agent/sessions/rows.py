@@ -75,7 +75,7 @@ def named(subject: ProxySubject, network: NetworkSettings) -> tuple[str, str]:
     else:
         return f"proxy {subject.origin}", ""
     if same:
-        return f"TAP ({subject.origin})", f"found on {this}"
+        return f"TAP ({subject.origin})", f"found on {this}, by a search that measured errors there"
     return f"TAP-C ({subject.origin})", f"found on {where}, applied unchanged"
 
 

@@ -128,12 +128,15 @@ def test_calibration_images_have_their_source(source: str | None, words: str) ->
 def test_a_proxy_is_of_a_network_with_its_weights_and_images(tmp_path: Path) -> None:
     found = {"network": "cifar_resnet20", "weights": str(tmp_path / "a.pt"), "images": f"cifar10:{tmp_path}"}
     own = ProxySubject("run/p001", "", "", Given(tmp_path, {"networks": [found]}))
-    assert named(own, NetworkSettings(**found)) == ("TAP (run/p001)", "found on this network")
+    assert named(own, NetworkSettings(**found)) == (
+        "TAP (run/p001)",
+        "found on this network, by a search that measured errors there",
+    )
     for changed in ({"weights": str(tmp_path / "b.pt")}, {"images": f"imagefolder:{tmp_path}"}):
         other = NetworkSettings(**{**found, **changed})
         assert named(own, other) == ("TAP-C (run/p001)", "found on cifar_resnet20, applied unchanged")
     published = ProxySubject("channel_noise", "", "", None)
-    assert named(published, NetworkSettings(**found))[1] == "found on a network of this name"
+    assert named(published, NetworkSettings(**found))[1].startswith("found on a network of this name, by a search")
 
 
 def test_costs_say_in_how_many_seeds_they_failed() -> None:
