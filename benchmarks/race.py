@@ -53,6 +53,8 @@ def _candidates(folder: RunFolder) -> list[Candidate]:
     result = folder.result()
     if result is None:
         raise SystemExit(f"{folder.path} has not ended.")
+    if folder.settings().given:
+        raise SystemExit(f"{folder.path} was judged by what was measured before, and raced nothing.")
     return result.candidates
 
 

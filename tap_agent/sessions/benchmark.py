@@ -98,16 +98,17 @@ def _foretold(name: str, against: Benchmark, sandbox: Sandbox) -> list[float]:
             f"'{name}' foretells no allocation but its own, or was not to be had on {about.network}: give a proxy, or "
             f"a baseline that does: {', '.join(about.foretold)}."
         )
-    no_proxy = ProxyMistake(
-        f"'{name}' is no proxy: give a proxy's .py file, a published proxy ({', '.join(NAMES)}), a run's folder, or a "
-        f"baseline ({', '.join(about.foretold)})."
+    kinds = (
+        f"give a proxy's .py file, a published proxy ({', '.join(NAMES)}), a run's folder, or a baseline "
+        f"({', '.join(about.foretold)})."
     )
     try:
         subject = read_subject(name)
     except (ProxyMistake, AllocationMistake, BitsMistake) as mistake:
-        raise no_proxy from mistake
+        why = f" ({mistake.__cause__})" if isinstance(mistake.__cause__, OSError) else ""
+        raise ProxyMistake(f"'{name}' is no proxy{why}: {kinds}") from mistake
     if not isinstance(subject, ProxySubject):
-        raise no_proxy
+        raise ProxyMistake(f"'{name}' is no proxy: {kinds}")
     scores = sensitivities(
         subject.code, about.features, about.task, [layer.out_channels for layer in about.layers], sandbox
     )

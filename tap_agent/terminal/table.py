@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -59,11 +60,11 @@ def _drawn(title: str, found: Grid, notes: Sequence[str]) -> Table:
     table.add_column("row", min_width=_LEAST_WIDTH)
     named = found.words[:1] == ("network",)
     for place, head in enumerate(found.words[named:], named):
-        table.add_column(head, width=_width(head, [row.words[place] for row in found.rows]))
+        table.add_column(cell(head), overflow="fold", width=_width(head, [row.words[place] for row in found.rows]))
     for place, head in enumerate(found.figures):
         title = "\n".join(textwrap.wrap(head, _HEAD_WIDTH))
         lines = [line for text in (title, *(row.figures[place] for row in found.rows)) for line in text.split("\n")]
-        table.add_column(title, justify="right", width=max(map(len, lines)))
+        table.add_column(cell(title), justify="right", width=max(map(cell_len, lines)))
     before = None
     for row in found.rows:
         if named and (network := row.words[0]) != before:
@@ -80,4 +81,4 @@ def _drawn(title: str, found: Grid, notes: Sequence[str]) -> Table:
 def _width(head: str, cells: Sequence[str]) -> int:
     """Of a column of words: as narrow as its longest word, or as wide as all of them, up to a bound."""
     words = [word for text in (head, *cells) for word in text.split()]
-    return max(max(map(len, words)), min(max(map(len, (head, *cells))), _WORDS_WIDTH))
+    return max(max(map(cell_len, words)), min(max(map(cell_len, (head, *cells))), _WORDS_WIDTH))

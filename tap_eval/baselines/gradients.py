@@ -130,21 +130,25 @@ class Network:
         logits = self(some, lambda index, *_: reached.add(index))
         found = torch.autograd.grad(logits.sum(), self.weights, allow_unused=True)
         for index in sorted(reached):
-            if found[index] is None and not torch.equal(self._disturbed(some, index), logits):
+            if found[index] is None and self.matters(index):
                 raise NetworkMistake(
                     f"{self._bench.name} has no gradients in {self._prepared.layers[index].name}, since its code stops "
                     "them: leave out of --baselines what needs them."
                 )
 
     @torch.no_grad()
-    def _disturbed(self, pixels: Tensor, disturbed: int) -> Tensor:
-        """Logits where a layer's output is another: a head that nothing reads makes no difference."""
+    def matters(self, layer: int) -> bool:
+        """Whether outputs for two images are others where those of a layer, by index, are."""
+        some = self._bench.splits.calibrations[0].pixels[:2].to(self._prepared.device, self.weights[0].dtype)
 
-        def run(index: int, x: Tensor) -> Tensor:
-            y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
-            return 1 - y if index == disturbed else y
+        def logits(disturbed: int | None) -> Tensor:
+            def run(index: int, x: Tensor) -> Tensor:
+                y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+                return y + torch.arange(y.numel()).to(y).sin().view_as(y) if index == disturbed else y
 
-        return self._prepared(pixels, [partial(run, index) for index in range(len(self.weights))])
+            return self._prepared(some, [partial(run, index) for index in range(len(self.weights))])
+
+        return not torch.equal(logits(layer), logits(None))
 
     def computed(self, compute: Callable[[], _Result]) -> _Result:
         """`compute()`, in smaller batches where memory is too small; raises `NetworkMistake` where it fails."""

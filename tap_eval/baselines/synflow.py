@@ -42,7 +42,9 @@ def scores(bench: Bench) -> list[float]:
     network = Network(bench, positive(bench.prepared, widest(bench.device)))
     found = network.scores(network.sum_of_logits, saliency)
     finite(bench, found)
-    if stopped := [layer.name for layer, each in zip(bench.layers, found, strict=True) if each == 0]:
+    plain = Network(bench)
+    still = [layer for layer, each in zip(bench.layers, found, strict=True) if each == 0]
+    if stopped := [layer.name for layer in still if plain.matters(layer.index)]:
         raise NetworkMistake(
             f"nothing flows through {stopped[0]} of {bench.name} once weights are positive, as where activations have "
             "a highest value: leave synflow out of --baselines."

@@ -172,9 +172,10 @@ class Bench:
 
     @cached_property
     def features(self) -> list[Features]:
-        """What a proxy gets as `layers`; computed once a network, calibration images, contract and bits."""
+        """What a proxy gets as `layers`; computed once a network, images, contract and bits."""
         bound, inputs, bits = self._bounds.features, self.task.inputs, self.task.choices.weights
-        name = key("features", features.VERSION, bound, self.digest, self.splits.calibrations[0].digest, inputs, bits)
+        images = [self.splits.calibrations[0].digest, self.splits.search.digest]
+        name = key("features", features.VERSION, bound, self.digest, images, inputs, bits)
         return self._ledger.recall(name, self._described)
 
     def _described(self) -> list[Features]:

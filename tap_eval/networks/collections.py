@@ -18,6 +18,8 @@ TIMM, TRANSFORMERS = "timm:", "hf:"
 LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 """pixels a side"""
 _SMOOTH = ("bilinear", "bicubic")
+_TELLING = 60
+"""letters of an error that say something"""
 _PRESSED = 384
 """pixels a side from which processors with `crop_pct` press images into a square"""
 
@@ -153,6 +155,7 @@ def _package(module: str, install: str) -> ModuleType:
 
 
 def _line(error: Exception) -> str:
-    """Its first sentence, for the others are advice that does not fit here."""
+    """Its first sentences, for the others are advice that does not fit here."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{type(error).__name__}: {re.split(r'(?<=[a-z0-9])[.!](?= |$)', text)[0][:300]}"
+    first = re.match(rf".{{{_TELLING},}}?(?=[.!]( |$))", text)
+    return f"{type(error).__name__}: {(first[0] if first else text)[:300]}"

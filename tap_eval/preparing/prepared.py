@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tap_eval.device import CPU, out_of_memory
+from tap_eval.images.images import Images
 from tap_eval.mistake import NetworkMistake
 from tap_eval.preparing.copying import copy_of
 from tap_eval.preparing.layers import Layer
@@ -91,6 +92,15 @@ class Prepared:
             return self.room.images
         largest = max(layer.in_channels * layer.input_size**2 * layer.tokens for layer in self.layers)
         return min(max(_BATCH_BYTES // (4 * largest), _LEAST_BATCH), self.room.images)
+
+    def reaching(self, images: Images | Tensor, at_once: int) -> list[tuple[Images | Tensor, int]]:
+        """`images`, so many at once, and for layers that they miss, whole, those on which the layers were found."""
+        return [(images, at_once), *((batch, len(batch)) for batch in self.watched)]
+
+    def check_reached(self, layers: Collection[int]) -> None:
+        """Raises `RuntimeError` unless `layers` has the index of each, as not in a process without its globals."""
+        if silent := [layer.name for layer in self.layers if layer.index not in layers]:
+            raise RuntimeError(f"{', '.join(silent)} ran when the network was prepared, and not in this process")
 
     def fitting(self, compute: Callable[[], _Result]) -> _Result:
         """`compute()`, from its start again with half of `batch` as long as memory is too small for it."""

@@ -26,7 +26,7 @@ from tap_eval.proxies.consumers import OPERATIONS, consumers, weight_on
 from tap_eval.proxies.spectrum import spectra
 from tap_eval.proxies.statistics import Spread, Statistics, statistics
 
-VERSION = 6
+VERSION = 5
 """Part of the key of kept features: raise it when a change here changes them."""
 _BYTES = 40
 """for each value of a layer's input and output: itself, and what is computed of it"""
@@ -149,15 +149,16 @@ def describe(
         for layer in prepared.layers
     ]
     at_once = _images_at_once(prepared, memory)
-    for images in (calibration, *prepared.watched):
+    for images, size in prepared.reaching(calibration, at_once):
         missing = [not each.output.count for each in seen]
         for second in (False, True) if any(missing) else ():
             layers = [
                 partial(_see, each, module, second) if absent else module
                 for each, module, absent in zip(seen, prepared.modules, missing, strict=True)
             ]
-            for part in images.split(at_once):
+            for part in images.split(size):
                 prepared(part, layers)
+    prepared.check_reached({index for index, each in enumerate(seen) if each.output.count})
     moments = spectra(prepared, calibration, at_once, memory, bits)
     read = consumers(prepared, next(iter(calibration.split(1))))
     for module, found, spectrum, of_output, features in zip(

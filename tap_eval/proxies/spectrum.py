@@ -45,10 +45,10 @@ def spectra(
     found: dict[int, Spectrum] = {}
     for group in together(prepared.modules, blocks, memory):
         sums = {index: Sums(prepared.modules[index], blocks[index]) for index in group}
-        for source in (images, *prepared.watched):
+        for source, size in prepared.reaching(images, at_once):
             missing = {index: each for index, each in sums.items() if not each.count}
             layers = [partial(_take, missing.get(index), module) for index, module in enumerate(prepared.modules)]
-            for part in source.split(at_once) if missing else ():
+            for part in source.split(size) if missing else ():
                 prepared(part, layers)
         found |= {index: _spectrum(prepared.modules[index], each, bits) for index, each in sums.items()}
     return [found[index] for index in range(len(prepared.modules))]

@@ -101,8 +101,7 @@ def calibrate(prepared: Prepared, pixels: Tensor, rule: RangeRule = "minmax") ->
                     low, high = ranges[MOST]
                     fewer = {bits: each for bits, each in ranges.items() if each != (low, high)}
                     seen[index] = replace(seen[index], low=low, high=high, fewer=fewer)
-    if silent := [layer.name for layer in prepared.layers if layer.index not in seen]:
-        raise RuntimeError(f"{', '.join(silent)} ran when the network was prepared, and not in this process")
+    prepared.check_reached(seen)
     return [seen[index] for index in range(len(prepared.layers))]
 
 

@@ -284,8 +284,8 @@ def calibrated(recorded: Callable[[int], Program], prepared: Prepared, pixels: T
     """What a network needs to round what travels between its layers, by calibration images (N, C, H, W)."""
 
     def found() -> tuple[Range, ...]:
-        program = recorded(prepared.batch if rule == "minmax" else 1)
-        return ranges(program, prepared.modules, pixels, rule)
+        program = recorded(prepared.batch)  # which is run with, whatever ranges are chosen in
+        return ranges(program if rule == "minmax" else recorded(1), prepared.modules, pixels, rule)
 
     return Sums(prepared.fitting(found), recorded)
 

@@ -16,6 +16,7 @@ from tap_eval.export import safetensors
 from tap_eval.measuring.accuracy import mean_kl
 from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
 from tap_eval.preparing.prepare import prepare
+from tap_eval.quantization.ranges import RangeRule
 
 
 class Small(nn.Module):
@@ -77,9 +78,9 @@ def test_the_network_is_saved_as_a_file_that_gives_it_back(network: nn.Module, t
 
 
 class Added(nn.Module):
-    """What two convolutions give, added."""
+    """What two convolutions give, added; of so many images or more it looks at values."""
 
-    def __init__(self, branching: bool = False) -> None:
+    def __init__(self, branching: int = 1000) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
@@ -87,7 +88,7 @@ class Added(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = (self.first(x) + self.second(x)).relu().mean((2, 3))
-        return self.last(-x if self.branching and float(x.sum()) > 1e9 else x)
+        return self.last(-x if len(x) >= self.branching and float(x.sum()) > 1e9 else x)
 
 
 def test_sums_may_be_in_integers_which_counts_and_is_saved(tmp_path: Path) -> None:
@@ -100,8 +101,13 @@ def test_sums_may_be_in_integers_which_counts_and_is_saved(tmp_path: Path) -> No
     assert torch.equal(again.logits(UNSEEN, 64), summed.network.logits(UNSEEN, 64))
     exact = f"{plain.size.total}B"
     assert quantize(network, IMAGES, exact, "uniform", sums="int8").size.total <= plain.size.total
+
+
+@pytest.mark.parametrize(("least", "ranges"), [(1, "minmax"), (1, "ema"), (2, "ema")])
+def test_sums_of_a_network_that_cannot_be_recorded_stay_in_float32(least: int, ranges: RangeRule) -> None:
     with pytest.warns(UserWarning, match=r"sums between layers stay in float32, since its steps cannot be recorded"):
-        assert quantize(Added(branching=True).eval(), IMAGES, "4bit", "uniform").network.sums is None
+        found = quantize(Added(least).eval(), IMAGES, "4bit", "uniform", activation_ranges=ranges)
+    assert found.network.sums is None
 
 
 def test_a_mistake_is_a_sentence(network: nn.Module) -> None:

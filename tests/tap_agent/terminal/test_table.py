@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from rich.console import Console
 
@@ -25,7 +27,7 @@ def test_nothing_is_cut_off_where_the_terminal_is_narrow(
         row="a rule with a name of several words",
         kind="baseline",
         budget="2.25bit",
-        variant="rounding gptq, finish false",
+        variant="rounding gptq, finish false, 网络配置文件名称很长很长",
         bits="*/8",
         sees="weights, images, labels, Hessian",
         figures=figures,
@@ -34,7 +36,16 @@ def test_nothing_is_cut_off_where_the_terminal_is_narrow(
     print_lines(Plan(title="Some rows", measures="allocations"), [line])
     said = capsys.readouterr().out
     assert "…" not in said
-    words = [*line.row.split(), *line.variant.split(), *line.sees.split(), "2.25bit", "*/8", "88.62 ± 1.00", "738 ± 1"]
+    assert "".join(re.findall(r"[\u4e00-\u9fff]", said)) == "网络配置文件名称很长很长"
+    words = [
+        *line.row.split(),
+        *line.variant.split()[:4],
+        *line.sees.split(),
+        "2.25bit",
+        "*/8",
+        "88.62 ± 1.00",
+        "738 ± 1",
+    ]
     assert [word for word in words if word not in said] == []
     assert "[1] a note of it" in said
     assert (line.row in said) == (width == 240)

@@ -63,6 +63,36 @@ class Aside(nn.Module):
         return {"logits": self.last(x), "embedding": self.aside(x)}
 
 
+class Attending(nn.Module):
+    """The rows of an image attend to each other; a second head is read by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.aside = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        rows = rows + self.attention(rows, rows, rows, need_weights=False)[0]
+        self.aside(rows)
+        return self.last(rows.mean(1))
+
+
+class Rescaled(nn.Module):
+    """Divides by how far a layer's outputs spread, without gradients of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.spread, self.last = nn.Linear(64, 6), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            spread = self.spread(x.flatten(1)).std(1, keepdim=True)
+        return self.last(x.flatten(1)) / spread
+
+
 def opened(
     network: nn.Module,
     splits: Splits,

@@ -14,7 +14,7 @@ from torchvision.models import VisionTransformer
 from tap_eval.allocation.budget import Budget, check_within, spent
 from tap_eval.allocation.choices import Choices
 from tap_eval.allocation.score import importance
-from tap_eval.baselines import hawq, hawq_v2, snip
+from tap_eval.baselines import hawq, hawq_v2, snip, synflow
 from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, losses, named
 from tap_eval.baselines.best_of_random import best, drawn, passes
 from tap_eval.baselines.curvature import VERSIONS
@@ -24,8 +24,9 @@ from tap_eval.measuring.accuracy import Measurement
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
 from tap_eval.measuring.task import Task
+from tap_eval.mistake import NetworkMistake
 from tap_eval.networks.digits import DigitsCNN
-from tests.tap_eval.baselines.small import Aside, Spreads, Stopped, opened, two_layers
+from tests.tap_eval.baselines.small import Aside, Attending, Rescaled, Spreads, Stopped, opened, two_layers
 
 MEASURED = {"best_of_random", "direct"}
 QUICK = [name for name in RULES if name not in MEASURED]
@@ -173,10 +174,18 @@ def test_of_what_is_not_finite_no_bits_follow(splits: Splits, tmp_path: Path) ->
 def test_a_head_that_nothing_reads_costs_no_baseline(splits: Splits, tmp_path: Path) -> None:
     bench = opened(Aside(), splits, tmp_path, "3bit", output="logits")
     assert [layer.name for layer in bench.layers] == ["first", "last", "aside"]
-    names = ["hawq", "hawq_v2", "hawq_v3", "emq", "snip", "auto_quantize"]
+    names = ["hawq", "hawq_v2", "hawq_v3", "emq", "snip", "synflow", "auto_quantize"]
     found = baselines(bench, 0, names)
     assert len(found) == len(names)
-    assert snip.scores(bench)[2] == 0
+    assert snip.scores(bench)[2] == synflow.scores(bench)[2] == 0
+
+
+def test_what_is_read_is_told_from_what_is_not(splits: Splits, tmp_path: Path) -> None:
+    attending = opened(Attending(), splits, tmp_path)
+    assert [layer.name for layer in attending.layers][-2:] == ["aside", "last"]
+    assert snip.scores(attending)[-2] == 0 < snip.scores(attending)[-1]
+    with pytest.raises(NetworkMistake, match="small has no gradients in spread, since its code stops them"):
+        snip.scores(opened(Rescaled(), splits, tmp_path))
 
 
 def test_uniform_bits_give_inputs_fewer_bits_where_that_alone_fits(splits: Splits, tmp_path: Path) -> None:

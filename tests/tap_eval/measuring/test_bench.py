@@ -14,7 +14,7 @@ from torch import nn
 from tap_eval.allocation.allocator import allocate
 from tap_eval.allocation.budget import Budget
 from tap_eval.allocation.choices import Choices, uniform
-from tap_eval.images.images import Splits
+from tap_eval.images.images import Images, Splits
 from tap_eval.measuring.accuracy import Accuracy
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
@@ -45,6 +45,38 @@ def test_an_allocation_is_measured_once_in_this_run_and_the_next(
     again.measure(bits, "test")
     again.measure(bits, draw=1)
     assert ledger.measured == 3
+
+
+class Either(nn.Module):
+    """Goes one way for bright images and another for dark ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bright, self.dark, self.last = nn.Linear(64, 6), nn.Linear(64, 6), nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        way = self.bright if x[0, 0, 0, 0] > 0 else self.dark
+        return self.last(way(x.flatten(1)).relu())
+
+
+def test_features_are_of_the_images_that_were_looked_at(splits: Splits, tmp_path: Path) -> None:
+    def opened(search: Images, folder: str) -> Bench:
+        images = dataclasses.replace(splits, search=search, calibrations=(bright,))
+        ledger = Ledger(tmp_path / folder / "ledger.sqlite")
+        return Bench("either", Either().eval(), images, Task(Choices(), Budget.parse("3bit")), ledger)
+
+    def lit(first: int, light: int) -> Images:
+        some = splits.search.only(np.arange(first, first + 32))
+        stored = some.stored[some.rows].copy()
+        stored[:, 0, 0, 0] = light
+        return Images(stored, some.labels, some.transform)
+
+    bright, (one, other) = lit(0, 255), (lit(first, 0) for first in (32, 64))
+    features = [opened(search, "a").features for search in (one, other)]
+    assert features[0][2]["name"] == "dark"
+    assert features[0][2]["input_std"] != features[1][2]["input_std"], "which only these images reach"
+    assert features[1] == opened(other, "b").features
 
 
 def test_how_ranges_are_chosen_is_part_of_what_is_measured_and_the_usual_way_is_not_named(

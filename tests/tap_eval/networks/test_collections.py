@@ -83,7 +83,9 @@ def test_what_a_collection_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         load_network("timm:resnet", None, tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(WeightsMistake, match=r"of timm:test_vit cannot be had .* into the cache of the hub, /.*hub\.$"):
+    with pytest.raises(
+        WeightsMistake, match=r"of timm:test_vit cannot be had \([^.]*\): give .* into the cache of the hub, /.*hub\.$"
+    ):
         load_network("timm:test_vit", None, tmp_path)
     torch.save({}, tmp_path / "mine.pt")
     with pytest.raises(NetworkMistake, match=r"^hf:no/such cannot be built \(OSError: .*\): give hf:FOLDER, with its"):
