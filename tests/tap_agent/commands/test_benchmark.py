@@ -47,7 +47,7 @@ def test_what_cannot_be_held_is_named(file: Path, tmp_path: Path, capsys: pytest
     broken = tmp_path / "broken.py"
     broken.write_text("def sensitivity(layers, task):\n    return [1 / 0 for layer in layers]\n")
     for what, code, words in [
-        ("nobody", Exit.PROXY, "'nobody' is no proxy: give a proxy's .py file, a published proxy (channel_noise, "),
+        ("nobody", Exit.PROXY, "'nobody' is no proxy ([Errno 2] No such file"),
         ("direct", Exit.PROXY, "foretells no allocation but its own"),
         ("uniform:3", Exit.PROXY, "'uniform:3' is no proxy"),
         (str(broken), Exit.PROXY, "fails on digits"),
