@@ -50,14 +50,15 @@ TORCHVISION = {
     "alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64,
     "googlenet": 64, "inception_v3": 96, "maxvit_t": 224, "mnasnet1_0": 64, "mobilenet_v2": 64,
     "mobilenet_v3_small": 64, "regnet_y_400mf": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64,
-    "shufflenet_v2_x1_0": 64, "squeezenet1_1": 64, "swin_t": 224, "swin_v2_t": 256, "vgg11_bn": 64, "vit_b_16": 224,
-    "wide_resnet50_2": 64,
+    "shufflenet_v2_x1_0": 64, "squeezenet1_1": 64, "swin_b": 224, "swin_t": 224, "swin_v2_t": 256, "vgg11_bn": 64,
+    "vit_b_16": 224, "wide_resnet50_2": 64,
 }  # fmt: skip
 TIMM = {
     "beit_base_patch16_224": 224, "botnet26t_256": 256, "cait_xxs24_224": 224, "coat_lite_tiny": 224,
     "coat_tiny": 224, "convit_tiny": 224, "convmixer_768_32": 64, "convnextv2_atto": 64, "crossvit_tiny_240": 240,
     "cs3darknet_s": 64, "cspresnet50": 64, "davit_tiny": 64, "deit_tiny_patch16_224": 224,
-    "deit_tiny_distilled_patch16_224": 224, "dla34": 64, "dm_nfnet_f0": 64, "dpn48b": 64, "eca_nfnet_l0": 64,
+    "deit_base_patch16_224": 224, "deit_tiny_distilled_patch16_224": 224, "dla34": 64, "dm_nfnet_f0": 64, "dpn48b": 64,
+    "eca_nfnet_l0": 64,
     "edgenext_small": 64, "efficientformer_l1": 224, "efficientformerv2_s0": 224, "efficientvit_b0": 64,
     "efficientvit_m0": 224, "ese_vovnet19b_dw": 64, "eva02_tiny_patch14_224": 224, "fasternet_t0": 64,
     "fastvit_t8": 64, "focalnet_tiny_srf": 64, "gcvit_xxtiny": 224, "gernet_s": 64, "ghostnet_100": 64,

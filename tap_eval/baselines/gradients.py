@@ -144,7 +144,7 @@ class Network:
         def logits(disturbed: int | None) -> Tensor:
             def run(index: int, x: Tensor) -> Tensor:
                 y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
-                return y + torch.arange(y.numel()).to(y).sin().view_as(y) if index == disturbed else y
+                return (y + 1) * torch.arange(y.numel()).to(y).sin().view_as(y) if index == disturbed else y
 
             return self._prepared(some, [partial(run, index) for index in range(len(self.weights))])
 
