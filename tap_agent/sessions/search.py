@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.utils import get_function_nonlocals
 from langgraph.types import StateSnapshot
 
 from agents.account import Account, LimitMistake
@@ -91,6 +92,7 @@ def _garbage_collected_early() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+        get_function_nonlocals.cache_clear()  # its keys are nodes of graphs, which hold all networks of a search
 
 
 def first_event(

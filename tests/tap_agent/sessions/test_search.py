@@ -12,7 +12,7 @@ import pytest
 
 from tap_agent.exit import Exit
 from tap_agent.runs.folder import RunFolder, RunMistake
-from tap_agent.sessions.search import check_same, content_of
+from tap_agent.sessions.search import SearchSession, check_same, content_of
 from tap_eval.images.images import Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
@@ -55,7 +55,7 @@ def test_all_images_are_held_against_those_that_the_run_began_with(bench: Bench)
     check_same([{"network": "digits", "content": older}], [bench])
 
 
-def test_what_was_there_before_a_search_can_be_collected_after_it(
+def test_what_was_there_before_a_search_can_be_collected_after_it_and_so_can_searches_before_the_last(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Circle:
@@ -66,7 +66,14 @@ def test_what_was_there_before_a_search_can_be_collected_after_it(
     circle = Circle()
     left = weakref.ref(circle)
     settings = ["--population", "2", "--generations", "0", "--search", "60", "--test", "60", "--draws", "1"]
-    assert tap("run", *settings, "--baselines", "uniform", "--llm", REPLAY, "--out", str(tmp_path / "run")) == Exit.OK
+    alive = []
+    for name in ("first", "second", "third"):
+        assert (
+            tap("run", *settings, "--baselines", "uniform", "--llm", REPLAY, "--out", str(tmp_path / name)) == Exit.OK
+        )
+        gc.collect()
+        alive.append(sum(type(each) is SearchSession for each in gc.get_objects()))
+    assert alive[2] <= alive[0]
     del circle
     gc.collect()
     assert left() is None
