@@ -81,7 +81,7 @@ class Network:
         """Logits (N, classes) of `pixels` (N, C, H, W); `seen` is told of each layer's index, input and output."""
 
         def run(index: int, x: Tensor) -> Tensor:
-            y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+            y = self._multiplied(index, x)
             if seen is None:
                 return y
             seen(index, x, y)
@@ -89,6 +89,15 @@ class Network:
 
         with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice
             return self._prepared(pixels, [partial(run, index) for index in range(len(self.weights))])
+
+    def _multiplied(self, index: int, x: Tensor) -> Tensor:
+        """A layer's output, by its own weights here."""
+        return multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+
+    @property
+    def _two(self) -> Tensor:
+        """Calibration images (2, C, H, W), where and as the weights are."""
+        return self._bench.splits.calibrations[0].pixels[:2].to(self.weights[0])
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Calibration images (N, C, H, W) of the first draw, with their labels (N,)."""
@@ -126,8 +135,7 @@ class Network:
     def check(self) -> None:
         """Raises `NetworkMistake` where no gradient reaches a layer that outputs depend on, as in `torch.no_grad`."""
         reached: set[int] = set()
-        some = self._bench.splits.calibrations[0].pixels[:2].to(self._prepared.device, self.weights[0].dtype)
-        logits = self(some, lambda index, *_: reached.add(index))
+        logits = self(self._two, lambda index, *_: reached.add(index))
         found = torch.autograd.grad(logits.sum(), self.weights, allow_unused=True)
         for index in sorted(reached):
             if found[index] is None and self.matters(index):
@@ -139,14 +147,13 @@ class Network:
     @torch.no_grad()
     def matters(self, layer: int) -> bool:
         """Whether outputs for two images are others where those of a layer, by index, are."""
-        some = self._bench.splits.calibrations[0].pixels[:2].to(self._prepared.device, self.weights[0].dtype)
 
         def logits(disturbed: int | None) -> Tensor:
             def run(index: int, x: Tensor) -> Tensor:
-                y = multiply(self._prepared.modules[index], x, self.weights[index], self.biases[index])
+                y = self._multiplied(index, x)
                 return (y + 1) * torch.arange(y.numel()).to(y).sin().view_as(y) if index == disturbed else y
 
-            return self._prepared(some, [partial(run, index) for index in range(len(self.weights))])
+            return self._prepared(self._two, [partial(run, index) for index in range(len(self.weights))])
 
         return not torch.equal(logits(layer), logits(None))
 
