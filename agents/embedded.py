@@ -117,6 +117,7 @@ def _start_server() -> Any:
     params.n_ctx = 4096
     params.n_parallel = 1
     params.verbosity = -1
+    params.cache_ram_mib = 0  # else it keeps what it made of each prompt, up to 8 GiB, and uses none of it
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(
         1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2)
     )

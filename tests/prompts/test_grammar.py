@@ -15,6 +15,7 @@ from agents.models import LanguageModel
 from prompts import grammar, render
 from prompts.expression import crossovers, exponents, mutations, product, split
 from tap_eval.measuring.bench import Bench
+from tests.hostile.memory import taking_at_most
 from tools.evaluation import Scored, score
 from tools.sandbox import MontySandbox, forbidden
 
@@ -121,6 +122,16 @@ def test_the_same_seed_gives_the_same_sentence_whoever_asked_before() -> None:
     first = ask(1, sentences)
     ask(2, sentences)
     assert ask(1, sentences) == first
+
+
+def test_prompts_are_not_kept_once_they_are_answered() -> None:
+    sentences = grammar.initialization(grammar.features("metadata", 9, random.Random(0)), random.Random(0))
+    prompts = [" ".join(f"layer {seed}.{each}" for each in range(250)) for seed in range(4)]
+    ask(0, sentences, prompts[0])
+
+    with taking_at_most(20 * 2**20):  # what the model computes of one of them takes 40 MiB
+        for seed in (1, 2, 3):
+            ask(seed, sentences, prompts[seed])
 
 
 def test_metadata_alone_offers_no_statistics() -> None:
