@@ -11,9 +11,8 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,10 +25,10 @@ from tap_eval.images.images import Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.accuracy import Accuracy, Measurement
 from tap_eval.measuring.digest import of_network, of_weights
-from tap_eval.measuring.full_precision import FullPrecision
-from tap_eval.measuring.job import Job, Measures, SplitName, pieces
+from tap_eval.measuring.job import Measures, SplitName
 from tap_eval.measuring.layer_errors import enough
 from tap_eval.measuring.ledger import Ledger, Timed, key
+from tap_eval.measuring.measurements import Measurements
 from tap_eval.measuring.measurer import Measurer
 from tap_eval.measuring.notes import at_chance, left_in_float
 from tap_eval.measuring.progress import Advance, silent
@@ -44,14 +43,11 @@ from tap_eval.preparing.prepared import Prepared, attending
 from tap_eval.proxies import features
 from tap_eval.proxies.features import Features, describe, describe_task
 from tap_eval.proxies.fitness import Foretelling
-from tap_eval.quantization import finishing, quantizer
-from tap_eval.quantization.integer import exact
+from tap_eval.quantization import quantizer
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork
 from tap_eval.quantization.sums import NONE
-from tap_eval.sealed import digest
 
 A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Bench:
@@ -114,11 +110,16 @@ class Bench:
         """how ranges of activations are chosen and what of attention is in integers, where not as usual"""
         self._local = Measurer(self.prepared, splits, highest, self._bounds, recipe, advance, device)
         self._measures = spread(self._local)
-        self._full = FullPrecision(
+        self._measured = Measurements(
+            splits,
+            self._measures,
+            self._local,
             ledger,
             kept,
-            lambda split: key("full precision", self.digest, getattr(splits, split).digest, *self._where),
-            self._in_full,
+            self.digest,
+            self.rounded_by,
+            self._where,
+            self._bounds.batch,
         )
         self.sums = self._local.between
         self.task = self._fitted(task.budget)
@@ -237,16 +238,16 @@ class Bench:
 
         `beside` is the number of such calls that run side by side, this one included.
         """
-        return self._measured(self._job(allocation, "search", 0, self.stages[stage]), beside)
+        return self._measured.of(allocation, "search", 0, self.stages[stage], beside=beside)
 
     def was_seen(self, allocation: Allocation) -> bool:
         """Whether the images of the first stage were asked before, by whomever."""
-        return self._ledger.holds(self._name(self._job(allocation, "search", 0, self.stages[0])))
+        return self._measured.holds(allocation, "search", 0, self.stages[0])
 
     def seen_all(self, allocations: Sequence[Allocation], stage: int) -> list[Measurement]:
         """`seen` for each allocation, as many side by side as there are workers."""
         count = len(allocations)
-        return self._side_by_side(lambda allocation: self.seen(allocation, stage, count), allocations)
+        return self._measured.side_by_side(lambda allocation: self.seen(allocation, stage, count), allocations)
 
     @property
     def compared(self) -> int:
@@ -263,7 +264,7 @@ class Bench:
         Measured once. Where there are no such images, all of the split speak.
         """
         rows = self.stages[-1] if len(self.stages[-1]) else np.arange(len(self.splits.search))
-        return self._measured(self._job(allocation, "search", draw, rows, self.keeps_finished(allocation)), 1)
+        return self._measured.of(allocation, "search", draw, rows, self.keeps_finished(allocation))
 
     def measure(
         self,
@@ -281,7 +282,7 @@ class Bench:
             parts = [self.seen(allocation, stage, beside) for stage in range(len(self.stages))]
             return Measurement.joined(parts).accuracy
         rows = np.arange(len(getattr(self.splits, split)))
-        return self._measured(self._job(allocation, split, draw, rows, finished), beside).accuracy
+        return self._measured.of(allocation, split, draw, rows, finished, beside).accuracy
 
     def keeps_finished(self, allocation: Allocation, beside: int = 1) -> bool:
         """Whether the network with these bits that is kept is the finished one.
@@ -292,8 +293,8 @@ class Bench:
         if not self.task.finish:
             return False
         plain = Measurement.joined([self.seen(allocation, stage, beside) for stage in range(len(self.stages))])
-        job = self._job(allocation, "search", 0, np.arange(len(plain)), finished=True)
-        further = self._measured(job, beside).kl[np.concatenate(self.stages)].astype(float) - plain.kl
+        finished = self._measured.of(allocation, "search", 0, np.arange(len(plain)), True, beside)
+        further = finished.kl[np.concatenate(self.stages)].astype(float) - plain.kl
         return bool(further.mean() <= further.std() / math.sqrt(len(further)))
 
     def quantized(self, allocation: Allocation, draw: int = 0, finished: bool = True) -> QuantizedNetwork:
@@ -329,66 +330,12 @@ class Bench:
             advance()
             return found
 
-        found, columns = self._side_by_side(measured, pairs), len(allocations)
+        found, columns = self._measured.side_by_side(measured, pairs), len(allocations)
         return [found[start : start + columns] for start in range(0, len(found), columns)]
-
-    def _side_by_side(self, measure: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
-        """As many at a time as there are workers; those that jobs leave idle share the images of a job."""
-        with ThreadPoolExecutor(self._measures.workers) as threads:
-            return list(threads.map(measure, jobs))
-
-    def _job(
-        self, allocation: Allocation | None, split: SplitName, draw: int, rows: np.ndarray, finished: bool = False
-    ) -> Job:
-        integers = self._path(allocation) == "integer"
-        sums = allocation is not None and self.rounds_sums
-        return Job(allocation, split, draw, rows, integers, finished and allocation is not None, sums)
-
-    def _path(self, allocation: Allocation | None) -> Literal["float", "integer", "simulated"]:
-        if allocation is None:
-            return "float"
-        return "integer" if not self.unfit and exact(allocation.most) else "simulated"
 
     def measured_on(self, allocation: Allocation) -> dict[str, str]:
         """By which `path` allocations like this are measured, and on what kind of `device`: floats differ by them."""
-        return {"path": self._path(allocation), "device": (self._where or [CPU.type])[0]}
-
-    def _pieces(self, job: Job, beside: int) -> list[Job]:
-        return pieces(job, self._bounds.batch, self._measures.workers // beside)
-
-    def _in_full(self, split: SplitName) -> torch.Tensor:
-        job = self._job(None, split, 0, np.arange(len(getattr(self.splits, split))))
-        return torch.cat(self._side_by_side(self._measures.logits, self._pieces(job, 1)))
-
-    def _measured(self, job: Job, beside: int) -> Measurement:
-        allocation, images = job.allocation, getattr(self.splits, job.split)
-        reference = self._full(job.split)
-
-        def measured(piece: Job) -> Measurement:
-            full = reference[torch.from_numpy(piece.rows)]
-            logits = full if allocation is None else self._measures.logits(piece)
-            return Measurement.of(logits, full, images.only(piece.rows).labels)
-
-        def together() -> Measurement:
-            if job.finished and allocation:  # once, and not by every worker
-                self._local.finished(job.draw, allocation)
-            return Measurement.joined(self._side_by_side(measured, self._pieces(job, beside)))
-
-        if not len(job.rows):
-            return Measurement(np.zeros(0, dtype=bool), np.zeros(0, dtype=np.float32))
-        if allocation is None:
-            return together()
-        return Measurement.unpacked(self._ledger.recall(self._name(job), lambda: together().packed()))
-
-    def _name(self, job: Job) -> str:
-        """Of what is in the ledger of a job with bits."""
-        assert job.allocation is not None
-        bits = [job.allocation.weights, job.allocation.activations]
-        finished = job.finished and finishing.VERSION
-        how = [self._path(job.allocation), *self._where, *self.rounded_by, finished, *(["int8"] if job.sums else [])]
-        images, calibration = getattr(self.splits, job.split).digest, self.splits.calibrations[job.draw].digest
-        rows = digest(job.rows.astype("<i8").tobytes())
-        return key("measured", quantizer.VERSION, how, self.digest, images, calibration, bits, rows)
+        return {"path": self._measured.path(allocation), "device": (self._where or [CPU.type])[0]}
 
     @property
     def rounded_by(self) -> list[Any]:

@@ -62,7 +62,10 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             self._idle.put(answered[ping])
         self._living = len(ready)
         if not ready:
-            raise ExecutorMistake("the Ray cluster has no free CPU for a worker: free one, or take --executor local.")
+            raise ExecutorMistake(
+                f"no worker of the Ray cluster has begun within {_STARTING_SECONDS:.0f} s, for it has no free CPU or "
+                "is busy with other things: free one, or take --executor local."
+            )
 
     @property
     def workers(self) -> int:
