@@ -49,9 +49,9 @@ from tools.evaluation import Known, Scored, score
 from tools.sandbox import Sandbox
 from tools.toolbox import Draft, make_tools
 
-_APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}}
+_APART: RunnableConfig = {"configurable": {"thread_id": "proposal"}, "max_concurrency": 1}
 """A thread of its own keeps an agent out of the search's checkpoints: one that was cut short begins again, and has
-its answers from the account."""
+its answers from the account. The tools that one message calls run in its order, as who is measured depends on it."""
 NEXT_STEP = "resume the run"
 _SILENT = "the model submitted no proposal."
 FEATURES_DRAWN = 9
@@ -210,7 +210,7 @@ class Proposer:
             tuple(convert_to_openai_messages(said, text_format="string")),
             time.perf_counter() - started,
             tuple(notes(said)),
-            tuple(_in_order(drafts, said)),
+            tuple({draft.code: draft for draft in drafts}.values()),
         )
 
     def _grammar(self, assignment: Assignment, names: Sequence[str], rng: random.Random) -> str:
@@ -271,16 +271,3 @@ def _tool_calls(messages: Sequence[BaseMessage]) -> tuple[str, ...]:
     return tuple(
         str(message.name) for message in messages if isinstance(message, ToolMessage) and message.name != SUBMIT
     )
-
-
-def _in_order(drafts: Sequence[Draft], messages: Sequence[BaseMessage]) -> list[Draft]:
-    """Each once, as the model asked for them: tools that one message calls are done side by side."""
-    measured = {draft.code: draft for draft in drafts}
-    asked = [
-        call["args"].get("code")
-        for message in messages
-        if isinstance(message, AIMessage)
-        for call in message.tool_calls
-        if call["name"] == "measure"
-    ]
-    return [measured.pop(code) for code in asked if code in measured]

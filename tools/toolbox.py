@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +52,10 @@ def make_tools(
 ) -> list[BaseTool]:
     """Tools for one agent; `measure` answers `allowance` times, with what its `parents` achieve beside.
 
-    They return text and never raise for bad code. What is measured is added to `drafts`.
+    They return text and never raise for bad code. What is measured is added to `drafts`. Which call is still answered
+    depends on their order: an agent is to make them one after another.
     """
-    left, counting = allowance, threading.Lock()
+    left = allowance
 
     @tool
     def run_code(code: str) -> str:
@@ -73,15 +73,12 @@ def make_tools(
         What is measured takes part in the search even if another is submitted; `thought` is kept with it.
         """
         nonlocal left
-        with counting:  # the calls of one answer run side by side
-            if left < 1:
-                return "Your allowance of measurements is used up: submit your proposal."
-            left -= 1
+        if left < 1:
+            return "Your allowance of measurements is used up: submit your proposal."
         scored = score(code, benches, sandbox)
         if isinstance(scored, Rejection):
-            with counting:
-                left += 1
             return refusal(scored)
+        left -= 1
         if drafts is not None:
             drafts.append(Draft(thought, code, scored))
         found = [([], measure(scored, benches)), *(([name], each) for name, each in (parents or {}).items())]

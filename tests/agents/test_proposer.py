@@ -246,6 +246,25 @@ def test_measuring_stops_at_the_allowance(bench: Bench, sandbox: MontySandbox) -
     assert "allowance of measurements is used up" in said(asked[2])
 
 
+def test_the_calls_of_one_message_are_made_in_its_order_and_a_failure_takes_no_measurement(
+    bench: Bench, sandbox: MontySandbox
+) -> None:
+    codes = ["def sensitivity(layers, task):\n    return [1 / 0 for x in layers]\n", GOOD, OTHER]
+    several = tool_call("measure", code=codes[0])
+    several["tool_calls"] = [
+        {**call, "id": f"c{place}"}
+        for place, code in enumerate(codes)
+        for call in tool_call("measure", code=code)["tool_calls"]
+    ]
+    for _ in range(4):  # side by side they would not always come to this
+        attempt, asked = propose([several, proposal("Because.", GOOD)], bench, sandbox)
+        failed, measured, refused = (message["content"] for message in asked[1]["messages"][-3:])
+        assert "ZeroDivisionError" in failed
+        assert "0 measurements left" in measured
+        assert "allowance of measurements is used up" in refused
+        assert [draft.code for draft in attempt.drafts] == [GOOD]
+
+
 def test_small_networks_may_be_measured_more_often(bench: Bench) -> None:
     assert allowance_for([bench]) == 3
     many = TEN_SECONDS / sum(layer.macs for layer in bench.layers) / bench.compared
