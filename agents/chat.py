@@ -23,7 +23,7 @@ from tenacity.wait import wait_exponential_jitter
 
 from agents.account import CallFailed, Conversation, Interrupted
 from agents.answer import REASONING, Answer
-from agents.connection import loop
+from agents.connection import idle, loop
 from agents.parameters import Parameter, Refused, accepted, named, without
 from agents.reading import NOTES, REFUSAL, Garbled, read, regular, spoken
 from tap_eval.mistake import Mistake
@@ -68,6 +68,8 @@ class MeteredChat(ChatOpenAI):
     streams: bool = False
     disable_streaming: Literal[True] = True  # LangChain's own streams would pass the account by
     max_retries: int = 0
+    openai_proxy: str | None = None  # of a variable that no other program knows
+    http_client: Any = Field(default_factory=idle, exclude=True)
     stream_chunk_timeout: float | None = None  # its `wait_for` around each chunk can swallow the cancellation of a call
 
     def _generate(

@@ -15,8 +15,12 @@ LONGEST = 2**24
 
 
 @cache
-def client() -> httpx2.AsyncClient:
-    """The HTTP client of all calls, which takes no answer beyond `LONGEST`, nor one that would unpack to more."""
+def client(own: bool = False) -> httpx2.AsyncClient:
+    """The HTTP client of all calls, which takes no answer beyond `LONGEST`, nor one that would unpack to more.
+
+    It goes by the proxies and certificates that the environment names, but for this program's `own` server. Raises
+    ImportError, OSError or ValueError where those are none.
+    """
 
     async def bound(response: httpx2.Response) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -24,7 +28,15 @@ def client() -> httpx2.AsyncClient:
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = _Bounded(response.stream)
 
-    return openai.DefaultAsyncHttpxClient(headers={"Accept-Encoding": "identity"}, event_hooks={"response": [bound]})
+    return openai.DefaultAsyncHttpxClient(
+        headers={"Accept-Encoding": "identity"}, event_hooks={"response": [bound]}, trust_env=not own
+    )
+
+
+@cache
+def idle() -> httpx2.Client:
+    """For a chat model's calls that block, which are never made: it would make a client by the environment."""
+    return httpx2.Client(trust_env=False)
 
 
 class _Bounded(httpx2.AsyncByteStream):

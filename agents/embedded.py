@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from agents.answer import SUBMIT, Answer
 from agents.chat import MeteredChat, ModelMistake
+from agents.connection import client
 from prompts.grammar import code_of
 from tap_eval.storage import trouble
 
@@ -44,6 +45,7 @@ def embedded_chat(grammar: str, **asking: Any) -> MeteredChat:
         api_key=SecretStr("none"),
         max_completion_tokens=_TOKENS,
         grammar=grammar,
+        http_async_client=client(own=True),
         **asking,
     )
 

@@ -53,6 +53,8 @@ PROVIDERS = {
     "vllm": Provider("http://localhost:8000/v1", "VLLM_API_KEY", local=True),
     "llamacpp": Provider("http://localhost:8080/v1", "LLAMA_API_KEY", local=True),
 }
+_WAYS = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""variables of the environment by which connections go"""
 _LISTING_SECONDS = 10.0
 _LONGEST_LIST = 2**22
 OTHER = Provider("", "OPENAI_API_KEY")
@@ -201,14 +203,17 @@ class LanguageModel:
         headers = {"Authorization": f"Bearer {self._key() or 'none'}", "Accept-Encoding": "identity"}
         ends, body = time.monotonic() + _LISTING_SECONDS, bytearray()
         try:
+            client()
             with httpx2.stream("GET", f"{self._url}/models", headers=headers, timeout=_LISTING_SECONDS) as answer:
                 for part in answer.iter_raw():
                     body += part
                     if len(body) > _LONGEST_LIST or time.monotonic() > ends:
                         raise httpx2.ReadError("its list of models has no end")
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
+            ways = [name for name in os.environ if name.upper() in _WAYS]
+            by_ways = f"see to {', '.join(ways)} of the environment, " if ways else ""
             raise ModelMistake(
-                f"{self._url} does not answer ({error}): start the server, or give another --base-url, "
+                f"{self._url} does not answer ({error}): {by_ways}start the server, or give another --base-url, "
                 f"or take --llm {EMBEDDED}."
             ) from error
         if answer.status_code in (401, 403):
@@ -261,6 +266,12 @@ def parse(llm: str, base_url: str | None = None, **asking: Any) -> Models:
         members.append(_one(spec if separator else part, base_url, asking))
         weights.append(_weight(weight, part) if separator else 1.0)
     return members[0] if len(members) == 1 else Mixture(members, weights)
+
+
+def placed(llm: str) -> bool:
+    """Whether `llm` says itself where its models are served, so that an address of others is none of theirs."""
+    prefixes = (REPLAY, *(f"{provider}:" for provider in PROVIDERS))
+    return llm == EMBEDDED or "," in llm or "://" in llm or llm.startswith(prefixes)
 
 
 def priced(models: Models, prices: Mapping[str, Price]) -> dict[str, Price]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from agents.models import placed
 from tap_agent.settings.model import HIDDEN, NetworkSettings, Settings
 from tap_eval.images.images import Transform
 from tap_eval.mistake import Mistake
@@ -35,11 +36,14 @@ def read_settings(config: Path | Given | None, flags: Mapping[str, Any]) -> Sett
     """The settings of `config` with `flags` over them, where those are not None; raises `ConfigMistake`.
 
     Flags have the names of their settings. Those of a network speak of the one network of the
-    config; a `budget` speaks of the run.
+    config; a `budget` speaks of the run. A model that says itself where it is served does not have
+    the config's address: keys go to their own servers.
     """
     path, values = config if isinstance(config, Given) else (config, read_yaml(config) if config else {})
     values = dict(values)
     given = {name: value for name, value in flags.items() if value is not None}
+    if "llm" in given and values.get("base_url") and placed(given["llm"]):
+        del values["base_url"]
     of_network = {
         name: given.pop(name)
         for name in NetworkSettings.model_fields

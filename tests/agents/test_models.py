@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import pytest
 from agents.account import Account, Conversation, Spent
 from agents.assignment import Assignment
 from agents.chat import ModelMistake
+from agents.connection import client
 from agents.models import PROVIDERS, LanguageModel, Mixture, parse, priced
 from agents.proposer import Attempt, Proposer
 from tap_eval.measuring.bench import Bench
 from tap_eval.measuring.ledger import Ledger
+from tap_eval.proxies.proxy import Rejection
 from tests.agents.scripted import Answer, ChatServer, proposal, refusal, tool_call
 from tools.evaluation import Known, Scored
 from tools.sandbox import MontySandbox
@@ -93,6 +96,50 @@ def test_what_names_no_model_is_a_mistake(llm: str, says: str) -> None:
 def test_one_address_does_not_speak_of_several_models() -> None:
     with pytest.raises(ModelMistake, match="give each as MODEL@URL"):
         parse("a,b", "http://localhost:1/v1")
+
+
+@pytest.fixture
+def made_anew() -> Iterator[None]:
+    """Clients are made once a process, by its environment."""
+    client.cache_clear()
+    yield
+    client.cache_clear()
+
+
+WAYS = {
+    "ALL_PROXY": "socks5://127.0.0.1:1",
+    "HTTP_PROXY": "no://proxy",
+    "SSL_CERT_FILE": "/nobody/knows.pem",
+    "http_proxy": "http://127.0.0.1:9",
+}
+
+
+@pytest.mark.usefixtures("made_anew")
+@pytest.mark.parametrize(("name", "value"), WAYS.items())
+def test_a_way_through_the_environment_that_leads_nowhere_is_named_and_none_of_the_embedded_model(
+    name: str, value: str, bench: Bench, sandbox: MontySandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for way in [each for each in os.environ if each.upper() in {*map(str.upper, WAYS), "NO_PROXY", "SSL_CERT_DIR"}]:
+        monkeypatch.delenv(way)
+    monkeypatch.setenv(name, value)
+    with ChatServer(lambda _: {}) as server:
+        with pytest.raises(ModelMistake, match=f"{server.url} does not answer .*see to {name} of the environment"):
+            parse("x", server.url).check()
+        assert not server.asked
+    assert isinstance(propose("embedded", bench, sandbox).outcome, Scored | Rejection)
+
+
+def test_a_proxy_of_langchain_alone_is_none_of_ours(
+    bench: Bench, sandbox: MontySandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_PROXY", "http://127.0.0.1:9")
+    with ChatServer(lambda _: proposal("Because.", GOOD)) as server:
+        assert isinstance(propose("x", bench, sandbox, base_url=server.url).outcome, Scored)
+
+
+def test_an_address_that_is_none_is_a_mistake() -> None:
+    with pytest.raises(ModelMistake, match=r"http://a\.\.b/v1 does not answer"):
+        parse("m@http://a..b/v1").check()
 
 
 def test_several_models_are_drawn_by_weight_and_by_the_proposal_alone() -> None:
