@@ -56,9 +56,17 @@ class Factor(ABC):
     def times(self, columns: Tensor) -> Tensor:
         """H times columns (G, K, B, R)."""
 
-    @abstractmethod
     def moved(self, rows: Tensor, lost: Tensor) -> Tensor:
-        """Rows (G, K, R, B) that give what is `lost` at the output too, by ridge regression; see `Sums.lost`."""
+        """Rows (G, K, R, B) that give what is `lost` at the output too, by ridge regression; see `Sums.lost`.
+
+        What blocks have in common is not known. The square of a sum of K terms is at most K times the sum of their
+        squares, so a K-th of what each block would do alone takes all together no further from what is lost.
+        """
+        return rows + self._toward(lost) / rows.shape[1]
+
+    @abstractmethod
+    def _toward(self, lost: Tensor) -> Tensor:
+        """What each block, by itself, would add for what is `lost`."""
 
     @abstractmethod
     def _nothing(self, columns: Tensor) -> Tensor:
@@ -202,10 +210,10 @@ class _OfMany(Factor):
     def times(self, columns: Tensor) -> Tensor:
         return self.moments @ columns
 
-    def moved(self, rows: Tensor, lost: Tensor) -> Tensor:
+    def _toward(self, lost: Tensor) -> Tensor:
         order = self.order.unsqueeze(2).expand_as(lost)
         found = torch.cholesky_solve(lost.gather(3, order).transpose(2, 3), self.lower)
-        return rows + torch.empty_like(lost).scatter_(3, order, found.transpose(2, 3))
+        return torch.empty_like(lost).scatter_(3, order, found.transpose(2, 3))
 
     def _nothing(self, columns: Tensor) -> Tensor:
         return torch.empty_like(columns)
@@ -261,8 +269,8 @@ class _OfFew(Factor):
     def times(self, columns: Tensor) -> Tensor:
         return (self.inputs @ (self.inputs.mT @ columns)).addcmul_(self.ridge, columns)
 
-    def moved(self, rows: Tensor, lost: Tensor) -> Tensor:
-        return rows + (lost @ self.inverse / self.ridge) @ self.inputs.mT
+    def _toward(self, lost: Tensor) -> Tensor:
+        return (lost @ self.inverse / self.ridge) @ self.inputs.mT
 
     def _nothing(self, columns: Tensor) -> Tensor:
         return columns.new_zeros(*columns.shape[:2], self.inputs.shape[3], columns.shape[3])

@@ -10,8 +10,10 @@ Li et al. 2025, and Qronos, Zhang et al. 2025).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ from tap_eval.quantization.quantizer import (
 )
 from tap_eval.quantization.rounding import Rounded, in_blocks
 
-VERSION = 1
+VERSION = 2
 """raised whenever finished weights change"""
 _DAMPING = 0.1
 """of the mean diagonal, for the ridge and for rounding, where none was chosen"""
@@ -69,9 +71,9 @@ def finish_all(
     `networks` are one and the same, one for each allocation. `program` is theirs, None where its steps cannot be
     recorded: they are then run from the start for each layer. `dampings` are those of the moments of each layer,
     parts of the mean diagonal, 0 where none was chosen, and infinite where GPTQ is worse than the nearest. `memory`
-    bounds the moments of a layer, in bytes. A layer where it is worse, or that none of the images reaches, stays as
-    its network rounds it. The networks are left with the finished weights; `advance` is called after each layer of
-    each.
+    bounds the moments of a layer, in bytes. A layer where it is worse, that is called more than once, or that none
+    of the images reaches, stays as its network rounds it. The networks are left with the finished weights;
+    `advance` is called after each layer of each.
     """
     for network, allocation in zip(networks, allocations, strict=True):
         network.choose(allocation)
@@ -110,7 +112,7 @@ class _Task:
 
 
 def _finished(task: _Task, centred: Tensor, middle: Tensor, memory: int) -> QuantizedWeight:
-    """A layer's weight for its first call in a network, from the outputs that it is to have, about their mean `middle`.
+    """A layer's weight in a network, from the outputs that it is to have, about their mean `middle`.
 
     By itself, whatever else is finished: in a batch floats would be added up in another order, and from the first half
     that falls otherwise on it would be another network.
@@ -119,7 +121,8 @@ def _finished(task: _Task, centred: Tensor, middle: Tensor, memory: int) -> Quan
     weight, mean = layer.weight, mean_patch(layer, x)
     found: Rounded = task.before
     if not math.isinf(task.damping):
-        sums = Sums(layer, block_of(layer, memory // 4), centred.numel() // len(weight), compared=True)
+        positions = centred.numel() // len(weight)
+        sums = Sums(layer, block_of(layer, memory // 4, positions), positions, compared=True)
         sums.take(x, centred)
         found = _rounded(weight, task, sums.moments(), sums.lost())
     return QuantizedWeight(found.integers, found.scale, middle - output_mean(found.real(), mean), task.before.bits)
@@ -143,15 +146,15 @@ def _positions(layer: Quantizable, x: Tensor) -> Tensor:
 def _walk(
     networks: Sequence[QuantizedNetwork], program: Program | None, pixels: Tensor
 ) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-    """Each layer by index, in the order in which they run first, with its input in every network, and its output in
-    full precision; it may be changed meanwhile."""
+    """Each layer that is called once, by index, in the order in which they run, with its input in every network, and
+    its output in full precision; it may be changed meanwhile."""
     if program is None:
         yield from _walk_again(networks, pixels)
         return
     layers, parts = networks[0].prepared.modules, pixels.split(program.batch)
     theirs, *mine = ([program.begin(program.padded(part)) for part in parts] for _ in range(len(networks) + 1))
     steps = zip(bind(program, layers).steps, *(network.bound(program).steps for network in networks), strict=True)
-    met: set[int] = set()
+    calls = Counter(step.layer for step in program.steps)
 
     def joined(layer: int, known: list[Environment], value: Value) -> Tensor:
         pairs = zip(known, parts, strict=True)
@@ -160,8 +163,7 @@ def _walk(
     for other, *own in steps:
         for known in theirs:
             other.run(known)
-        if other.layer is not None and other.layer not in met:
-            met.add(other.layer)
+        if other.layer is not None and calls[other.layer] == 1:
             inputs = [joined(other.layer, known, other.args[0]) for known in mine]
             yield other.layer, inputs, joined(other.layer, theirs, other.value)
         for step, each in zip(own, mine, strict=True):
@@ -185,9 +187,13 @@ class _Reached(BaseException):
 def _walk_again(networks: Sequence[QuantizedNetwork], pixels: Tensor) -> Iterator[tuple[int, list[Tensor], Tensor]]:
     """The same by passes that end at the layer."""
     prepared = networks[0].prepared
+    parts = pixels.split(prepared.batch)
+    calls = _calls(prepared, parts)
     for index, layer in enumerate(prepared.modules):
+        if calls[index] > 1:
+            continue
         reached = []
-        for part in pixels.split(prepared.batch):
+        for part in parts:
             found = [_input(prepared, prepared.modules, index, part, None)]
             found += [_input(prepared, network.layers, index, part, network.operand) for network in networks]
             inputs = [x for x in found if x is not None]
@@ -196,6 +202,22 @@ def _walk_again(networks: Sequence[QuantizedNetwork], pixels: Tensor) -> Iterato
         if reached:
             wanted, *each = (torch.cat(its) for its in zip(*reached, strict=True))
             yield index, each, wanted
+
+
+def _calls(prepared: Prepared, parts: Sequence[Tensor]) -> Counter[int]:
+    """How often each layer is called in a pass, at most."""
+    most = Counter[int]()
+
+    def counted(calls: Counter[int], index: int, layer: Quantizable, x: Tensor) -> Tensor:
+        calls[index] += 1
+        y: Tensor = layer(x)
+        return y
+
+    for part in parts:
+        calls = Counter[int]()
+        prepared(part, [partial(counted, calls, index, layer) for index, layer in enumerate(prepared.modules)])
+        most |= calls
+    return most
 
 
 def _input(

@@ -128,9 +128,14 @@ def side_by_side(several: Sequence[Moments | Few]) -> Moments | Few:
     return Moments(torch.cat([each.matrix for each in several if isinstance(each, Moments)]), mean, first.count)
 
 
-def block_of(layer: Quantizable, memory: int) -> int:
-    """Inputs a block of a layer's moments, as many as take `memory` bytes in float32, or all of them."""
+def block_of(layer: Quantizable, memory: int, positions: int = 0) -> int:
+    """Inputs a block of a layer's moments, as many as take `memory` bytes in float32, or all of them.
+
+    So it is of few `positions`, where these are told and the inputs at them take no more than that.
+    """
     inputs, groups = layer.weight[0].numel(), groups_of(layer)
+    if 0 < positions * _FEW <= inputs and 4 * groups * inputs * positions <= memory:
+        return inputs
     blocks = -(-4 * groups * inputs**2 // memory)
     return -(-inputs // blocks)
 

@@ -13,8 +13,11 @@ from tap_eval.measuring.bench import Bench
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.program import record
 from tap_eval.quantization.calibration import calibrate
+from tap_eval.quantization.factor import Factor
 from tap_eval.quantization.finishing import finish, finish_all
+from tap_eval.quantization.moments import Sums
 from tap_eval.quantization.quantizer import Allocation, QuantizedNetwork, QuantizedWeight
+from tap_eval.quantization.rounding import in_blocks
 
 MEMORY = 2**26
 
@@ -144,6 +147,66 @@ def test_moments_in_blocks_finish_a_network_too(bench: Bench) -> None:
     assert mean_kl(expected, quantized.logits(images, 100)) < before
 
 
+class Flat(nn.Module):
+    """Its third layer has more inputs than it sees images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.wide, self.last = nn.Linear(16 * 100, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.wide(self.deep(self.conv(x).relu()).relu().flatten(1)).relu())
+
+
+def smooth(count: int, seed: int) -> Tensor:
+    """Images (N, 3, 10, 10) of twelve that are blurred, mixed, so that what a layer's inputs say is nearly the same."""
+    basis = nn.functional.avg_pool2d(torch.randn(12, 3, 14, 14, generator=torch.Generator().manual_seed(0)), 5, 1) * 5
+    draw = torch.Generator().manual_seed(seed)
+    mixed = torch.einsum("nk,kchw->nchw", torch.randn(count, 12, generator=draw) / 3.5, basis)
+    return mixed + 0.1 * torch.randn(mixed.shape, generator=draw)
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 2**20, 2**17])
+def test_a_layer_with_more_inputs_than_images_is_not_taken_too_far_by_blocks_of_them(memory: int) -> None:
+    x, test = smooth(16, 1), smooth(64, 2)
+    quantized = opened(Flat(), x)
+    allocation = everywhere(quantized, 3)
+    with torch.no_grad():
+        expected = Flat().eval()(test)
+    quantized.choose(allocation)
+    before = float((quantized.logits(test, 16) - expected).square().mean())
+    finish(quantized, None, x, allocation, unchosen(quantized), memory)
+    after = float((quantized.logits(test, 16) - expected).square().mean())
+    assert after < 0.85 * before
+
+
+@pytest.mark.parametrize("positions", [16, 2048])
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8])
+def test_no_number_of_blocks_takes_outputs_further_from_those_that_are_wanted(blocks: int, positions: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    layer = nn.Linear(512, 32).requires_grad_(False)
+    layer.weight.normal_(0, 512**-0.5, generator=draw)
+
+    def alike() -> Tensor:
+        return torch.randn(positions, 20, generator=draw) @ torch.randn(20, 512, generator=draw)
+
+    x = (alike() + torch.randn(positions, 512, generator=draw)).relu()
+    got = x + 0.1 * torch.randn(positions, 512, generator=draw) + 0.15 * alike()
+    wanted = layer(x) - layer(x).mean(0)
+    sums = Sums(layer, 512 // blocks, positions, compared=True)
+    sums.take(got, wanted)
+    moments = sums.moments()
+    moved = Factor.of(moments, 0.1).moved(in_blocks(layer.weight, *moments.mean.shape), sums.lost())
+    weight = moved.transpose(1, 2).reshape(32, 512)
+
+    def missing(weight: Tensor) -> float:
+        return float(((got - got.mean(0)) @ weight.T - wanted).square().mean())
+
+    assert missing(weight) < (0.1 if positions == 16 or blocks == 1 else 0.7) * missing(layer.weight)
+
+
 class Twice(nn.Module):
     """Calls a layer twice, and another for images alone that are darker than black."""
 
@@ -157,7 +220,7 @@ class Twice(nn.Module):
         return self.last(self.rare(y) if x.min() < -1 else y)
 
 
-def test_a_layer_that_is_called_twice_is_finished_once_and_one_that_is_not_reached_stays() -> None:
+def test_a_layer_that_is_called_twice_stays_and_so_does_one_that_is_not_reached() -> None:
     x, dark = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((2, 3, 8, 8), -2.0)
     prepared = prepare(Twice().eval(), x[:2], [x, dark])
     assert [layer.name for layer in prepared.layers] == ["conv", "last", "rare"]
@@ -166,9 +229,25 @@ def test_a_layer_that_is_called_twice_is_finished_once_and_one_that_is_not_reach
     before = [layer.quantized(2) for layer in quantized.layers]
     advanced: list[None] = []
     found = finish(quantized, None, x, allocation, unchosen(quantized), MEMORY, lambda: advanced.append(None))
-    assert len(advanced) == 2
-    assert found[2] is before[2]
-    assert quantized.logits(x, 16).isfinite().all()
+    assert len(advanced) == 1
+    assert (found[0], found[2]) == (before[0], before[2])
+    assert not torch.equal(found[1].bias, before[1].bias)
+
+
+class Again(Twice):
+    """The same without what depends on the image, whose steps can be recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rare(self.conv(self.conv(x).relu()).mean((2, 3))))
+
+
+def test_a_layer_that_is_called_twice_stays_where_steps_are_recorded() -> None:
+    x = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    quantized = opened(Again(), x)
+    program = record(quantized.prepared, x[:8].contiguous())
+    before = [layer.quantized(2) for layer in quantized.layers]
+    found = finish(quantized, program, x, everywhere(quantized, 2), unchosen(quantized), MEMORY)
+    assert [one is other for one, other in zip(found, before, strict=True)] == [True, False, False]
 
 
 def test_one_image_is_enough(bench: Bench) -> None:
