@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 from tap_eval.images.classes import UNNAMED, data_of, few, labels_in, order, plain
 from tap_eval.images.decoding import Source, first_size, several_sizes
 from tap_eval.images.folder import ENDINGS, read_folder
-from tap_eval.images.images import AS_THEY_ARE, IMAGENET, Room, Splits, Transform
+from tap_eval.images.images import AS_THEY_ARE, IMAGENET, Images, Room, Splits, Transform
 from tap_eval.mistake import ImagesMistake
 
 _LONGEST_NAME = 100
@@ -54,7 +54,7 @@ def split(
     the source's own, with as many channels as `network` takes: it is tried on two images. Raises
     `ImagesMistake` when the source is too small, or the calibration source has other classes or sizes.
     """
-    if calibration and calibration.name == source.name:
+    if calibration and _place(calibration.name) == _place(source.name):
         calibration = None
     if calibration and calibration.classes != source.classes:
         raise ImagesMistake(
@@ -88,11 +88,40 @@ def split(
     rows = len({row for rows in draw for row in rows})
     if calibration:
         told = source.told(seen, search + test, transform) + calibration.told(drawn, rows, transform)
+        told += _met_again(calibration.name, calibrations, {"searched on": searched, "tested on": tested})
     else:
         told = source.told(seen | drawn, search + test + rows, transform)
-    notes = [source.order, *source.notes, *(calibration.notes if calibration else ()), grey, *told]
+    by_calibration = calibration.notes if calibration else ()
+    notes = [source.order, _sorted(source), *source.notes, *by_calibration, grey, *told]
     told_of = tuple(filter(None, notes))
     return Splits(source.name, source.classes, calibrations, searched, tested, told_of, source.data or UNNAMED)
+
+
+def _sorted(source: Source) -> str:
+    """What is said of one whose first rows are of other classes than its last."""
+    if len(set(source.labels)) < 2 or list(source.labels) != sorted(source.labels):
+        return ""
+    return f"{source.name} is sorted by class, so that search and test images are of other classes: shuffle its rows"
+
+
+def _place(spec: str) -> tuple[str, Path]:
+    """The same of all spellings of a source."""
+    kind, _, where = spec.partition(":")
+    return kind, Path(where).expanduser().resolve()
+
+
+def _met_again(name: str, calibrations: Sequence[Images], splits: Mapping[str, Images]) -> tuple[str, ...]:
+    """Notes on calibration images that are among those of `splits` too, to the pixel."""
+    drawn = {image.tobytes() for images in calibrations for image in images.stored}
+    counts = {
+        what: sum(image.tobytes() in drawn for image in images.stored[: len(images)]) for what, images in splits.items()
+    }
+    return tuple(
+        f"{name}: calibration images are among those that are {what}, {count:,} of {len(splits[what]):,} are the same "
+        "to the pixel: give others"
+        for what, count in counts.items()
+        if count
+    )
 
 
 def _sizes(name: str, total: int, reserve: int, spare: int, search: int | None, test: int | None) -> tuple[int, int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import nn
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from tap_eval.images.images import Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
@@ -20,6 +23,8 @@ LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite
 _SMOOTH = ("bilinear", "bicubic")
 _TELLING = 60
 """letters of an error that say something"""
+_OFF = 0.03
+"""of the range of pixels, by which filters differ"""
 _PRESSED = 384
 """pixels a side from which processors with `crop_pct` press images into a square"""
 
@@ -86,26 +91,62 @@ def _of_transformers(name: str, pretrained: bool) -> Built:
         f"{TRANSFORMERS}{name}", built, pretrained, "give hf:FOLDER, with its config.json in the folder"
     )
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil").to_dict()
+        processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError):
         return Built(network, None, (f"{name} has no processor of images: give --transform",))
-    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    cut = bool(crop and processor.get("do_center_crop"))
+    return Built(network, *_of_processor(name, processor))
+
+
+def _of_processor(name: str, processor: Any) -> tuple[Transform | None, tuple[str, ...]]:
+    """What a processor of transformers does to images, as far as a transform can do it, and notes on that.
+
+    Each has fields of its own, so that what was read from them is tried: where pixels differ there is no transform.
+    """
+    told = processor.to_dict()
+    size, crop = told.get("size") or {}, told.get("crop_size") or {}
+    cut = bool(crop and told.get("do_center_crop"))
     short = size.get("shortest_edge") or size.get("height") or 0
     side = crop.get("height", 0) if cut else short
-    if "crop_pct" in processor and short < _PRESSED:  # ConvNeXT's
-        cut, short = True, math.floor(short / processor["crop_pct"])
-    if not 0 < side <= short or not (cut or "height" in size or "crop_pct" in processor):
-        return Built(network, None, (f"the processor of {name} gives no square of images: give --transform",))
-    smooth = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", 2), "its own filter")
-    plain = not processor.get("do_normalize", True)
-    mean, std = ((0.0,), (1.0,)) if plain else (processor["image_mean"], processor["image_std"])
-    transform, notes = _transform(short, side, smooth, {"mean": mean, "std": std})
+    if "crop_pct" in told and short < _PRESSED:  # ConvNeXT's
+        cut, short = True, math.floor(short / told["crop_pct"])
+    if str(told.get("image_processor_type")).startswith("Levit") and "shortest_edge" in size:
+        short = math.floor(short * 256 / 224)
+    if not 0 < side <= short or not (cut or "height" in size or "crop_pct" in told):
+        return None, (f"the processor of {name} gives no square of images: give --transform",)
+    smooth = {2: "bilinear", 3: "bicubic"}.get(told.get("resample", 2), "its own filter")
+    order = slice(None, None, -1 if told.get("do_flip_channel_order") else 1)
+
+    def given(image: Image.Image) -> Tensor:
+        return torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]), dtype=torch.float32)
+
+    black, white = (given(Image.new("RGB", (2 * side, 2 * side), color)) for color in ("black", "white"))
+    std = 1 / (white - black).mean((1, 2))
+    mean = -black.mean((1, 2)) * std
+    found = {"mean": _as_told(mean, told.get("image_mean")), "std": _as_told(std, told.get("image_std"))}
+    transform, notes = _transform(short, side, smooth, found)
+    ramp = _ramp(2 * side)
+    theirs, mine = given(ramp)[order], transform.normalize(transform.cut(3)(ramp)[None])[0]
+    if theirs.shape != mine.shape or float(((theirs - mine) * std.view(3, 1, 1)).abs().max()) > _OFF:
+        return None, (f"the processor of {name} makes other pixels of images than can be made here: give --transform",)
     if "height" in size or not cut:
         notes += (f"{name} was given whole images pressed into a square: here the short side fits, the rest is cut",)
-    if processor.get("do_flip_channel_order"):
+    if told.get("do_flip_channel_order"):
         notes += (f"{name} was given images as blue, green and red: here they are red, green and blue",)
-    return Built(network, transform, notes)
+    return transform, notes
+
+
+def _as_told(found: Tensor, told: Sequence[float] | None) -> Sequence[float]:
+    """The numbers of a config where they are those that were found, which have fewer digits."""
+    if told is not None and len(told) == len(found) and torch.allclose(torch.tensor(told), found, atol=1e-5):
+        return told
+    return [round(float(each), 7) for each in found]
+
+
+def _ramp(side: int) -> Image.Image:
+    """A square that rises from left to right, from top to bottom and from corner to corner, in red, green and blue."""
+    rising = np.linspace(0, 255, side)
+    across, down = np.meshgrid(rising, rising)
+    return Image.fromarray(np.stack([across, down, (across + down) / 2], 2).round().astype(np.uint8))
 
 
 def _lite(name: str, pretrained: bool) -> Built:

@@ -250,6 +250,30 @@ def test_calibration_images_are_cut_and_normalized_like_those_that_are_measured(
         split(small, calibration=large, seed=0, count=4)
 
 
+def test_a_source_that_is_spelled_in_another_way_is_the_same(parquet: str) -> None:
+    path = Path(parquet.removeprefix("parquet:"))
+    other = open_source(f"parquet:{path.parent}/../{path.parent.name}/{path.name}")
+    same, twice = (split(open_source(parquet), calibration=by, seed=0, count=8) for by in (None, other))
+    assert contents(twice) == contents(same)
+
+
+def test_calibration_images_that_are_searched_or_tested_on_are_told(tmp_path: Path, parquet: str) -> None:
+    copied = write_parquet(tmp_path / "copy.parquet", [png(i) for i in range(20)], [i % 2 for i in range(20)])
+    splits = split(open_source(parquet), calibration=open_source(copied), seed=0, count=8, search=40, test=40)
+    (note,) = [each for each in splits.notes if "to the pixel" in each]
+    assert note.endswith("are among those that are searched on, 8 of 40 are the same to the pixel: give others")
+    apart = write_parquet(tmp_path / "apart.parquet", [png(200 + i) for i in range(20)], [i % 2 for i in range(20)])
+    splits = split(open_source(parquet), calibration=open_source(apart), seed=0, count=8)
+    assert not [each for each in splits.notes if "to the pixel" in each]
+
+
+def test_rows_that_are_sorted_by_class_are_told(tmp_path: Path, parquet: str) -> None:
+    sorted_ = write_parquet(tmp_path / "sorted.parquet", [png(i) for i in range(20)], [i // 10 for i in range(20)])
+    for source, told in ((sorted_, True), (parquet, False)):
+        notes = split(open_source(source), calibration=None, seed=0, count=4).notes
+        assert any("is sorted by class" in note for note in notes) == told
+
+
 def test_sizes_that_are_advised_are_accepted() -> None:
     """Any number of images, of which any are asked for: what a refusal names is accepted when given back."""
     draw = random.Random(0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from transformers import (
+    AutoImageProcessor,
     ConvNextImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
@@ -22,6 +25,8 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 
 from tap_eval.images.images import IMAGENET_MEAN, IMAGENET_STD, Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
@@ -44,8 +49,7 @@ def test_a_network_of_timm_with_weights_in_a_file_gets_images_as_timm_gives_them
 
 def vit(folder: Path) -> Transform:
     """A small one that was given images pressed into a square."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=5)).save_pretrained(folder)
+    small_vit(folder, 32)
     ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4] * 3).save_pretrained(folder)
     return Transform(resize=32, crop=32, mean=(0.4,) * 3, std=(0.5,) * 3)
 
@@ -57,6 +61,49 @@ def resnet(folder: Path) -> Transform:
     numbers = {"image_mean": [*IMAGENET_MEAN], "image_std": [*IMAGENET_STD]}
     ConvNextImageProcessor(size={"shortest_edge": 56}, crop_pct=0.875, resample=3, **numbers).save_pretrained(folder)
     return Transform(resize=64, crop=56, interpolation="bicubic")
+
+
+def small_vit(folder: Path, side: int) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=side, patch_size=8, num_labels=5)).save_pretrained(folder)
+
+
+STRANGE: dict[str, Any] = {
+    "a side that is not the one that is told": LevitImageProcessorPil(size={"shortest_edge": 56}, crop_size=56),
+    "divided twice": EfficientNetImageProcessorPil(
+        size={"height": 56, "width": 56}, image_std=[0.4785, 0.4733, 0.4743]
+    ),
+    "moved to below zero": EfficientNetImageProcessorPil(
+        size={"height": 56, "width": 56}, rescale_factor=1 / 127.5, rescale_offset=True, include_top=False
+    ),
+    "bytes": ViTImageProcessor(size={"height": 56, "width": 56}, do_rescale=False, do_normalize=False),
+}
+
+
+@pytest.mark.parametrize("processor", STRANGE.values(), ids=STRANGE)
+def test_images_are_what_the_processor_makes_of_them(processor: Any, tmp_path: Path) -> None:
+    small_vit(tmp_path, 56)
+    processor.save_pretrained(tmp_path)
+    transform = load_network(f"hf:{tmp_path}", None, tmp_path).transform
+    assert transform
+    picture = Image.effect_noise((120, 120), 60).convert("RGB")
+    mine = transform.normalize(transform.cut(3)(picture)[None])[0]
+    theirs = torch.as_tensor(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture)["pixel_values"][0])
+    one = 1 / (255 * min(transform.std))  # a step of a pixel, by which filters round
+    assert (mine - theirs).abs().max() < 1.5 * one
+
+
+def test_a_processor_of_which_no_transform_is_known_gives_none_and_says_so(tmp_path: Path) -> None:
+    small_vit(tmp_path, 56)
+    ConvNextImageProcessor(size={"shortest_edge": 56}, crop_pct=0.875, resample=3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    loaded = load_network(f"hf:{tmp_path}", None, tmp_path)
+    assert loaded.transform
+    config |= {"image_processor_type": "ViTImageProcessor", "size": {"height": 48, "width": 56}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    loaded = load_network(f"hf:{tmp_path}", None, tmp_path)
+    assert loaded.transform is None
+    assert any("makes other pixels of images than can be made here: give --transform" in note for note in loaded.notes)
 
 
 @torch.no_grad()
