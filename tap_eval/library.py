@@ -25,7 +25,7 @@ from tap_eval.measuring.recipe import Bounds
 from tap_eval.measuring.recorder import Recorder
 from tap_eval.measuring.rounded import RoundedWeights
 from tap_eval.measuring.task import Attention
-from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
+from tap_eval.mistake import BudgetMistake, ExportMistake, ImagesMistake, ProxyMistake
 from tap_eval.preparing.layers import Layer
 from tap_eval.preparing.prepare import prepare
 from tap_eval.preparing.prepared import Prepared, attending
@@ -96,16 +96,21 @@ def quantize(
 ) -> Quantized:
     """`network`, a classifier in eval mode, within `budget`, as in "4bit", "87%", "0.5MB" or "1.2GBOPs".
 
-    `images` are some 16 calibration images (N, C, H, W), float32, as the network wants them; no
-    labels. `rule` says how sensitive layers are: a function `sensitivity(layers, task)` of your
-    own, the name of a published proxy, or "uniform". Weights get some of `bits`, inputs of layers
-    8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8"
-    what is added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it;
-    a network whose steps cannot be recorded keeps it in float32, of which a warning tells.
-    `activation_ranges` is how ranges of activations are chosen from the images; what attention
-    multiplies is in 8 bits too, unless `attention_activations` is "off". Raises
-    `NetworkMistake`, `BudgetMistake`, `BitsMistake` or `ProxyMistake`.
+    `images` are some 16 calibration images (N, C, H, W), float32, as the network wants them; no labels. `rule` says
+    how sensitive layers are: a function `sensitivity(layers, task)` of your own, the name of a published proxy, or
+    "uniform", the most bits from 2 to 8 that are the same everywhere. Weights get some of `bits` else, inputs of
+    layers 8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8" what is
+    added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it; a network whose steps
+    cannot be recorded keeps it in float32, of which a warning tells. `activation_ranges` is how ranges of
+    activations are chosen from the images; what attention multiplies is in 8 bits too, unless
+    `attention_activations` is "off". Raises `NetworkMistake`, `ImagesMistake`, `BudgetMistake`, `BitsMistake` or
+    `ProxyMistake`.
     """
+    if images.dim() != 4 or not len(images) or images.dtype != torch.float32:
+        raise ImagesMistake(
+            f"calibration images are {tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}: give some as "
+            "(N, C, H, W) of float32."
+        )
     bounds, prepared = Bounds(), prepare(network, images[:2], [images])
     prepared = attending(prepared) if attention_activations == "8" else prepared
     carried = _sums(prepared, images, activation_ranges) if sums == "int8" else None

@@ -65,6 +65,8 @@ class Budget:
         factor = _PREFIX.get(prefix.upper())
         if factor is None:
             raise BudgetMistake(f"'{text}' is no budget: give one like {BUDGETS}.")
+        if unit == "b" and prefix[:1].isupper():
+            raise BudgetMistake(f"'{text}' may be bits or bytes: give {amount}{prefix}B for bytes.")
         return Budget(text.strip(), "BOPs" if unit.lower() == "bops" else "B", value * factor)
 
     @staticmethod

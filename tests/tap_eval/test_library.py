@@ -14,7 +14,7 @@ from tap_eval import quantize
 from tap_eval.allocation.size import weight_size
 from tap_eval.export import safetensors
 from tap_eval.measuring.accuracy import mean_kl
-from tap_eval.mistake import BudgetMistake, ExportMistake, ProxyMistake
+from tap_eval.mistake import BudgetMistake, ExportMistake, ImagesMistake, ProxyMistake
 from tap_eval.preparing.prepare import prepare
 from tap_eval.quantization.ranges import RangeRule
 
@@ -117,6 +117,9 @@ def test_a_mistake_is_a_sentence(network: nn.Module) -> None:
         quantize(network, IMAGES, "4bit", "peper")
     with pytest.raises(ProxyMistake, match=r"the rule fails \(wrong shape\): .*list of 3 entries"):
         quantize(network, IMAGES, "4bit", lambda layers, task: [1.0])
+    for images in (IMAGES[:0], IMAGES[0], IMAGES.double(), (IMAGES * 255).byte()):
+        with pytest.raises(ImagesMistake, match=r"calibration images are \(.*\) of .*: give some as \(N, C, H, W\)"):
+            quantize(network, images, "4bit")
 
 
 def test_the_library_costs_nothing_until_it_is_used() -> None:

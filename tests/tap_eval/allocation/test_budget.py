@@ -45,6 +45,13 @@ def test_what_is_no_budget_is_named(text: str) -> None:
         Budget.parse(text)
 
 
+@pytest.mark.parametrize("text", ["4Mb", "0.5Kib", "1Gb"])
+def test_bits_that_may_be_meant_for_bytes_are_refused(text: str) -> None:
+    with pytest.raises(BudgetMistake, match=f"'{text}' may be bits or bytes: give {text[:-1]}B for bytes"):
+        Budget.parse(text)
+    assert Budget.parse(text.lower()).unit == "B"
+
+
 @pytest.mark.parametrize("params", [10**9 + 7, 10**12 + 39])
 def test_a_limit_is_not_a_bit_off_however_large_the_network(params: int) -> None:
     assert Budget.parse("93.75%").limit(make_layers(params)) == 2 * params
