@@ -174,13 +174,12 @@ class Account(AbstractContextManager["Account"]):
 
         Raises `LimitMistake` where sending would pass a limit, and whatever `send` raises.
         """
-
-        def own() -> Answer:
-            return self._recorded(call) or self._sent(call, send)
-
+        if recorded := self._recorded(call):
+            return recorded
         if self._cache is None:
-            return own()
-        answer = Answer.model_validate(self._cache.recall(call.request, lambda: own().model_dump(mode="json")))
+            return self._sent(call, send)
+        found = self._cache.recall(call.request, lambda: self._sent(call, send).model_dump(mode="json"))
+        answer = Answer.model_validate(found)
         if self._recorded(call) is None:
             self.keep(call, answer)
         return answer

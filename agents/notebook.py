@@ -32,6 +32,11 @@ class Reflection:
     seconds: float
 
 
+def name_of(generation: int) -> str:
+    """Under which the call after a generation stands in the account."""
+    return f"notebook {generation}"
+
+
 def reflect(
     proposer: Proposer, name: str, seed: int, notebook: Sequence[str], outcomes: Sequence[Outcome]
 ) -> Reflection | None:

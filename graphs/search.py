@@ -19,7 +19,7 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
 
-from agents.notebook import reflect
+from agents.notebook import name_of, reflect
 from agents.proposer import Attempt, Proposer
 from graphs import controller, population, winner
 from graphs.context import Job, assignment, jobs, outcomes, seed_of
@@ -301,7 +301,7 @@ class Search:
     def reflect(self, state: SearchState) -> dict[str, Any]:
         """Keeps the notebook: what is to be learned from the generation, where the language model can say that."""
         generation, notebook = state["generation"], state.get("notebook", [])
-        name = f"notebook {generation}"
+        name = name_of(generation)
         found = reflect(self.proposer, name, seed_of(self.settings.seed, name), notebook, outcomes(state))
         if found is None:
             return {}

@@ -39,8 +39,15 @@ def hear_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def open_streams() -> None:
+    """Has somewhere to write to where standard streams were closed, as daemons do."""
+    nowhere = Path(os.devnull)
+    sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")
+
+
 def main() -> None:
     """Runs the program; exit status 1 if its packages are not its own."""
+    open_streams()
     if sentence := intruder():
         sys.exit(f"error: {sentence}")
     hear_interrupts()

@@ -75,7 +75,7 @@ def apply(
     network, images and settings are taken; so are those that an allocation file holds.
     """
     from tap_agent.paths import cache_folder
-    from tap_agent.runs.folder import check_file, write
+    from tap_agent.runs.folder import check_apart, check_file, write
     from tap_agent.sessions import apply as session
     from tap_agent.sessions import export
     from tap_agent.sessions.resources import Resources
@@ -97,6 +97,7 @@ def apply(
     settings = read_settings(own or config, flags)
     if isinstance(subject, FileSubject):
         settings = subject.fitted(settings, {name for name, value in flags.items() if value is not None}, own)
+    check_apart((path, plot), (Path(what), config, *settings.files))
     asked = session.budgets(settings, budget, subject)
     if path:
         session.check_single(asked)
@@ -144,7 +145,7 @@ def apply(
         from tap_agent.report import html
 
         write(plot.resolve(), html.render_rows(f"apply {what}", applied.rows))
-        out.print(f"figure: {plot}")
+        out.print(f"figure: {plot}", markup=False)
     if unwritten:
         raise unwritten
 

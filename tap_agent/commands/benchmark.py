@@ -37,7 +37,7 @@ def build(
     What was measured before is not measured again.
     """
     from tap_agent.paths import cache_folder
-    from tap_agent.runs.folder import check_file
+    from tap_agent.runs.folder import check_apart, check_file
     from tap_agent.sessions import benchmark as session
     from tap_agent.sessions.resources import Resources
     from tap_agent.settings.read import read_settings
@@ -49,6 +49,7 @@ def build(
         raise BenchmarkMistake(f"--least {least:g} is not below --most {most:g}: give a range of average bits.")
     check_file(path)
     settings = read_settings(config, flags | {"budget": f"{most:g}bit"})
+    check_apart((path,), (config, *settings.files))
     with Resources(settings, cache_folder()) as resources, Bar() as bar:
         resources.watch = bar.watch
         bar.begin("opening network and images")

@@ -32,15 +32,15 @@ def chat(
     from tap_agent.terminal.chat import converse
     from tap_agent.terminal.console import out
 
-    ended = [folder for folder in runs(RUNS) if folder.result()] if run is None else [find(run)]
-    if not ended:
+    folder = next((each for each in runs(RUNS) if each.result()), None) if run is None else find(run)
+    if folder is None:
         raise RunMistake(f"no run in {RUNS} has ended: start one with `tap-agent run`.")
-    result = ended[0].finished()
-    out.print(f"[dim]{ended[0].path}[/dim]")
-    settings = ended[0].settings(flags)
+    result = folder.finished()
+    out.print(str(folder.path), markup=False, style="dim")
+    settings = folder.settings(flags)
     with Resources(unlimited(settings), cache_folder()) as resources:
         with out.status("opening network, images and sandbox"):
             resources.open()
-        with Conversation(ended[0], proxy or result.best, resources) as conversation:
+        with Conversation(folder, proxy or result.best, resources) as conversation:
             converse(conversation)
             out.print(f"[dim]the run, with its conversations: {spent_text(conversation.spent)}[/dim]")

@@ -17,6 +17,6 @@ def list_runs(folder: Annotated[Path, typer.Argument(metavar="RUNS_DIR", help="W
 
     found = runs(folder)
     if not found:
-        out.print(f"no runs in {folder}: start one with `tap-agent run`.")
+        out.print(f"no runs in {folder}: start one with `tap-agent run`.", markup=False)
         return
     out.print(runs_table(found))

@@ -26,12 +26,12 @@ def run(
     three disjoint parts: calibration, search (on which candidates are measured) and test (read once, at the end).
     """
     from tap_agent.paths import cache_folder
-    from tap_agent.runs.folder import RunFolder, check_parent, usual_path
+    from tap_agent.runs.folder import RunFolder, check_unused, usual_path
     from tap_agent.sessions.resources import Resources
     from tap_agent.settings.read import read_settings
 
     settings = read_settings(config, flags)
-    check_parent(path or usual_path(settings))
+    check_unused(path or usual_path(settings))
     with Resources(settings, cache_folder()) as resources:
         _check(resources)
         folder = RunFolder.create(path, settings) if path else RunFolder.unused(usual_path(settings), settings)
@@ -53,6 +53,7 @@ def resume(
     from tap_agent.runs.tracking import Tracker, check
     from tap_agent.sessions.resources import Resources
     from tap_agent.terminal.console import err, show_result
+    from tap_eval.mistake import ImagesMistake, WeightsMistake
 
     folder = find(run)
     with folder.held():
@@ -65,7 +66,12 @@ def resume(
         show_result(folder, result)
         return
     with Resources(folder.settings(flags), cache_folder()) as resources:
-        _check(resources)
+        try:
+            _check(resources)
+        except (WeightsMistake, ImagesMistake) as mistake:
+            raise type(mistake)(
+                f"{mistake} A run goes on with the files of its config.yaml: put back what has moved, or a link to it."
+            ) from mistake
         _search(folder, resources)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from tap_agent.page.form import arguments, filled
 from tap_agent.page.process import SearchProcess, stop
-from tap_agent.runs.folder import RunFolder, RunMistake, runs
+from tap_agent.runs.folder import RunFolder, RunMistake, runs, usual_name
 from tap_agent.runs.progress import Overview, overview
 
 
@@ -59,8 +57,7 @@ class Searches:
     def start(self, form: Mapping[str, str]) -> str:
         """Starts a search with the flags in `form`, and gives the name of its run; raises `RunMistake`."""
         given = filled("run", form)
-        word = re.sub(r"[^\w.-]+", "-", Path(given.get("network", "digits")).name)[:60]
-        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{word}"
+        name = usual_name(given.get("network", "digits"))
         with self._lock:
             if name in self._processes or (self.folder / name).exists():
                 raise RunMistake(f"{name} has just been started: wait a second to start another.")

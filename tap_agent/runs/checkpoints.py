@@ -23,6 +23,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+from agents.notebook import name_of
 from tap_agent.runs.folder import RunFolder, runs
 from tap_agent.runs.parts import Serializer
 from tap_eval import sealed
@@ -139,8 +140,10 @@ def fork(origin: RunFolder, checkpoint: str) -> RunFolder:
 
 
 def _copy_calls(origin: RunFolder, folder: RunFolder) -> None:
-    """Those for the candidates that the fork has: what they cost counts, and a replay needs their answers."""
-    names = [event["name"] for event in folder.events() if event["event"] == "proposed"]
+    """Those for candidates and notebook of the fork: what they cost counts, and a replay needs their answers."""
+    told = folder.events()
+    names = [event["name"] for event in told if event["event"] == "proposed"]
+    names += [name_of(event["generation"]) for event in told if event["event"] == "reflected"]
     if origin.calls.exists():
         with (
             closing(sqlite3.connect(origin.calls)) as source,

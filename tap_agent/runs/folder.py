@@ -7,12 +7,13 @@ one process at a time.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -40,16 +41,30 @@ _BEFORE = {
     "sums": "float",
     "worth": "accuracy",
     "second_budget": False,
+    "attention_activations": "off",
+    "finish": False,
+    "channel_groups": 1,
     "keep_checkpoints": "all",
 }
 """what runs did before there were such settings, which are all in the configs of later ones"""
 _OUT = "make room there, or give another --out"
+_LONGEST_NAME = 60
+"""letters of a network's name in that of a run's folder"""
 
 
 class RunMistake(Mistake):
     """A run folder that is none, or that cannot be used for what was asked."""
 
     kind = "run"
+
+
+class _Taken(RunMistake):
+    """Something is where a run was to be."""
+
+
+def _taken(path: Path) -> _Taken:
+    go_on = f", or continue it with `tap-agent resume {path}`" if (path / "config.yaml").is_file() else ""
+    return _Taken(f"{path} exists already: give another --out{go_on}.")
 
 
 class RunFolder:
@@ -64,18 +79,18 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, settings: Settings) -> RunFolder:
-        """A new folder at `path`; raises `RunMistake` when something is there already."""
+        """A new folder at `path`, or in an empty one; raises `RunMistake` when something is there already."""
         make_parent(path)
         with scratch(path.parent) as fresh:
             with writing(path, _OUT):
                 _put_sealed(fresh / "config.yaml", dump(settings))
             (fresh / "proxies").mkdir()
             try:
+                with suppress(OSError):
+                    path.rmdir()  # an empty folder may be given
                 path.mkdir()
             except FileExistsError as error:
-                raise RunMistake(
-                    f"{path} exists already: give another --out, or continue it with `tap-agent resume {path}`."
-                ) from error
+                raise _taken(path) from error
             for entry in ("proxies", "config.yaml"):
                 os.replace(fresh / entry, path / entry)
         return RunFolder(path)
@@ -83,8 +98,12 @@ class RunFolder:
     @staticmethod
     def unused(path: Path, settings: Settings) -> RunFolder:
         """A new folder at `path`, or beside it with a number where that is taken."""
-        names = (path.with_name(f"{path.name}{end}") for end in ("", *(f"-{n}" for n in range(2, 10_000))))
-        return RunFolder.create(next(name for name in names if not name.exists()), settings)
+        for end in itertools.chain([""], map("-{}".format, itertools.count(2))):
+            place = path.with_name(f"{path.name}{end}")
+            if not place.exists():
+                with suppress(_Taken):  # by a run that began at the same moment
+                    return RunFolder.create(place, settings)
+        raise AssertionError("there is no last number")
 
     @property
     def name(self) -> str:
@@ -186,6 +205,8 @@ class RunFolder:
                 return False
         except Timeout:
             return True
+        except OSError:  # of somebody else's, where nothing can be written
+            return False
 
     def holder(self) -> int | None:
         """The process that is writing here, where the system tells; else None.
@@ -301,7 +322,13 @@ def _locked(path: Path, busy: str, patience: float = 0.2) -> Iterator[None]:
 
 def usual_path(settings: Settings) -> Path:
     """Where a run goes that was given no place of its own."""
-    return RUNS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{settings.networks[0].network.replace(':', '-')}"
+    return RUNS / usual_name(settings.networks[0].network)
+
+
+def usual_name(network: str) -> str:
+    """Of such a folder, in which runs on this network are told apart by when they began."""
+    word = re.sub(r"[^\w.-]+", "-", network)[:_LONGEST_NAME]
+    return f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{word}"
 
 
 def make_parent(path: Path) -> None:
@@ -313,10 +340,18 @@ def make_parent(path: Path) -> None:
     check_parent(path)
 
 
+def check_unused(path: Path) -> None:
+    """Raises `RunMistake` where no run can be begun at `path`; leaves nothing."""
+    check_parent(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise _taken(path)
+
+
 def check_parent(path: Path) -> None:
     """Raises `RunMistake` where no folder for `path` can be made, or it takes no files; leaves nothing."""
-    there = next(parent for parent in path.resolve().parents if parent.exists())
     try:
+        there = next(parent for parent in path.resolve().parents if parent.exists())
+        path.exists()  # which tells of a name that is too long
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -328,6 +363,15 @@ def check_file(path: Path) -> None:
     make_parent(path)
     if path.is_dir():
         raise RunMistake(f"{path} is a folder: give --out the name of a file.")
+
+
+def check_apart(written: Sequence[Path | None], read: Iterable[Path | None]) -> None:
+    """Raises `RunMistake` when a file is to be written over one that is read, or two are the same."""
+    taken = {file.resolve() for file in read if file}
+    for path in filter(None, written):
+        if path.resolve() in taken:
+            raise RunMistake(f"{path} would be written over, which is read or written too: give another file.")
+        taken.add(path.resolve())
 
 
 def write(path: Path, text: str) -> None:
@@ -366,5 +410,8 @@ def runs(folder: Path) -> list[RunFolder]:
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if path.name.isprintable() and readable(path)]  # others cannot be shown
-    found = [RunFolder(path) for path in named if (path / "config.yaml").is_file()]
-    return sorted(found, key=lambda run: (run.path / "config.yaml").stat().st_mtime, reverse=True)
+    found: list[tuple[float, Path]] = []
+    for path in named:
+        with suppress(OSError, RunMistake):  # of a folder that may not be entered
+            found.append((RunFolder(path).config.stat().st_mtime, path))
+    return [RunFolder(path) for _, path in sorted(found, reverse=True)]

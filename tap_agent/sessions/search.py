@@ -47,6 +47,8 @@ def search(folder: RunFolder, resources: Resources, listen: Listener, brief: boo
     checkpoints stay at the unfinished generation, from where a later call with a higher limit
     goes on. Only where nothing lives yet is `LimitMistake` raised.
     """
+    if (ended := folder.result()) and ended.stopped is None:  # by another process, while this one opened its parts
+        return ended
     settings = resources.settings
     with (
         _garbage_collected_early(),

@@ -49,7 +49,18 @@ def _resolved(path: Path) -> Path:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        """YAML takes `yes` for true, which would count as 1."""
+        number = cls.model_fields[str(info.field_name)].annotation in (int, float, int | None, float | None)
+        if number and isinstance(value, bool):
+            raise PydanticCustomError("number", "that is no number: give one")
+        return value
 
 
 class NetworkSettings(_Model):
@@ -216,7 +227,7 @@ CPU; cuda takes all of them, cuda:N one."""
     """MiB of second moments of layers' inputs that a thread holds; a layer above it is rounded in blocks of inputs."""
     images_mib: int = Field(2048, ge=0)
     """MiB of decoded images that are kept in memory, a split; more are kept in a file."""
-    seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = 0
+    seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = Field(0, ge=-(2**63), lt=2**63)
     """Seed of every random draw."""
 
     @field_validator("bits", "activation_bits", mode="before")
@@ -293,6 +304,14 @@ CPU; cuda takes all of them, cuda:N one."""
     def proposals(self) -> int:
         """Of a whole search."""
         return self.population * (self.generations + 1)
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are named and read."""
+        named = [file for each in self.networks for file in (each.weights, each.classes, each.latencies)]
+        sources = [source for each in self.networks for source in (each.images, each.calibration) if source]
+        places = [Path(source.partition(":")[2]) for source in sources if ":" in source]
+        return [*filter(None, [*named, self.given]), *places]
 
     @property
     def given(self) -> Path | None:

@@ -75,14 +75,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def mapping(text: str, path: Path) -> dict[str, Any]:
     """The mapping in the text of a YAML file; raises `ConfigMistake`."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)  # noqa: S506 it is a safe one
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigMistake(f"the config {path} is not YAML ({' '.join(str(error).split())}).") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigMistake(f"the config {path} holds a {type(values).__name__}: give a mapping of settings.")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} stands in line {lines[key.value]} and in line {line}"
+                )
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def dump(settings: Settings) -> str:

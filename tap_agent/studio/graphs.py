@@ -18,7 +18,7 @@ from typing import Any, cast
 from langchain_core.runnables import RunnableConfig
 from langgraph.constants import CONFIG_KEY_CHECKPOINTER
 from langgraph_sdk.runtime import ServerRuntime
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agents.account import LimitMistake
 from graphs.refinement import Refinement, Run
@@ -32,9 +32,10 @@ from tap_agent.sessions.conversation import make_refinement, pick, unlimited
 from tap_agent.sessions.resources import Resources
 from tap_agent.sessions.search import SearchSession
 from tap_agent.settings.model import Settings
+from tap_agent.settings.read import ConfigMistake
 from tap_agent.studio.saver import RunSaver, lend_waiting
 from tap_agent.studio.writer import RunWriter, ThreadMistake, begin, go_on
-from tap_eval.mistake import Mistake
+from tap_eval.mistake import DamagedMistake, Mistake
 
 _SAVER = RunSaver(RUNS)
 
@@ -160,8 +161,13 @@ async def refinement(config: RunnableConfig, runtime: ServerRuntime[Any]) -> Asy
 
 def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
     """The run, the proxy and the settings of a conversation; raises a `Mistake`."""
-    about = given if isinstance(given, About) else About.model_validate(given)
-    ended = [run for run in runs(RUNS) if run.result()]
+    try:
+        about = given if isinstance(given, About) else About.model_validate(given)
+    except ValidationError as error:
+        raise ConfigMistake(
+            f"{given!r} is not what a conversation is about: give {', '.join(About.model_fields)}, each as text."
+        ) from error
+    ended = [run for run in runs(RUNS) if _has_result(run, run.name == about.run)]
     known = [run for run in ended if thread in conversations(run)]
     named = known or [run for run in ended if about.run in (None, run.name)]
     if not named:
@@ -169,6 +175,16 @@ def _about(thread: str, given: Any) -> tuple[RunFolder, str, Settings]:
     result = named[0].finished()
     settings = named[0].settings({"llm": about.llm})
     return named[0], pick(result, about.proxy or result.best).name, unlimited(settings)
+
+
+def _has_result(run: RunFolder, asked: bool) -> bool:
+    """Whether a run has come to something; raises `DamagedMistake` of one that is `asked` for."""
+    try:
+        return run.result() is not None
+    except DamagedMistake:
+        if asked:
+            raise
+        return False
 
 
 @cache

@@ -13,7 +13,7 @@ from tap_agent.runs.folder import RunFolder, usual_path
 from tap_agent.sessions.search import first_event
 from tap_agent.settings.fields import flagged
 from tap_agent.settings.model import Settings
-from tap_agent.settings.read import read_settings
+from tap_agent.settings.read import ConfigMistake, read_settings
 from tap_eval.mistake import Mistake
 
 CHANGEABLE = {setting.name for setting in flagged("resume")}
@@ -90,6 +90,8 @@ def begin(folder: Path, thread: str, given: Mapping[str, Any]) -> RunWriter:
 
     All of its steps are kept, which Studio goes back to.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigMistake(f"the context of a run is {given!r}: give a mapping of settings.")
     settings = read_settings(None, {**given, "keep_checkpoints": "all"})
     first = first_event("started", thread, settings)
     place = folder / usual_path(settings).name

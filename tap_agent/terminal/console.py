@@ -45,7 +45,8 @@ def show_result(folder: RunFolder, result: Result) -> None:
     """Prints what a run has come to."""
     best = result.candidate(result.best)
     out.print(results_table(result.table, [result.networks[place].budget for place in result.shown]), soft_wrap=False)
-    out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {folder.path / 'proxies' / best.name}.py")
+    proxy = folder.path / "proxies" / f"{best.name}.py"
+    out.print(f"best proxy {best.name}, fitness {best.value:.4f}: {proxy}", markup=False)
     if chosen := chosen_text(result):
         out.print(chosen, soft_wrap=False)
     out.print(summary(result), soft_wrap=False)
@@ -55,7 +56,7 @@ def show_result(folder: RunFolder, result: Result) -> None:
         out.print(f"left out: {sentence}", markup=False)
     for sentence in result.unwritten:
         out.print(f"there is no {sentence}", markup=False)
-    out.print(f"report: {folder.report}")
+    out.print(f"report: {folder.report}", markup=False)
 
 
 def results_table(rows: Sequence[Row], budgets: Iterable[str]) -> Table:

@@ -156,3 +156,14 @@ def test_a_cached_answer_costs_nothing_and_is_no_call(tmp_path: Path) -> None:
         assert ask(second, send=lambda: pytest.fail("it was sent")) == SAID
         assert second.spent() == Spent(calls=0, tokens_in=0, tokens_out=0, cost=0)
         assert second.answers() == first.answers()
+
+
+def test_an_answer_of_the_run_itself_goes_before_that_of_another_which_the_cache_has(tmp_path: Path) -> None:
+    path, cache = tmp_path / "calls.sqlite", Ledger(tmp_path / "answers.sqlite")
+    with Account(path) as account:  # as after an interrupt, of which the cache knows nothing
+        ask(account)
+    with Account(cache=cache) as other:
+        ask(other, send=lambda: Answer(content="Another."))
+    with Account(path, cache=cache) as account:
+        assert ask(account).content == "Well."
+        assert [answer.content for *_, answer in account.answers()] == ["Well."]

@@ -19,6 +19,7 @@ from tap_agent.settings.model import Settings
 from tests.faults.faults import nobody
 from tests.tap_agent.program import tap
 
+ROOT = Path(__file__).parents[3]
 MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--network", "resnet81"], Exit.NETWORK, "'resnet81' is an unknown network"),
     (["--network", "cifar_resnet20"], Exit.WEIGHTS, "--weights FILE"),
@@ -50,7 +51,15 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--config", "list.yaml"], Exit.CONFIG, "holds a list"),
     (["--config", "broken.yaml"], Exit.CONFIG, "is not YAML"),
     (["--config", "two.yaml", "--network", "digits"], Exit.CONFIG, "does not say which network"),
+    (["--config", "date.yaml"], Exit.CONFIG, "the config date.yaml is not YAML (month must be in 1..12)"),
+    (["--config", "deep.yaml"], Exit.CONFIG, "the config deep.yaml is not YAML"),
+    (["--config", "twice.yaml"], Exit.CONFIG, "is not YAML (budget stands in line 1 and in line 3)"),
+    (["--config", "yes.yaml"], Exit.CONFIG, "population = True in yes.yaml: that is no number: give one"),
     (["--alpha", "2"], Exit.CONFIG, "alpha = 2.0"),
+    (["--beta", "inf"], Exit.CONFIG, "beta = inf: input should be a finite number"),
+    (["--seed", "99999999999999999999"], Exit.CONFIG, "seed = 99999999999999999999: input should be less than 92"),
+    (["--out", "x" * 300], Exit.RUN, "cannot be written"),
+    (["--out", "two.yaml"], Exit.RUN, "two.yaml exists already: give another --out."),
     (["--base-url", "http://me:secret@host/v1"], Exit.CONFIG, "base_url: it is written to"),
     (["--base-url", "http://host/v1?key=secret"], Exit.CONFIG, "give the key in OPENAI_API_KEY"),
     (["--out", "garbage.pt/run"], Exit.RUN, "garbage.pt/run cannot be written"),
@@ -80,6 +89,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     (work / "rounding.yaml").write_text("rounding: up\n")
     (work / "list.yaml").write_text("- 1\n")
     (work / "broken.yaml").write_text("a: [1\n")
+    (work / "date.yaml").write_text("seed: 2026-13-45\n")
+    (work / "deep.yaml").write_text("seed: " + "[" * 3000)
+    (work / "twice.yaml").write_text("budget: 3bit\nseed: 1\nbudget: 2.5bit\n")
+    (work / "yes.yaml").write_text("population: yes\n")
     (work / "two.yaml").write_text("networks: [{network: digits}, {network: digits}]\n")
     before = {path.name for path in work.iterdir()}
     assert tap("run", *arguments) == code
@@ -98,7 +111,10 @@ def test_folders_that_are_no_runs_and_proxies_that_are_none(work: Path, capsys: 
         ("report", "."): (Exit.RUN, "is no run folder"),
         ("apply", "nowhere"): (Exit.PROXY, "nowhere is no proxy and no run"),
         ("apply", "bad.py"): (Exit.PROXY, "bad.py fails (forbidden)"),
-        ("run", "--out", "."): (Exit.RUN, "exists already"),
+        ("run", "--out", "."): (Exit.RUN, "exists already: give another --out."),
+        ("apply", "bad.py", "--plot", "bad.py"): (Exit.RUN, "bad.py would be written over"),
+        ("apply", "uniform:3", "--out", "a.json", "--plot", "a.json"): (Exit.RUN, "a.json would be written over"),
+        ("report", "x[/b]"): (Exit.RUN, "x[/b] is no run folder"),
     }
     for arguments, (code, sentence) in cases.items():
         assert tap(*arguments) == code
@@ -140,6 +156,23 @@ def test_a_run_of_another_user_hides_no_other(shared: Path, capsys: pytest.Captu
     with nobody():
         assert tap("list", ".") == Exit.OK
     assert "mine" in capsys.readouterr().out
+
+
+def test_a_folder_that_may_not_be_entered_hides_no_run(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    private = shared / "run" / "private"
+    private.mkdir(mode=0o700)
+    (shared / "link").symlink_to(private / "within")
+    with nobody():
+        assert tap("list", ".") == Exit.OK
+    assert "interrupted" in capsys.readouterr().out
+
+
+def test_a_program_without_standard_streams_runs_all_the_same(work: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m tap_agent list >&- 2>&-"], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False, cwd=work,
+    )  # fmt: skip
+    assert done.returncode == Exit.OK
 
 
 def test_help_explains_every_option(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

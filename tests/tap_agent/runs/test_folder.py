@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import yaml
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
 
-from tap_agent.runs.checkpoints import opened, query
-from tap_agent.runs.folder import RunFolder
+from agents.account import Account, Conversation
+from agents.answer import Answer
+from tap_agent.runs.checkpoints import fork, opened, query
+from tap_agent.runs.folder import RunFolder, RunMistake, check_unused, usual_name
 from tap_agent.settings.model import Settings
 from tap_eval import sealed
 
@@ -66,6 +69,49 @@ def test_a_run_of_before_there_was_the_setting_goes_on_keeping_all_its_steps(tmp
     folder.config.write_text(yaml.safe_dump(values))
     assert folder.settings().keep_checkpoints == "all"
     assert folder.settings({"keep_checkpoints": "last"}).keep_checkpoints == "last"
+
+
+def test_runs_of_before_a_setting_did_what_was_done_then(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", Settings())
+    values = yaml.safe_load(folder.config.read_text())
+    before = {"attention_activations": "off", "finish": False, "channel_groups": 1}
+    assert {name: values.pop(name) for name in before} == {
+        "attention_activations": "8", "finish": True, "channel_groups": 4
+    }  # fmt: skip
+    folder.config.write_text(yaml.safe_dump(values))
+    settings = folder.settings()
+    assert {name: getattr(settings, name) for name in before} == before
+
+
+def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
+    settings = Settings()
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: RunFolder.unused(tmp_path / "run", settings).name, range(4)))
+    assert sorted(made) == ["run", "run-2", "run-3", "run-4"]
+
+
+def test_an_empty_folder_takes_a_run_and_a_name_of_a_collection_makes_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_unused(tmp_path / "empty")
+    assert RunFolder.create(tmp_path / "empty", Settings()).config.is_file()
+    with pytest.raises(RunMistake, match=r"exists already: give another --out, or continue it with `tap-agent resume"):
+        check_unused(tmp_path / "empty")
+    for network in ("hf:microsoft/resnet-50", "timm:vit_tiny", "my.package:make"):
+        assert Path(usual_name(network)).name == usual_name(network)
+
+
+def test_a_fork_has_the_calls_for_the_notebook_that_it_has(tmp_path: Path) -> None:
+    origin = RunFolder.create(tmp_path / "run", Settings())
+    with Account(origin.calls) as account:
+        for name in ("p000", "notebook 0", "notebook 1"):
+            account.ask(Conversation(account, name, "x").call(name, 1, 1), lambda: Answer(content="Well."))
+    for event in ({"event": "proposed", "name": "p000", "failure": "error"}, {"event": "reflected", "generation": 0}):
+        origin.record(event)
+    config: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    with opened(origin.checkpoints) as saver:
+        made = saver.put(config, empty_checkpoint(), {}, {})["configurable"]["checkpoint_id"]
+    with Account(fork(origin, made).calls) as account:
+        assert [name for name, *_ in account.answers()] == ["notebook 0", "p000"]
 
 
 def test_a_run_holds_its_last_step_alone_whatever_the_clock_says_unless_all_are_to_be_kept(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tap_agent.exit import Exit
 from tap_agent.runs.folder import RunFolder, RunMistake
-from tap_agent.sessions.search import SearchSession, check_same, content_of
+from tap_agent.sessions.resources import Resources
+from tap_agent.sessions.search import SearchSession, check_same, content_of, search
 from tap_eval.images.images import Splits
 from tap_eval.kept import Kept
 from tap_eval.measuring.bench import Bench
@@ -31,6 +32,14 @@ def test_a_run_of_which_only_the_report_is_left_is_not_concluded_with_other_weig
     assert tap("resume", str(run.path)) == Exit.RUN
     assert "digits has other weights than when the run began" in " ".join(capsys.readouterr().err.split())
     assert not run.outcome.exists()
+
+
+def test_a_run_that_another_process_ended_meanwhile_is_not_ended_again(run: RunFolder, cache: Path) -> None:
+    before = run.events()
+    with Resources(run.settings(), cache) as resources:
+        found = search(run, resources, lambda event: None)
+    assert found == run.result()
+    assert run.events() == before
 
 
 def test_all_images_are_held_against_those_that_the_run_began_with(bench: Bench) -> None:

@@ -232,6 +232,10 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(studio: Studio) -> None:
         error = studio.go(thread or studio.post("/threads")["thread_id"], **body)["__error__"]
         assert error["error"] == "Refusal"
         assert sentence in error["message"]
+    for about in ({"runn": "first"}, {"run": 7}):
+        asking = {"assistant_id": "refinement", "context": about, "input": {"messages": []}}
+        error = studio.post(f"/threads/{studio.post('/threads')['thread_id']}/runs/wait", **asking)["__error__"]
+        assert "is not what a conversation is about: give run, proxy, llm, each as text" in error["message"]
     assert studio.runs() == before
 
 
