@@ -14,7 +14,7 @@ and is second by fitness, 0.788; p005 has 0.817 by its rank correlation, with 85
 def sensitivity(layers, task):
     scores = []
     for layer in layers:
-        fan_in = layer["in_channels"] / layer["groups"] * layer["kernel"] ** 2
+        fan_in = layer["params"] / layer["out_channels"]
         energy = layer["activation_std"] ** 2 + 1e-9
         noise = fan_in * (layer["input_std"] ** 2 + layer["input_mean"] ** 2)
         scores.append([high**2 * noise / energy for high in layer["channels"]["weight_absmax"]])
