@@ -5,6 +5,7 @@ At most 100 products each, fewer where the estimate moves by less than a thousan
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -23,14 +24,20 @@ Kind = Literal["eigenvalues", "traces"]
 Product = Callable[[Tensor], Tensor]
 Estimate = Callable[[Product, Tensor, torch.Generator], tuple[float, int]]
 """a figure of the Hessian by a weight, given its product with vectors and that weight, and how many products it took"""
+Recall = Callable[[int, Callable[[], tuple[float, int]]], tuple[float, int]]
+"""such a figure of a layer by its index: what is known of it, or what the function computes"""
 
 
-def top_eigenvalues(loss: Loss, seed: int) -> tuple[list[float], int]:
+def _anew(index: int, compute: Callable[[], tuple[float, int]]) -> tuple[float, int]:
+    return compute()
+
+
+def top_eigenvalues(loss: Loss, seed: int, recall: Recall = _anew) -> tuple[list[float], int]:
     """The largest eigenvalue by its size of the Hessian by each of the weights alone, and how many products it took.
 
     By power iteration, from a random vector.
     """
-    return _of_each(loss, _top_eigenvalue, seed)
+    return _of_each(loss, _top_eigenvalue, lambda weight, generator, steps: _normal(weight, generator), seed, recall)
 
 
 def _top_eigenvalue(product: Product, weight: Tensor, generator: torch.Generator) -> tuple[float, int]:
@@ -45,13 +52,18 @@ def _top_eigenvalue(product: Product, weight: Tensor, generator: torch.Generator
     return known, _STEPS
 
 
-def traces(loss: Loss, seed: int) -> tuple[list[float], int]:
+def traces(loss: Loss, seed: int, recall: Recall = _anew) -> tuple[list[float], int]:
     """The trace of the Hessian by each of the weights alone, and how many products they took.
 
     By Hutchinson's method: the mean of v H v over vectors v of random signs. One of all weights together would give all
     traces at once, but what it adds for pairs of weights is large beside them, though zero in the mean.
     """
-    return _of_each(loss, _trace, seed)
+
+    def drawn(weight: Tensor, generator: torch.Generator, steps: int) -> None:
+        for _ in range(steps):
+            _signs(weight, generator)
+
+    return _of_each(loss, _trace, drawn, seed, recall)
 
 
 def _trace(product: Product, weight: Tensor, generator: torch.Generator) -> tuple[float, int]:
@@ -64,9 +76,17 @@ def _trace(product: Product, weight: Tensor, generator: torch.Generator) -> tupl
     return total / step, step
 
 
-def _of_each(loss: Loss, estimate: Estimate, seed: int) -> tuple[list[float], int]:
-    generator = torch.Generator().manual_seed(seed)
-    found = [estimate(loss.hessian(index), weight, generator) for index, weight in enumerate(loss.weights)]
+def _of_each(
+    loss: Loss, estimate: Estimate, drawn: Callable[[Tensor, torch.Generator, int], object], seed: int, recall: Recall
+) -> tuple[list[float], int]:
+    """`drawn` draws what an estimate of so many products does."""
+    generator, found = torch.Generator().manual_seed(seed), list[tuple[float, int]]()
+    for index, weight in enumerate(loss.weights):
+        before = generator.get_state()
+        value, steps = recall(index, lambda: estimate(loss.hessian(index), weight, generator))  # noqa: B023 at once
+        if torch.equal(generator.get_state(), before):  # it was known: what follows is as if it had been computed
+            drawn(weight, generator, steps)
+        found.append((value, steps))
     return [value for value, _ in found], sum(steps for _, steps in found)
 
 
@@ -83,20 +103,29 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def curvature(
-    bench: Bench, kind: Kind, estimate: Callable[[Loss, int], tuple[list[float], int]], seed: int
+    bench: Bench, kind: Kind, estimate: Callable[[Loss, int, Recall], tuple[list[float], int]], seed: int
 ) -> Timed[tuple[list[float], int]]:
     """An estimate for the layers of `bench`, of the mean cross entropy of calibration images; kept as `kind`.
 
+    Each layer's is kept too: what may take hours goes on where it was interrupted, and its seconds are all of them.
     Raises `NetworkMistake` where it is not finite, as where a gradient has an infinite slope.
     """
+    what = [kind, VERSIONS[kind], seed]
 
-    def compute() -> tuple[list[float], int]:
-        network = Network(bench)
-        return network.computed(lambda: estimate(network.cross_entropy(), seed))
+    def compute() -> tuple[list[float], int, float]:
+        network, began, taken = Network(bench), time.perf_counter(), dict[int, float]()
 
-    found = bench.once([kind, VERSIONS[kind], seed], compute)
-    finite(bench, found.value[0])
-    return found
+        def recall(index: int, compute: Callable[[], tuple[float, int]]) -> tuple[float, int]:
+            known = bench.once([*what, "of layer", index], compute)
+            taken[index] = known.seconds
+            return known.value
+
+        values, steps = network.computed(lambda: estimate(network.cross_entropy(), seed, recall))
+        return values, steps, max(sum(taken.values()) - (time.perf_counter() - began), 0.0)
+
+    (values, steps, *earlier), seconds = bench.once(what, compute)
+    finite(bench, values)
+    return Timed((values, steps), seconds + sum(earlier))
 
 
 VERSIONS: dict[Kind, int] = {"eigenvalues": 1, "traces": 2}

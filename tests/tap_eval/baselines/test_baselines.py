@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from tap_eval.allocation.score import importance
 from tap_eval.baselines import hawq, hawq_v2, snip, synflow
 from tap_eval.baselines.baselines import RULES, BaselineMistake, baselines, losses, named
 from tap_eval.baselines.best_of_random import best, drawn, passes
-from tap_eval.baselines.curvature import VERSIONS
+from tap_eval.baselines.curvature import VERSIONS, Kind, Recall, curvature, top_eigenvalues, traces
+from tap_eval.baselines.gradients import Loss
 from tap_eval.baselines.rule import Effort, by_gains, least
 from tap_eval.images.images import Splits
 from tap_eval.measuring.accuracy import Measurement
@@ -243,6 +246,35 @@ def test_hawq_ranks_layers_by_the_size_of_the_eigenvalue_a_weight(splits: Splits
     first, below, *_ = bench.weight_errors
     assert means[0] == pytest.approx({each: 8 / params[0] * error for each, error in first.items()})
     assert means[1] == dict.fromkeys(below, 0)
+
+
+@pytest.mark.parametrize(("kind", "estimate"), [("eigenvalues", top_eigenvalues), ("traces", traces)])
+def test_what_is_known_of_a_hessian_goes_on_where_it_was_interrupted(
+    kind: Kind, estimate: Any, splits: Splits, tmp_path: Path
+) -> None:
+    whole = curvature(opened(Residual(), splits, tmp_path / "whole", "3bit"), kind, estimate, 0)
+    computed: list[int] = []
+
+    def until(last: int) -> Any:
+        def estimated(loss: Loss, seed: int, recall: Recall) -> Any:
+            def counted(index: int, compute: Callable[[], tuple[float, int]]) -> tuple[float, int]:
+                if index > last:
+                    raise KeyboardInterrupt
+                return recall(index, lambda: (computed.append(index), compute())[1])
+
+            return estimate(loss, seed, counted)
+
+        return estimated
+
+    bench = opened(Residual(), splits, tmp_path / "parts", "3bit")
+    for last in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            curvature(bench, kind, until(last), 0)
+    found = curvature(bench, kind, until(3), 0)
+    assert found.value == whole.value
+    assert computed == [0, 1, 2, 3]
+    each = [bench.once([kind, VERSIONS[kind], 0, "of layer", index], pytest.fail).seconds for index in range(4)]
+    assert found.seconds >= sum(each) - 1e-6, "those before the interruptions too"
 
 
 def test_names() -> None:
