@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import httpx2
 from langchain_core.language_models import BaseChatModel
@@ -53,8 +55,6 @@ PROVIDERS = {
     "vllm": Provider("http://localhost:8000/v1", "VLLM_API_KEY", local=True),
     "llamacpp": Provider("http://localhost:8080/v1", "LLAMA_API_KEY", local=True),
 }
-_WAYS = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-"""variables of the environment by which connections go"""
 _LISTING_SECONDS = 10.0
 _LONGEST_LIST = 2**22
 OTHER = Provider("", "OPENAI_API_KEY")
@@ -210,7 +210,7 @@ class LanguageModel:
                     if len(body) > _LONGEST_LIST or time.monotonic() > ends:
                         raise httpx2.ReadError("its list of models has no end")
         except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
-            ways = [name for name in os.environ if name.upper() in _WAYS]
+            ways = _ways(self._url, error)
             by_ways = f"see to {', '.join(ways)} of the environment, " if ways else ""
             raise ModelMistake(
                 f"{self._url} does not answer ({error}): {by_ways}start the server, or give another --base-url, "
@@ -227,6 +227,15 @@ class LanguageModel:
         if not (key.isascii() and key.isprintable()):
             raise ModelMistake(f"{self.provider.key} holds characters that no key has: set it anew.")
         return key or None
+
+
+def _ways(url: str, error: Exception) -> list[str]:
+    """Variables of the environment by which a connection goes: of proxies, and of certificates where these failed."""
+    parts = urlsplit(url)
+    ways = set() if proxy_bypass(parts.netloc) else {f"{parts.scheme}_PROXY".upper(), "ALL_PROXY"}
+    if isinstance(error, OSError) or "CERTIFICATE" in str(error).upper():
+        ways |= {"SSL_CERT_FILE", "SSL_CERT_DIR"}
+    return [name for name in os.environ if name.upper() in ways]
 
 
 @dataclass(frozen=True)
@@ -268,10 +277,12 @@ def parse(llm: str, base_url: str | None = None, **asking: Any) -> Models:
     return members[0] if len(members) == 1 else Mixture(members, weights)
 
 
-def placed(llm: str) -> bool:
-    """Whether `llm` says itself where its models are served, so that an address of others is none of theirs."""
-    prefixes = (REPLAY, *(f"{provider}:" for provider in PROVIDERS))
-    return llm == EMBEDDED or "," in llm or "://" in llm or llm.startswith(prefixes)
+def elsewhere(llm: str, before: str) -> bool:
+    """Whether `llm` says itself that it is served elsewhere than the model `before`, whose address is none of its."""
+    llm = llm.strip()
+    here, there = (each.strip().partition(":")[0] if ":" in each else "" for each in (llm, before))
+    itself = llm == EMBEDDED or "," in llm or "://" in llm or llm.startswith(REPLAY)
+    return itself or (here in PROVIDERS and here != there)
 
 
 def priced(models: Models, prices: Mapping[str, Price]) -> dict[str, Price]:

@@ -41,8 +41,11 @@ def hear_interrupts() -> None:
 
 def open_streams() -> None:
     """Has somewhere to write to where standard streams were closed, as daemons do."""
-    nowhere = Path(os.devnull)
-    sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")
+    while (taken := os.open(os.devnull, os.O_RDWR)) < 3:  # else the next file that is opened would be one of them
+        pass
+    os.close(taken)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
 
 
 def main() -> None:

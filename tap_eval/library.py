@@ -98,8 +98,8 @@ def quantize(
 
     `images` are some 16 calibration images (N, C, H, W), float32, as the network wants them; no labels. `rule` says
     how sensitive layers are: a function `sensitivity(layers, task)` of your own, the name of a published proxy, or
-    "uniform", the most bits from 2 to 8 that are the same everywhere. Weights get some of `bits` else, inputs of
-    layers 8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8" what is
+    "uniform", the most bits from 2 to 8 that are the same everywhere. Otherwise weights get some of `bits`. Inputs
+    of layers get 8. `finished` rounds each layer once more for the inputs that it then gets. With `sums` "int8" what is
     added, pooled and joined between convolutions is in 8 bits too, as runtimes fuse it; a network whose steps
     cannot be recorded keeps it in float32, of which a warning tells. `activation_ranges` is how ranges of
     activations are chosen from the images; what attention multiplies is in 8 bits too, unless

@@ -21,11 +21,8 @@ _REFUSED = {
     errno.EACCES,
     errno.EPERM,
     errno.EIO,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
 }
+_MISPLACED = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _SQLITE = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_READONLY,
@@ -76,6 +73,9 @@ def writing(path: Path, next_step: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MISPLACED:
+            step = next_step if next_step == CACHE else "give another place"
+            raise StorageMistake(f"{path} cannot be written ({os.strerror(error.errno)}): {step}.") from error
         if (mistake := told(error, path, next_step)) is None:
             raise
         raise mistake from error

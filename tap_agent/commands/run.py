@@ -70,7 +70,7 @@ def resume(
             _check(resources)
         except (WeightsMistake, ImagesMistake) as mistake:
             raise type(mistake)(
-                f"{mistake} A run goes on with the files of its config.yaml: put back what has moved, or a link to it."
+                f"{mistake} A run goes on with what its config.yaml names: put back what has moved, or a link."
             ) from mistake
         _search(folder, resources)
 

@@ -47,6 +47,8 @@ class Conversations(AbstractContextManager["Conversations"]):
     def change_model(self, run: RunFolder, proxy: str, llm: str, base_url: str) -> None:
         """Goes on with another language model; raises a `Mistake` when it cannot be asked."""
         flags = {"llm": llm.strip() or None, "base_url": base_url.strip() or None}
+        if flags["base_url"] == run.settings().base_url:
+            flags["base_url"] = None  # the form has it already, whichever model is then named
         settings = run.settings(flags)
         if settings.llm != EMBEDDED:
             Resources(settings, self._cache).models.check()

@@ -79,15 +79,13 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, settings: Settings) -> RunFolder:
-        """A new folder at `path`, or in an empty one; raises `RunMistake` when something is there already."""
+        """A new folder at `path`; raises `RunMistake` when something is there already."""
         make_parent(path)
         with scratch(path.parent) as fresh:
             with writing(path, _OUT):
                 _put_sealed(fresh / "config.yaml", dump(settings))
             (fresh / "proxies").mkdir()
             try:
-                with suppress(OSError):
-                    path.rmdir()  # an empty folder may be given
                 path.mkdir()
             except FileExistsError as error:
                 raise _taken(path) from error
@@ -343,15 +341,16 @@ def make_parent(path: Path) -> None:
 def check_unused(path: Path) -> None:
     """Raises `RunMistake` where no run can be begun at `path`; leaves nothing."""
     check_parent(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if os.path.lexists(path):
         raise _taken(path)
 
 
 def check_parent(path: Path) -> None:
     """Raises `RunMistake` where no folder for `path` can be made, or it takes no files; leaves nothing."""
     try:
-        there = next(parent for parent in path.resolve().parents if parent.exists())
-        path.exists()  # which tells of a name that is too long
+        there = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+        with suppress(FileNotFoundError):
+            path.lstat()  # which tells of a name that is too long
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
@@ -367,11 +366,11 @@ def check_file(path: Path) -> None:
 
 def check_apart(written: Sequence[Path | None], read: Iterable[Path | None]) -> None:
     """Raises `RunMistake` when a file is to be written over one that is read, or two are the same."""
-    taken = {file.resolve() for file in read if file}
+    taken = {os.path.realpath(file) for file in read if file}
     for path in filter(None, written):
-        if path.resolve() in taken:
-            raise RunMistake(f"{path} would be written over, which is read or written too: give another file.")
-        taken.add(path.resolve())
+        if os.path.realpath(path) in taken:
+            raise RunMistake(f"{path} is read by this command, or would be written twice: give another file.")
+        taken.add(os.path.realpath(path))
 
 
 def write(path: Path, text: str) -> None:

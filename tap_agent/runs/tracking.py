@@ -77,7 +77,7 @@ def check(track: Track | None) -> None:
     if track == "mlflow" and where.startswith("http"):
         try:
             httpx.get(where, timeout=10)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ImportError, OSError, ValueError) as error:  # of proxies too
             raise TrackMistake(
                 f"the MLflow server of MLFLOW_TRACKING_URI does not answer ({_clean(error)}): start it, or unset the "
                 "variable to keep the run in a local file."

@@ -48,6 +48,13 @@ def _resolved(path: Path) -> Path:
         raise ValueError(f"{path} is no path here: {error}") from error
 
 
+def _holds_truth(value: object) -> bool:
+    """Whether true or false is in it."""
+    if isinstance(value, dict):
+        return any(map(_holds_truth, value.values()))
+    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True, allow_inf_nan=False
@@ -57,8 +64,8 @@ class _Model(BaseModel):
     @classmethod
     def _no_truth(cls, value: object, info: ValidationInfo) -> object:
         """YAML takes `yes` for true, which would count as 1."""
-        number = cls.model_fields[str(info.field_name)].annotation in (int, float, int | None, float | None)
-        if number and isinstance(value, bool):
+        numbers = re.search(r"\b(int|float)\b", str(cls.model_fields[str(info.field_name)].annotation))
+        if numbers and _holds_truth(value):
             raise PydanticCustomError("number", "that is no number: give one")
         return value
 
@@ -227,7 +234,7 @@ CPU; cuda takes all of them, cuda:N one."""
     """MiB of second moments of layers' inputs that a thread holds; a layer above it is rounded in blocks of inputs."""
     images_mib: int = Field(2048, ge=0)
     """MiB of decoded images that are kept in memory, a split; more are kept in a file."""
-    seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = Field(0, ge=-(2**63), lt=2**63)
+    seed: Annotated[int, Flag(SEARCH, "run apply", label="Seed", common=True)] = Field(0, ge=0, le=2**32 - 1)
     """Seed of every random draw."""
 
     @field_validator("bits", "activation_bits", mode="before")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from agents.models import placed
+from agents.models import elsewhere
 from tap_agent.settings.model import HIDDEN, NetworkSettings, Settings
 from tap_eval.images.images import Transform
 from tap_eval.mistake import Mistake
@@ -42,7 +42,7 @@ def read_settings(config: Path | Given | None, flags: Mapping[str, Any]) -> Sett
     path, values = config if isinstance(config, Given) else (config, read_yaml(config) if config else {})
     values = dict(values)
     given = {name: value for name, value in flags.items() if value is not None}
-    if "llm" in given and values.get("base_url") and placed(given["llm"]):
+    if "llm" in given and values.get("base_url") and elsewhere(given["llm"], str(values.get("llm", ""))):
         del values["base_url"]
     of_network = {
         name: given.pop(name)
@@ -74,10 +74,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def mapping(text: str, path: Path) -> dict[str, Any]:
     """The mapping in the text of a YAML file; raises `ConfigMistake`."""
+    loader = yaml.SafeLoader(text)
     try:
-        values = yaml.load(text, _Loader)  # noqa: S506 it is a safe one
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        node = loader.get_single_node()
+        twice = _twice(node, set())
+        values = loader.construct_document(node) if node and not twice else None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # of its constructors
         raise ConfigMistake(f"the config {path} is not YAML ({' '.join(str(error).split())}).") from error
+    if twice:
+        raise ConfigMistake(f"the config {path} has {twice}: give each setting once.")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -85,19 +90,23 @@ def mapping(text: str, path: Path) -> dict[str, Any]:
     return values
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which the last would win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value} stands in line {lines[key.value]} and in line {line}"
-                )
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
+def _twice(node: Any, seen: set[int]) -> str | None:
+    """The first key that stands twice in one mapping of a document, of which the last would win."""
+    if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
+        return None
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return next(filter(None, (_twice(each, seen) for each in node.value)), None)
+    lines: dict[tuple[str, str], int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in lines:
+                return f"{key.value} in line {lines[key.tag, key.value]} and in line {line}"
+            lines[key.tag, key.value] = line
+        if found := _twice(value, seen):
+            return found
+    return None
 
 
 def dump(settings: Settings) -> str:

@@ -116,10 +116,10 @@ class Bench:
             self._local,
             ledger,
             kept,
-            self.digest,
-            self.rounded_by,
-            self._where,
-            self._bounds.batch,
+            network=self.digest,
+            rounded_by=self.rounded_by,
+            where=self._where,
+            batch=self._bounds.batch,
         )
         self.sums = self._local.between
         self.task = self._fitted(task.budget)

@@ -38,6 +38,7 @@ class Measurements:
         local: Measurer,
         ledger: Ledger,
         kept: Kept,
+        *,
         network: str,
         rounded_by: Sequence[Any],
         where: Sequence[str],

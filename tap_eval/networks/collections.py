@@ -114,31 +114,38 @@ def _of_processor(name: str, processor: Any) -> tuple[Transform | None, tuple[st
     if not 0 < side <= short or not (cut or "height" in size or "crop_pct" in told):
         return None, (f"the processor of {name} gives no square of images: give --transform",)
     smooth = {2: "bilinear", 3: "bicubic"}.get(told.get("resample", 2), "its own filter")
-    order = slice(None, None, -1 if told.get("do_flip_channel_order") else 1)
-
-    def given(image: Image.Image) -> Tensor:
-        return torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]), dtype=torch.float32)
-
-    black, white = (given(Image.new("RGB", (2 * side, 2 * side), color)) for color in ("black", "white"))
+    others = (f"the processor of {name} makes other pixels of images than can be made here: give --transform",)
+    colors = -1 if told.get("do_flip_channel_order") else 1
+    plain, ramp = [Image.new("RGB", (2 * side, 2 * side), color) for color in ("black", "white")], _ramp(2 * side)
+    try:
+        given = [np.asarray(processor(image)["pixel_values"][0], np.float32)[::colors] for image in (*plain, ramp)]
+        black, white, theirs = torch.from_numpy(np.stack(given))
+    except Exception:  # noqa: BLE001 each may want something else
+        return None, others
+    if theirs.shape != (3, side, side) or not bool((white - black > 0).all()):
+        return None, others
     std = 1 / (white - black).mean((1, 2))
-    mean = -black.mean((1, 2)) * std
-    found = {"mean": _as_told(mean, told.get("image_mean")), "std": _as_told(std, told.get("image_std"))}
-    transform, notes = _transform(short, side, smooth, found)
-    ramp = _ramp(2 * side)
-    theirs, mine = given(ramp)[order], transform.normalize(transform.cut(3)(ramp)[None])[0]
-    if theirs.shape != mine.shape or float(((theirs - mine) * std.view(3, 1, 1)).abs().max()) > _OFF:
-        return None, (f"the processor of {name} makes other pixels of images than can be made here: give --transform",)
+    mean = 0 - black.mean((1, 2)) * std
+    numbers = {
+        which: _as_told(each, told.get(f"image_{which}"), colors) for which, each in (("mean", mean), ("std", std))
+    }
+    transform, notes = _transform(short, side, smooth, numbers)
+    mine = transform.normalize(transform.cut(3)(ramp)[None])[0]
+    if not float(((theirs - mine) * std.view(3, 1, 1)).abs().max()) <= _OFF:
+        return None, others
     if "height" in size or not cut:
         notes += (f"{name} was given whole images pressed into a square: here the short side fits, the rest is cut",)
-    if told.get("do_flip_channel_order"):
+    if colors < 0:
         notes += (f"{name} was given images as blue, green and red: here they are red, green and blue",)
     return transform, notes
 
 
-def _as_told(found: Tensor, told: Sequence[float] | None) -> Sequence[float]:
-    """The numbers of a config where they are those that were found, which have fewer digits."""
-    if told is not None and len(told) == len(found) and torch.allclose(torch.tensor(told), found, atol=1e-5):
-        return told
+def _as_told(found: Tensor, told: Any, colors: int) -> Sequence[float]:
+    """The numbers of a config, in the order of `colors`, where they are those that were found, of fewer digits."""
+    if isinstance(told, list | tuple) and len(told) == len(found):
+        numbers = tuple(map(float, told))[::colors]
+        if torch.allclose(torch.tensor(numbers), found, atol=1e-5):
+            return numbers
     return [round(float(each), 7) for each in found]
 
 

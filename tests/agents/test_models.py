@@ -119,7 +119,8 @@ WAYS = {
 def test_a_way_through_the_environment_that_leads_nowhere_is_named_and_none_of_the_embedded_model(
     name: str, value: str, bench: Bench, sandbox: MontySandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for way in [each for each in os.environ if each.upper() in {*map(str.upper, WAYS), "NO_PROXY", "SSL_CERT_DIR"}]:
+    ways = {*map(str.upper, WAYS), "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_DIR"}
+    for way in [each for each in os.environ if each.upper() in ways]:
         monkeypatch.delenv(way)
     monkeypatch.setenv(name, value)
     with ChatServer(lambda _: {}) as server:

@@ -53,11 +53,18 @@ MISTAKES: list[tuple[list[str], Exit, str]] = [
     (["--config", "two.yaml", "--network", "digits"], Exit.CONFIG, "does not say which network"),
     (["--config", "date.yaml"], Exit.CONFIG, "the config date.yaml is not YAML (month must be in 1..12)"),
     (["--config", "deep.yaml"], Exit.CONFIG, "the config deep.yaml is not YAML"),
-    (["--config", "twice.yaml"], Exit.CONFIG, "is not YAML (budget stands in line 1 and in line 3)"),
+    (["--config", "twice.yaml"], Exit.CONFIG, "has budget in line 1 and in line 3: give each setting once."),
+    (["--config", "flow.yaml"], Exit.CONFIG, "has seed in line 1 and in line 1: give each setting once."),
+    (["--config", "empty.yaml"], Exit.CONFIG, "the config empty.yaml is not YAML"),
+    (["--config", "bits.yaml"], Exit.CONFIG, "bits = [True, 4] in bits.yaml: that is no number: give one"),
     (["--config", "yes.yaml"], Exit.CONFIG, "population = True in yes.yaml: that is no number: give one"),
     (["--alpha", "2"], Exit.CONFIG, "alpha = 2.0"),
     (["--beta", "inf"], Exit.CONFIG, "beta = inf: input should be a finite number"),
-    (["--seed", "99999999999999999999"], Exit.CONFIG, "seed = 99999999999999999999: input should be less than 92"),
+    (
+        ["--seed", "99999999999999999999"],
+        Exit.CONFIG,
+        "seed = 99999999999999999999: input should be less than or equal",
+    ),
     (["--out", "x" * 300], Exit.RUN, "cannot be written"),
     (["--out", "two.yaml"], Exit.RUN, "two.yaml exists already: give another --out."),
     (["--base-url", "http://me:secret@host/v1"], Exit.CONFIG, "base_url: it is written to"),
@@ -92,6 +99,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     (work / "date.yaml").write_text("seed: 2026-13-45\n")
     (work / "deep.yaml").write_text("seed: " + "[" * 3000)
     (work / "twice.yaml").write_text("budget: 3bit\nseed: 1\nbudget: 2.5bit\n")
+    (work / "flow.yaml").write_text("{seed: 1, seed: 2}\n")
+    (work / "empty.yaml").write_text("seed: !!int ''\n")
+    (work / "bits.yaml").write_text("bits: [yes, 4]\n")
     (work / "yes.yaml").write_text("population: yes\n")
     (work / "two.yaml").write_text("networks: [{network: digits}, {network: digits}]\n")
     before = {path.name for path in work.iterdir()}
@@ -112,8 +122,11 @@ def test_folders_that_are_no_runs_and_proxies_that_are_none(work: Path, capsys: 
         ("apply", "nowhere"): (Exit.PROXY, "nowhere is no proxy and no run"),
         ("apply", "bad.py"): (Exit.PROXY, "bad.py fails (forbidden)"),
         ("run", "--out", "."): (Exit.RUN, "exists already: give another --out."),
-        ("apply", "bad.py", "--plot", "bad.py"): (Exit.RUN, "bad.py would be written over"),
-        ("apply", "uniform:3", "--out", "a.json", "--plot", "a.json"): (Exit.RUN, "a.json would be written over"),
+        ("apply", "bad.py", "--plot", "bad.py"): (Exit.RUN, "bad.py is read by this command"),
+        ("apply", "uniform:3", "--out", "a.json", "--plot", "a.json"): (
+            Exit.RUN,
+            "a.json is read by this command, or would be written twice",
+        ),
         ("report", "x[/b]"): (Exit.RUN, "x[/b] is no run folder"),
     }
     for arguments, (code, sentence) in cases.items():
@@ -169,7 +182,7 @@ def test_a_folder_that_may_not_be_entered_hides_no_run(shared: Path, capsys: pyt
 
 def test_a_program_without_standard_streams_runs_all_the_same(work: Path) -> None:
     done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m tap_agent list >&- 2>&-"], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ["sh", "-c", f"{sys.executable} -m tap_agent list <&- >&- 2>&-"], env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False, cwd=work,
     )  # fmt: skip
     assert done.returncode == Exit.OK

@@ -90,12 +90,15 @@ def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own(tmp_path: 
     assert sorted(made) == ["run", "run-2", "run-3", "run-4"]
 
 
-def test_an_empty_folder_takes_a_run_and_a_name_of_a_collection_makes_one_folder(tmp_path: Path) -> None:
+def test_what_is_there_already_takes_no_run_and_a_name_of_a_collection_makes_one_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    check_unused(tmp_path / "empty")
-    assert RunFolder.create(tmp_path / "empty", Settings()).config.is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in ("empty", "link"):
+        with pytest.raises(RunMistake, match=rf"{taken} exists already: give another --out\.$"):
+            check_unused(tmp_path / taken)
+    RunFolder.create(tmp_path / "run", Settings())
     with pytest.raises(RunMistake, match=r"exists already: give another --out, or continue it with `tap-agent resume"):
-        check_unused(tmp_path / "empty")
+        check_unused(tmp_path / "run")
     for network in ("hf:microsoft/resnet-50", "timm:vit_tiny", "my.package:make"):
         assert Path(usual_name(network)).name == usual_name(network)
 

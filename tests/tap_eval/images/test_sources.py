@@ -268,8 +268,11 @@ def test_calibration_images_that_are_searched_or_tested_on_are_told(tmp_path: Pa
 
 
 def test_rows_that_are_sorted_by_class_are_told(tmp_path: Path, parquet: str) -> None:
-    sorted_ = write_parquet(tmp_path / "sorted.parquet", [png(i) for i in range(20)], [i // 10 for i in range(20)])
-    for source, told in ((sorted_, True), (parquet, False)):
+    pictures = [png(i) for i in range(20)]
+    rising, falling = (
+        write_parquet(tmp_path / f"{by}.parquet", pictures, [(by + i // 10) % 2 for i in range(20)]) for by in (0, 1)
+    )
+    for source, told in ((rising, True), (falling, True), (parquet, False)):
         notes = split(open_source(source), calibration=None, seed=0, count=4).notes
         assert any("is sorted by class" in note for note in notes) == told
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import timm
 import torch
@@ -27,9 +28,11 @@ from transformers import (
 )
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
+from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
 from tap_eval.images.images import IMAGENET_MEAN, IMAGENET_STD, Transform
 from tap_eval.mistake import NetworkMistake, WeightsMistake
+from tap_eval.networks.collections import _of_processor
 from tap_eval.networks.load import load_network
 from tap_eval.preparing.prepare import prepare
 
@@ -91,6 +94,46 @@ def test_images_are_what_the_processor_makes_of_them(processor: Any, tmp_path: P
     theirs = torch.as_tensor(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture)["pixel_values"][0])
     one = 1 / (255 * min(transform.std))  # a step of a pixel, by which filters round
     assert (mine - theirs).abs().max() < 1.5 * one
+
+
+def test_a_processor_that_gives_blue_first_is_noted_with_the_numbers_of_each_color(tmp_path: Path) -> None:
+    small_vit(tmp_path, 56)
+    MobileViTImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}).save_pretrained(
+        tmp_path
+    )
+    loaded = load_network(f"hf:{tmp_path}", None, tmp_path)
+    assert loaded.transform
+    assert (loaded.transform.mean, loaded.transform.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert str(loaded.transform.mean[0]) == "0.0"
+    assert any("as blue, green and red" in note for note in loaded.notes)
+
+
+class Odd:
+    """A processor with the fields of a common one, that does something else."""
+
+    def __init__(self, gives: Any) -> None:
+        self.gives = gives
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"size": {"height": 8, "width": 8}, "image_mean": 0.5, "image_std": 0.5}
+
+    def __call__(self, image: Image.Image) -> Any:
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+
+@pytest.mark.parametrize(
+    "gives",
+    [
+        {"input_ids": [[1]]}, TypeError("it wants boxes"), {"pixel_values": [np.zeros((3, 8, 8))]},
+        {"pixel_values": [np.full((3, 8, 8), np.nan)]}, {"pixel_values": [np.zeros((1, 8, 8))]},
+    ],
+)  # fmt: skip
+def test_a_processor_that_cannot_be_tried_gives_no_transform(gives: Any) -> None:
+    transform, notes = _of_processor("odd", Odd(gives))
+    assert transform is None
+    assert notes == ("the processor of odd makes other pixels of images than can be made here: give --transform",)
 
 
 def test_a_processor_of_which_no_transform_is_known_gives_none_and_says_so(tmp_path: Path) -> None:
