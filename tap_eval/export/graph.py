@@ -219,7 +219,7 @@ class _Building:
     def bytes_of(self, value: Value, affine: Affine, reader: str | None = None) -> fx.Node:
         """The node of a value's bytes; `reader` is the call of a layer that reads them."""
         if (value, affine) not in self.places:
-            self.places[value, affine] = self._own(BYTES, self.known[value], value, place=len(self.bytes))
+            self.places[value, affine] = self._own(BYTES, self.read(value), value, place=len(self.bytes))
             self.bytes.append(Bytes(bytes_name(self.names[value], affine), affine, reader))
         return self.places[value, affine]
 

@@ -112,9 +112,11 @@ class Program:
         return known[self.logits]
 
 
+@torch.inference_mode(False)  # in which PyTorch takes interpolation apart into other steps
 @torch.no_grad()
 def record(prepared: Prepared, example: Tensor) -> Program:
     """The program of a network for batches of the size of `example`; raises what tracing raises."""
+    example = example.clone()  # which may be of inference mode
     calls = count()
 
     def marked(index: int) -> Callable[[Tensor], Tensor]:
