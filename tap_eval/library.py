@@ -111,28 +111,33 @@ def quantize(
             f"calibration images are {tuple(images.shape)} of {str(images.dtype).removeprefix('torch.')}: give some as "
             "(N, C, H, W) of float32."
         )
-    bounds, prepared = Bounds(), prepare(network, images[:2], [images])
-    prepared = attending(prepared) if attention_activations == "8" else prepared
-    carried = _sums(prepared, images, activation_ranges) if sums == "int8" else None
-    between = ranged(carried.recorded(prepared.batch) if carried else None, prepared)
-    if Budget.parse(budget).unit == "s":
-        raise BudgetMistake(
-            f"{budget} is a budget in time, for which no latencies can be given here: give one of size."
+    with torch.autocast("cpu", enabled=False):  # which a caller may have on
+        bounds, prepared = Bounds(), prepare(network, images[:2], [images])
+        prepared = attending(prepared) if attention_activations == "8" else prepared
+        carried = _sums(prepared, images, activation_ranges) if sums == "int8" else None
+        between = ranged(carried.recorded(prepared.batch) if carried else None, prepared)
+        if Budget.parse(budget).unit == "s":
+            raise BudgetMistake(
+                f"{budget} is a budget in time, for which no latencies can be given here: give one of size."
+            )
+        limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left, between), Choices(tuple(bits))
+        check_feasible(prepared.layers, choices, limit)
+        allocation = _allocated(rule, prepared, images, choices, limit)
+        seen = prepared.fitting(lambda: calibrate(prepared, images, activation_ranges))
+        operands = prepared.fitting(lambda: calibrate_operands(prepared, images, activation_ranges))
+        weights = RoundedWeights(
+            prepared, images, seen, "gptq", choices.weights, [], Kept(None), bounds.moments, silent
         )
-    limit, choices = Budget.parse(budget).beside(FLOAT * prepared.left, between), Choices(tuple(bits))
-    check_feasible(prepared.layers, choices, limit)
-    allocation = _allocated(rule, prepared, images, choices, limit)
-    seen = prepared.fitting(lambda: calibrate(prepared, images, activation_ranges))
-    operands = prepared.fitting(lambda: calibrate_operands(prepared, images, activation_ranges))
-    weights = RoundedWeights(prepared, images, seen, "gptq", choices.weights, [], Kept(None), bounds.moments, silent)
-    integers = [partial(weights, layer.index) for layer in prepared.layers]
-    quantized = QuantizedNetwork(prepared, seen, integers, carried, operands)
-    quantized.choose(allocation)
-    if finished:
-        dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
-        finish(quantized, Recorder(prepared, images).evenly(len(images)), images, allocation, dampings, bounds.moments)
-    size = packed_size(prepared.layers, allocation, FLOAT * prepared.left, between)
-    return Quantized(quantized, allocation, size, images)
+        integers = [partial(weights, layer.index) for layer in prepared.layers]
+        quantized = QuantizedNetwork(prepared, seen, integers, carried, operands)
+        quantized.choose(allocation)
+        if finished:
+            dampings = [weights.damping(index, each) for index, each in enumerate(allocation.weights)]
+            finish(
+                quantized, Recorder(prepared, images).evenly(len(images)), images, allocation, dampings, bounds.moments
+            )
+        size = packed_size(prepared.layers, allocation, FLOAT * prepared.left, between)
+        return Quantized(quantized, allocation, size, images)
 
 
 def _sums(prepared: Prepared, images: Tensor, rule: RangeRule) -> Sums | None:

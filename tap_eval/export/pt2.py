@@ -253,11 +253,12 @@ def described(path: Path) -> Description:
                     f"{path} does not hold a network that TAP quantized: give what `tap-agent apply --out FILE.pt2` "
                     "wrote."
                 )
-            told = _Told.model_validate_json(file.read(names[f"extra/{_KEY}"]))
-            if told.format != FORMAT:
+            text = file.read(names[f"extra/{_KEY}"])
+            if (form := json.loads(text)["format"]) != FORMAT:
                 raise ExportMistake(
-                    f"{path} is of format {told.format}, and this version of TAP reads {FORMAT}: write it anew."
+                    f"{path} is of format {form}, and this version of TAP reads {FORMAT}: write it anew."
                 )
+            told = _Told.model_validate_json(text)
             weights = json.loads(file.read(names["data/weights/model_weights_config.json"]))["config"]
             entries = {name: names[f"data/weights/{each['path_name']}"] for name, each in weights.items()}
             sizes = {name: file.getinfo(entry).compress_size for name, entry in entries.items()}

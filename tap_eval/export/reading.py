@@ -41,14 +41,20 @@ def described(path: Path) -> Description:
         raise ExportMistake(
             f"{path} does not hold a network that TAP quantized: give what `tap-agent apply --out FILE.onnx` wrote."
         )
-    weight_bits, activation_bits = (json.loads(about.pop(key)) for key in KEYS)
-    file = _File(model)
-    layers = tuple(
-        file.layer(node, weight_bits[node.name], activation_bits[node.name])
-        for node in model.graph.node
-        if node.name in weight_bits
-    )
-    found = Description("ONNX", layers, file.in_float(), about, between=file.between(model))
+    try:
+        weight_bits, activation_bits = (json.loads(about.pop(key)) for key in KEYS)
+        file = _File(model)
+        layers = tuple(
+            file.layer(node, weight_bits[node.name], activation_bits[node.name])
+            for node in model.graph.node
+            if node.name in weight_bits
+        )
+        found = Description("ONNX", layers, file.in_float(), about, between=file.between(model))
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise ExportMistake(
+            f"{path} was changed by other software since TAP wrote it, or is damaged "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:100]}): write it anew."
+        ) from error
     return replace(found, overhead=path.stat().st_size - (found.size or 0))
 
 

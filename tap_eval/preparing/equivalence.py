@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -45,6 +46,11 @@ class Original:
         copied.requires_grad_(False)
         half = not kinds.isdisjoint(_HALF) or (bool(kinds) and not Original(copied, name, False)._runs(example))
         notes = [f"its weights are {_listed(kinds)}, and become float32"] if half else []
+        held = itertools.chain(network.parameters(), network.buffers())
+        others = {tensor.dtype for tensor in held if tensor.dtype.is_floating_point} - {torch.float32}
+        if others and not half and Original(single := copy_of(copied).float(), name, False)._runs(example):
+            copied = single  # as which sizes count
+            notes = [f"some of its tensors are {_listed(others)}, and become float32"]
         original = Original(copied.float() if half else copied, name, half, tuple(notes))
         original.run(example)
         if not half:

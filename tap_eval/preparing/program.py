@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tap_eval.device import CPU
+from tap_eval.mistake import ImagesMistake
 from tap_eval.preparing.prepared import Prepared
 from tap_eval.preparing.products import Change, Quantizable, same
 
@@ -97,7 +98,16 @@ class Program:
         return {**self.constants, self.pixels: pixels.to(self.device)}
 
     def padded(self, pixels: Tensor) -> Tensor:
-        """At most `batch` images filled up to as many, by repeating the last."""
+        """At most `batch` images filled up to as many, by repeating the last.
+
+        Raises `ImagesMistake` for images of another size than that at which steps were recorded, which may hold it.
+        """
+        recorded = self.pixels.meta["val"].shape[1:]
+        if pixels.shape[1:] != recorded:
+            raise ImagesMistake(
+                f"images are {tuple(pixels.shape[1:])}, and the network's steps were recorded for {tuple(recorded)}: "
+                "give images of that size, or quantize for this one."
+            )
         missing = self.batch - len(pixels)
         return torch.cat([pixels, pixels[-1:].expand(missing, *pixels.shape[1:])]) if missing else pixels
 

@@ -200,6 +200,7 @@ class Watching(TorchFunctionMode):
         stance = ExitStack()
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             stance.enter_context(torch.compiler.set_stance("force_eager"))
+        stance.callback(torch.set_autocast_enabled, "cpu", torch.is_autocast_enabled("cpu"))
         self._stances.append(stance)
         return super().__enter__()  # type: ignore[no-untyped-call]
 

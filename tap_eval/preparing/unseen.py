@@ -54,17 +54,17 @@ def read_unseen(prepared: Prepared, names: Sequence[str], batches: Sequence[tupl
 
     def run(names: Sequence[str], pixels: Tensor) -> Tensor | None:
         """The logits without these tensors; None where code looks at them and stops."""
-        tensors = [state[name].data for name in names]
-        values = [tensor.clone() for tensor in tensors]
+        tensors = [state[name] for name in names]
+        values = [tensor.data for tensor in tensors]
         try:
             for tensor in tensors:
-                tensor.fill_(math.nan)
+                tensor.data = torch.full_like(tensor, math.nan)
             return prepared(pixels, modules)
         except Exception:  # noqa: BLE001 the network's code is the user's: whatever it raises, it has read them
             return None
         finally:
             for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
+                tensor.data = value
 
     def among(names: Sequence[str], pixels: Tensor, logits: Tensor) -> set[str]:
         found = run(names, pixels)

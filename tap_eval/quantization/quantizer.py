@@ -311,13 +311,13 @@ class QuantizedNetwork:
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor | Images, batch: int) -> Tensor:
-        """(N, C, H, W) float32 to (N, classes), in batches of `batch`."""
-        if self.sums is None or self._in_full:
-            return torch.cat([self.prepared(part, self.layers, self.operand) for part in pixels.split(batch)])
-        program = self.bound(self.sums.recorded(batch))
-        return torch.cat(
-            [program.run(program.begin(program.padded(part)))[: len(part)] for part in pixels.split(batch)]
-        )
+        """(N, C, H, W) float32 to (N, classes), in batches of `batch`; whatever autocast is on, in float32."""
+        with torch.autocast(self.prepared.device.type, enabled=False):
+            if self.sums is None or self._in_full or not len(pixels):
+                return torch.cat([self.prepared(part, self.layers, self.operand) for part in pixels.split(batch)])
+            program = self.bound(self.sums.recorded(batch))
+            parts = [program.run(program.begin(program.padded(part)))[: len(part)] for part in pixels.split(batch)]
+            return torch.cat(parts)
 
 
 def _rounded(step: Step, affine: Affine | None) -> Step:

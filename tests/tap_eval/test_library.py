@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from tap_eval import quantize
 from tap_eval.allocation.size import weight_size
@@ -16,7 +18,9 @@ from tap_eval.export import safetensors
 from tap_eval.measuring.accuracy import mean_kl
 from tap_eval.mistake import BudgetMistake, ExportMistake, ImagesMistake, ProxyMistake
 from tap_eval.preparing.prepare import prepare
+from tap_eval.quantization.quantizer import Allocation
 from tap_eval.quantization.ranges import RangeRule
+from tap_eval.quantization.sums import SumsIn
 
 
 class Small(nn.Module):
@@ -108,6 +112,89 @@ def test_sums_of_a_network_that_cannot_be_recorded_stay_in_float32(least: int, r
     with pytest.warns(UserWarning, match=r"sums between layers stay in float32, since its steps cannot be recorded"):
         found = quantize(Added(least).eval(), IMAGES, "4bit", "uniform", activation_ranges=ranges)
     assert found.network.sums is None
+
+
+class Upsampled(nn.Module):
+    """Interpolates between convolutions, adds what it came from, and divides by a size that it asks for."""
+
+    def __init__(self, mode: str | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Linear(8, 5),
+        )
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        if self.mode:
+            y = nn.functional.interpolate(y, scale_factor=2, mode=self.mode)
+        y = (self.second(y) + y).relu()
+        return self.last(y.sum((2, 3)) / (y.shape[2] * y.shape[3]))
+
+
+@pytest.mark.parametrize("sums", ["int8", "float"])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_a_network_that_interpolates_is_written_in_every_format(mode: str, sums: SumsIn, tmp_path: Path) -> None:
+    found = quantize(Upsampled(mode).eval(), IMAGES, "4bit", "uniform", sums=sums)
+    for name in ("a.safetensors", "a.onnx", "a.pt2"):
+        found.save(tmp_path / name)  # which holds it against the network
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "omse"])
+@pytest.mark.parametrize("bits", [3, 6])
+def test_what_a_layer_reads_in_fewer_bits_is_rounded_from_bytes_in_files_too(
+    bits: int, ranges: RangeRule, tmp_path: Path
+) -> None:
+    found = quantize(Upsampled(None).eval(), IMAGES, "4bit", "uniform", activation_ranges=ranges)
+    allocation = Allocation(found.allocation.weights, (8, bits, 8))
+    found.network.choose(allocation)
+    for name in ("a.onnx", "a.pt2"):
+        replace(found, allocation=allocation).save(tmp_path / name)
+
+
+def test_autocast_of_the_caller_changes_nothing_and_stays() -> None:
+    plain = quantize(Upsampled(None).eval(), IMAGES, "4bit", "uniform")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = quantize(Upsampled(None).eval(), IMAGES, "4bit", "uniform")
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.equal(found(UNSEEN), plain(UNSEEN))
+    assert found.network.prepared.notes == plain.network.prepared.notes
+
+
+def test_images_of_another_size_than_steps_were_recorded_for_are_refused_and_none_give_none() -> None:
+    found = quantize(Upsampled(None).eval(), IMAGES, "4bit", "uniform")
+    assert found(IMAGES[:0]).shape == (0, 5)
+    with pytest.raises(ImagesMistake, match=r"images are \(3, 16, 16\), .* for \(3, 12, 12\): give images"):
+        found(torch.rand(2, 3, 16, 16))
+
+
+class Assorted(nn.Module):
+    """Holds a tensor in float64, one in half precision, and one whose rows are the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+        self.place = nn.Parameter(torch.rand(4, 12, 12, dtype=torch.float64))
+        self.register_buffer("factor", torch.tensor(2.0, dtype=torch.float16))
+        self.register_buffer("blur", torch.rand(1, 1, 3, 3).expand(4, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.first(x) + self.place).float() * self.factor
+        return self.last(nn.functional.conv2d(y, self.blur, groups=4).mean((2, 3)))
+
+
+def test_tensors_of_other_floats_count_as_what_they_become(tmp_path: Path) -> None:
+    found = quantize(Assorted().eval(), IMAGES, "8bit", "uniform")
+    found.save(tmp_path / "a.safetensors")
+    held = load_file(tmp_path / "a.safetensors")
+    assert sum(each.numel() * each.element_size() for each in held.values()) == found.size.total
+    assert any("float64" in note and "become float32" in note for note in found.network.prepared.notes)
+    with torch.no_grad():
+        assert (found(UNSEEN) - Assorted().eval()(UNSEEN)).abs().max() < 0.05
 
 
 def test_a_mistake_is_a_sentence(network: nn.Module) -> None:
