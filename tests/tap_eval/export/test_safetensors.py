@@ -233,7 +233,7 @@ def test_a_bias_of_each_call_stays_beside_the_one_that_makes_up_for_rounding(tmp
     assert same_logits(path, network, 8)
 
 
-def test_a_tensor_of_the_rest_keeps_its_type(tmp_path: Path) -> None:
+def test_a_tensor_of_the_rest_in_float64_is_written_as_the_float32_that_it_counts_as(tmp_path: Path) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -246,7 +246,8 @@ def test_a_tensor_of_the_rest_keeps_its_type(tmp_path: Path) -> None:
     allocation, path = uniform(prepared.layers, 4), tmp_path / "model.safetensors"
     network = quantized(prepared, allocation, 8)
     write(path, network, allocation, {})
-    assert load_file(path)["gain"].dtype == np.float64
+    assert load_file(path)["gain"].dtype == np.float32
+    assert prepared.notes == ("some of its tensors are float64, and become float32",)
     assert same_logits(path, network, 8)
 
 
