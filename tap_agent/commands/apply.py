@@ -75,7 +75,8 @@ def apply(
     network, images and settings are taken; so are those that an allocation file holds.
     """
     from tap_agent.paths import cache_folder
-    from tap_agent.runs.folder import check_apart, check_file, write
+    from tap_agent.runs.files import write
+    from tap_agent.runs.folder import check_apart, check_file
     from tap_agent.sessions import apply as session
     from tap_agent.sessions import export
     from tap_agent.sessions.resources import Resources

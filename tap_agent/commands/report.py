@@ -11,7 +11,8 @@ import typer
 def make_report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]) -> None:
     """Write the report of a finished run again, and print its table."""
     from tap_agent.report import html
-    from tap_agent.runs.folder import find, write
+    from tap_agent.runs.files import write
+    from tap_agent.runs.folder import find
     from tap_agent.terminal.console import show_result
 
     folder = find(run)

@@ -111,7 +111,7 @@ def _measure(plan: Planned, folder: Path) -> None:
 
 def _write(plan: Planned, lines: Sequence[Line], folder: Path) -> None:
     from tap_agent.report.lines import markdown, page
-    from tap_agent.runs.folder import write
+    from tap_agent.runs.files import write
     from tap_agent.sessions.record import versions
     from tap_agent.tables import parquet
 

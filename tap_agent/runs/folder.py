@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from graphs.state import Bits, Candidate
 from tap_agent.paths import RUNS
 from tap_agent.runs import events
+from tap_agent.runs.files import put_sealed, write, write_sealed
 from tap_agent.runs.result import Result
 from tap_agent.settings.model import Settings
 from tap_agent.settings.read import Given, dump, mapping, read_settings
@@ -32,7 +33,7 @@ from tap_eval import sealed
 from tap_eval.mistake import Mistake
 from tap_eval.proxies.proxy import Proxy
 from tap_eval.scratch import scratch
-from tap_eval.storage import readable, replacing, settle, writing
+from tap_eval.storage import readable, writing
 
 NETWORKS = (".safetensors", ".onnx")
 """endings of files with a network in them"""
@@ -83,7 +84,7 @@ class RunFolder:
         make_parent(path)
         with scratch(path.parent) as fresh:
             with writing(path, _OUT):
-                _put_sealed(fresh / "config.yaml", dump(settings))
+                put_sealed(fresh / "config.yaml", dump(settings))
             (fresh / "proxies").mkdir()
             try:
                 path.mkdir()
@@ -373,24 +374,6 @@ def check_apart(written: Sequence[Path | None], read: Iterable[Path | None]) -> 
         taken.add(os.path.realpath(path))
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces the file at `path`, whole or not at all; raises `StorageMistake`."""
-    with replacing(path) as fresh:
-        fresh.write_text(text)
-
-
-def write_sealed(path: Path, text: str) -> None:
-    """The same with text that is read back, which no loss of power takes away again."""
-    with replacing(path) as fresh:
-        _put_sealed(fresh, text)
-    settle(path.parent)
-
-
-def _put_sealed(path: Path, text: str) -> None:
-    path.write_text(sealed.sealed(text))
-    settle(path)
-
-
 def as_file(proxy: Proxy) -> str:
     """A proxy as a Python file, with its thought as the docstring."""
     if re.match(r'\s*(?:"""|\'\'\')', proxy.code):
@@ -409,8 +392,9 @@ def runs(folder: Path) -> list[RunFolder]:
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if path.name.isprintable() and readable(path)]  # others cannot be shown
-    found: list[tuple[float, Path]] = []
+    found: list[tuple[float, RunFolder]] = []
     for path in named:
         with suppress(OSError, RunMistake):  # of a folder that may not be entered
-            found.append((RunFolder(path).config.stat().st_mtime, path))
-    return [RunFolder(path) for _, path in sorted(found, reverse=True)]
+            run = RunFolder(path)
+            found.append((run.config.stat().st_mtime, run))
+    return [run for _, run in sorted(found, key=lambda each: each[0], reverse=True)]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tap_agent.runs import checkpoints, events
-from tap_agent.runs.folder import RunFolder, write_sealed
+from tap_agent.runs.files import write_sealed
+from tap_agent.runs.folder import RunFolder
 from tap_agent.settings.read import dump, read_settings
 from tap_eval import sealed
 from tap_eval.mistake import DamagedMistake

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tap_agent.runs.folder import RunMistake, check_file, write
+from tap_agent.runs.files import write
+from tap_agent.runs.folder import RunMistake, check_file
 from tap_agent.runs.result import ModelFile
 from tap_agent.sessions.record import Chosen, about
 from tap_eval.export import pt2, safetensors
